@@ -1,0 +1,1 @@
+"""Config files: plain assignments, read by configurator.py."""
