@@ -1,8 +1,8 @@
 """What a run leaves in its out_dir: checkpoints, metrics.jsonl and run.json.
 
 A checkpoint is one file, written whole or not at all, every byte checked when read: a torch
-file of {"model": weights, "optimizer": state (in `last` alone), "record": JSON text}. The record says
-what made it: step, best loss, configuration, tokenizer, and the hashes of data and code.
+file of {"model": weights, "optimizer": state (in `last` alone), "record": JSON text}. The
+record says what made it: step, best loss, configuration, tokenizer, hashes of data and code.
 """
 
 import contextlib

@@ -81,7 +81,7 @@ def setup_device(name: str, tf32: bool = False) -> torch.device:
     if device.type == "cpu":
         torch.set_float32_matmul_precision("medium")
         a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-        error = (a @ a).double() - a.double() @ a.double()
-        if error.abs().max() > 1e-3:  # float32 errs by 1e-5 here, bfloat16 by 0.1
+        rounding = (a @ a).double() - a.double() @ a.double()
+        if rounding.abs().max() > 1e-3:  # float32 errs by 1e-5 here, bfloat16 by 0.1
             torch.set_float32_matmul_precision("highest")
     return device

@@ -1,6 +1,6 @@
 """Write text from a checkpoint, token by token.
 
-    python sample.py --prompt='def main(' --num_samples=3 --temperature=0.8 --top_p=0.95
+python sample.py --prompt='def main(' --num_samples=3 --temperature=0.8 --top_p=0.95
 """
 
 import codecs
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizer import Tokenizer
 
 from checkpoint import load_model
 from configurator import UserError, configure, help_text, run_main, setting
 from evaluate import autocast
 from model import GPT
 from processes import setup_device
-from tokenizer import Tokenizer
 
 USAGE = "usage: python sample.py [--name=value ...]"
 

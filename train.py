@@ -35,15 +35,18 @@ DEFAULT_CONFIG = "config/default.py"
 SAMPLE_TOKENS = 200  # of the sample that closes a run
 USAGE = "usage: [torchrun --nproc_per_node=N] train.py [config/FILE.py ...] [--name=value ...]"
 
-AT_LEAST_1 = ("batch_size", "gradient_accumulation_steps", "max_steps")
-AT_LEAST_1 += ("eval_interval", "log_interval")
-AT_LEAST_0 = ("seed", "learning_rate", "min_lr", "warmup_steps", "weight_decay", "grad_clip")
-AT_LEAST_0 += ("eval_tokens",)
+LEAST = {
+    "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 1, "eval_interval": 1,
+    "log_interval": 1, "seed": 0, "learning_rate": 0, "min_lr": 0, "warmup_steps": 0,
+    "weight_decay": 0, "grad_clip": 0, "eval_tokens": 0,
+}  # fmt: skip
 CHOICES = {"init_from": ("scratch", "resume"), "dtype": ("float32", "bfloat16")}
 
 # What says where and how fast a run goes, not what it computes: resuming may change these alone.
-FREE_TO_CHANGE = {"data_dir", "out_dir", "init_from", "log_interval", "device", "compile"}
-FREE_TO_CHANGE |= {"eval_interval", "eval_tokens"}
+FREE_TO_CHANGE = {
+    "data_dir", "out_dir", "init_from", "eval_interval", "eval_tokens", "log_interval", "device",
+    "compile",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,9 @@ class TrainConfig(GPTConfig):
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
         found = super().problems()
-        for least, names in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
-            for name in names:
-                if not least <= getattr(self, name) < math.inf:
-                    found.append(f"{name}={getattr(self, name)}: expected at least {least}")
+        for name, least in LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                found.append(f"{name}={getattr(self, name)}: expected at least {least}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: expected 0 <= {name} < 1")
@@ -253,10 +255,6 @@ class Trainer:
         if self.stopping:
             self.save("last")
 
-    def stop(self, *_: object) -> None:
-        """Ask all processes to stop after the step they are in (a signal handler)."""
-        self.stopping = True
-
     def log_line(self, loss: float, grad_norm: float, tokens_per_s: float) -> dict[str, float]:
         """What metrics.jsonl says of the step just done; all but the times follow from the seed."""
         return {
@@ -275,6 +273,22 @@ class Trainer:
             self.best_loss = self.result.loss
             self.save("best")
         self.save("last")
+
+
+@contextlib.contextmanager
+def finishing_the_step(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM and Ctrl-C stop `trainer` after the step it is in, on all processes."""
+
+    def stop(*_: object) -> None:
+        trainer.stopping = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
@@ -397,15 +411,18 @@ def main(argv: list[str]) -> None:
         data = open_data(config, processes)
         config = resolve(config, data, processes.world)
         trainer = Trainer(config, data, processes)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, trainer.stop)
         metrics = None
         if processes.first:
             print(describe(trainer), flush=True)
             write_run_json(Path(config.out_dir), trainer.record(), processes.device)
             metrics = Metrics(Path(config.out_dir) / "metrics.jsonl", trainer.step)
-        bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step"}
-        with tqdm(**bar, dynamic_ncols=True, disable=not processes.first) as progress:
+        bar = {
+            "total": config.max_steps,
+            "initial": trainer.step,
+            "unit": "step",
+            "dynamic_ncols": True,
+        }
+        with finishing_the_step(trainer), tqdm(**bar, disable=not processes.first) as progress:
             trainer.run(metrics, progress)
         if processes.first:
             print(closing(trainer))
