@@ -1,0 +1,378 @@
+"""Text to token shards: `python prepare_data.py --source=files --files='texts/*.parquet' ...`.
+
+One document on its way: corpus.py reads it; a worker checks that it is text, lets a keyed hash of
+the text decide whether it is for training or for validation, encodes it and adds `end_of_text`;
+the main process writes the tokens of all documents in the order they were read.
+
+The result in `data/<dataset>/`: `train_000000.bin`, ... and `val_000000.bin`, ... (uint16, little
+endian, no header), `tokenizer.json`, and `meta.json`, written last. The bytes depend on the input
+and the settings alone, not on the number of processes nor on interruptions: `progress.json` says
+how far a run came, and the same command goes on from there.
+
+An input that cannot be read (malformed JSON, a broken parquet file, a missing column) is an error
+that names it. A document that is not text is left out and counted: `empty` (nothing or only white
+space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON escape), `not_text`
+(a number, a list, ...).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import corpus
+from configurator import UserError, configure, help_text, run_main, setting
+from pool import chunks_of, map_chunks
+from shards import SPLITS, ShardWriter, open_folder
+from tokenizer import (
+    Counts,
+    Tokenizer,
+    check_vocab_size,
+    count_ngrams,
+    frequent_ngrams,
+    merge_counts,
+)
+
+SPLIT_KEY = b"input-codes split"
+SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
+OUTCOMES = (*SPLITS, *SKIPS)
+FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """The settings of prepare_data.py; the defaults make the embedded corpus."""
+
+    dataset: str = setting("stdlib", "name of the data set, a folder in data_dir")
+    data_dir: str = setting("data", "folder of all data sets")
+    source: str = setting("stdlib", "stdlib (the library of this Python), files or hub")
+    files: str = setting("", "globs of .txt, .md, .jsonl and .parquet files, with commas between")
+    hub: str = setting(
+        "", "Hugging Face data sets (path or path:config) or folders, commas between"
+    )
+    probabilities: str = setting(
+        "",
+        "chance of each entry of files or hub to give the next document, commas between; "
+        "empty: one entry after the other",
+    )
+    seed: int = setting(0, "of the draws that mix the entries")
+    text_column: str = setting("text", "column or key that holds the document")
+    vocab_size: int = setting(256, "256 (bytes) to 65536; tokenizer.py describes the layouts")
+    tokenizer: str = setting(
+        "",
+        "a tokenizer.json to use again or a tiktoken encoding such as gpt2, instead of a new one "
+        "of vocab_size",
+    )
+    max_ngram: int = setting(3, "most characters of an n-gram: 2 or 3")
+    count_characters: int = setting(
+        200_000_000, "training text whose n-grams are counted, in characters; 0: all"
+    )
+    val_fraction: float = setting(0.035, "share of the documents that is held out")
+    shard_tokens: int = setting(100_000_000, "tokens in a full shard")
+    max_tokens: int = setting(
+        0, "stop after the document that reaches these training tokens; 0: no"
+    )
+    workers: int = setting(0, "processes; 0: one a core")
+    save_every_s: float = setting(5.0, "seconds between two saves of the progress")
+    quiet: bool = setting(False, "print nothing")
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value or combination."""
+        found = _source_problems(self)
+        if Path(self.dataset).name != self.dataset or self.dataset in ("", ".."):
+            found.append(f"dataset={self.dataset!r}: expected the plain name of a folder")
+        if self.max_ngram not in (2, 3):
+            found.append(f"max_ngram={self.max_ngram}: expected 2 or 3")
+        if not 0 <= self.val_fraction < 1:
+            found.append(f"val_fraction={self.val_fraction}: expected 0 or more and less than 1")
+        if self.shard_tokens < 1:
+            found.append(f"shard_tokens={self.shard_tokens}: expected 1 or more")
+        for name in ("max_tokens", "workers", "count_characters", "save_every_s"):
+            if getattr(self, name) < 0:
+                found.append(f"{name}={getattr(self, name)}: expected 0 or more")
+        try:
+            check_vocab_size(self.vocab_size)
+        except UserError as error:
+            found.append(str(error))
+        return found
+
+    @property
+    def entries(self) -> list[str]:
+        """The globs or data sets to read; none for the standard library."""
+        text = {"files": self.files, "hub": self.hub}.get(self.source, "")
+        return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+    @property
+    def chances(self) -> list[float]:
+        """The probabilities as numbers; ValueError if they are not."""
+        return [float(part) for part in self.probabilities.split(",") if part.strip()]
+
+
+def _source_problems(config: PrepareConfig) -> list[str]:
+    if config.source not in ("stdlib", "files", "hub"):
+        return [f"source={config.source!r}: expected stdlib, files or hub"]
+    found = []
+    if config.source != "stdlib" and not config.entries:
+        found.append(f"source={config.source!r} needs --{config.source}=...")
+    try:
+        chances = config.chances
+    except ValueError:
+        return [*found, f"probabilities={config.probabilities!r}: expected numbers and commas"]
+    if chances and len(chances) != len(config.entries):
+        found.append(f"{len(chances)} probabilities for {len(config.entries)} entries")
+    if chances and (min(chances) <= 0 or abs(sum(chances) - 1) > 1e-6):
+        found.append(
+            f"probabilities={config.probabilities!r}: expected positive ones that sum to 1"
+        )
+    return found
+
+
+@dataclasses.dataclass
+class Encoded:
+    """What became of a chunk of N documents.
+
+    `tokens` (T,) uint16, all documents one after the other; `lengths` (N,) their tokens, 0 if left
+    out; `text_bytes` (N,) the UTF-8 they stand for; `outcomes` (N,) indices into OUTCOMES.
+    """
+
+    tokens: NDArray[np.uint16]
+    lengths: NDArray[np.int64]
+    text_bytes: NDArray[np.int64]
+    outcomes: NDArray[np.uint8]
+
+    def until(self, max_tokens: int) -> "Encoded":
+        """The documents up to the one with which training tokens reach `max_tokens`."""
+        reached = np.cumsum(np.where(self.outcomes == 0, self.lengths, 0)) >= max_tokens
+        last = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
+        tokens = self.tokens[: self.lengths[:last].sum()]
+        return Encoded(tokens, self.lengths[:last], self.text_bytes[:last], self.outcomes[:last])
+
+
+def read_text(document: Any) -> tuple[str, bytes, str]:
+    """The text of a document, its UTF-8, and its outcome: one of SKIPS, or "" if it is text."""
+    if document is None:
+        return "", b"", "empty"
+    try:
+        text = document.decode() if isinstance(document, bytes) else document
+    except UnicodeDecodeError:
+        return "", b"", "binary" if b"\0" in document else "not_utf8"
+    if not isinstance(text, str):
+        return "", b"", "not_text"
+    if "\0" in text:
+        return "", b"", "binary"
+    try:
+        return text, text.encode(), "" if text.strip() else "empty"
+    except UnicodeEncodeError:
+        return "", b"", "surrogate"
+
+
+def split_of(utf8: bytes, val_fraction: float) -> str:
+    """The side of a document: the same for the same text, whatever else there is."""
+    digest = hashlib.blake2b(utf8, digest_size=8, key=SPLIT_KEY).digest()
+    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
+
+
+def encode_chunk(tokenizer: Tokenizer, val_fraction: float, documents: list[Any]) -> Encoded:
+    """Check, split and encode some documents."""
+    parts = []
+    lengths, text_bytes = np.zeros((2, len(documents)), dtype=np.int64)
+    outcomes = np.zeros(len(documents), dtype=np.uint8)
+    end = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    for number, document in enumerate(documents):
+        text, utf8, outcome = read_text(document)
+        outcomes[number] = OUTCOMES.index(outcome or split_of(utf8, val_fraction))
+        if not outcome:
+            ids = tokenizer.encode_array(text)
+            parts += [ids, end]
+            lengths[number], text_bytes[number] = len(ids) + 1, len(utf8)
+    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+    return Encoded(tokens, lengths, text_bytes, outcomes)
+
+
+def count_chunk(max_ngram: int, val_fraction: float, documents: list[Any]) -> Counts:
+    """The n-grams of the training documents of a chunk."""
+    checked = (read_text(document) for document in documents)
+    return count_ngrams(
+        (
+            text
+            for text, utf8, outcome in checked
+            if not outcome and split_of(utf8, val_fraction) == "train"
+        ),
+        max_ngram,
+    )
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Make the data set, or what is left of it to make, and return its folder.
+
+    A finished data set of the same settings and sources is left as it is. Raises UserError.
+    """
+    folder = Path(config.data_dir) / config.dataset
+    values = dataclasses.asdict(config)
+    settings = {name: value for name, value in values.items() if name not in FREE_SETTINGS}
+    say = (lambda text: None) if config.quiet else functools.partial(print, flush=True)
+    writer = open_folder(folder, config.shard_tokens, settings, _describe_sources(config))
+    if writer is None:
+        say(f"{folder} is complete already")
+        return folder
+    done = writer.progress["splits"]["train"]["tokens"]
+    say(f"preparing {folder}" + (f", going on after {done:,} training tokens" if done else ""))
+    started = time.monotonic()
+    tokenizer = _tokenizer(config, writer)
+    _write_shards(config, tokenizer, writer)
+    for split, counts in writer.progress["splits"].items():
+        if not counts["documents"] and (split == "train" or config.val_fraction):
+            skipped = writer.progress["skipped"]
+            writer.discard()
+            raise UserError(
+                f"no document for {split!r} in {folder} (left out: {skipped}): "
+                f"give more text, or change --val_fraction={config.val_fraction}"
+            )
+    say(_summary(folder, writer.finish(tokenizer.vocab_size), time.monotonic() - started))
+    return folder
+
+
+def _describe_sources(config: PrepareConfig) -> list[dict[str, Any]]:
+    """What is read, for meta.json and to notice that it changed."""
+    if config.source == "stdlib":
+        return [{"name": corpus.stdlib_name(), **_sizes(corpus.stdlib_files())}]
+    if config.source == "hub":
+        return [{"name": entry} for entry in config.entries]
+    return [{"name": entry, **_sizes(corpus.matching_files(entry))} for entry in config.entries]
+
+
+def _sizes(paths: list[str]) -> dict[str, int]:
+    return {"files": len(paths), "bytes": sum(os.path.getsize(path) for path in paths)}
+
+
+def _open_stream(config: PrepareConfig) -> corpus.Stream:
+    column = config.text_column
+    if config.source == "hub":
+        sources = [corpus.open_hub(entry, column) for entry in config.entries]
+    else:
+        paths = [corpus.matching_files(entry) for entry in config.entries]
+        paths = paths or [corpus.stdlib_files()]
+        sources = [corpus.open_files(entry, column) for entry in paths]
+    return corpus.Stream(sources, column, config.chances, config.seed)
+
+
+def _workers(config: PrepareConfig) -> int:
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
+    """The tokenizer of an unfinished run, or a new one beside the shards to come."""
+    path = writer.folder / "tokenizer.json"
+    if sha256 := writer.progress["tokenizer_sha256"]:
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.sha256 != sha256:
+            raise UserError(f"{path} has changed; delete {writer.folder} to start anew")
+        return tokenizer
+    if config.tokenizer.endswith(".json"):
+        tokenizer = Tokenizer.load(config.tokenizer)
+    elif config.tokenizer:
+        tokenizer = Tokenizer.named(config.tokenizer)
+    else:
+        tokenizer = Tokenizer(config.vocab_size, _count(config) if config.vocab_size > 256 else [])
+    tokenizer.save(path)
+    writer.progress["tokenizer_sha256"] = tokenizer.sha256
+    writer.save(None)
+    return tokenizer
+
+
+def _count(config: PrepareConfig) -> list[str]:
+    """The n-grams of the vocabulary, from the first `count_characters` of the stream, in chunks."""
+    job = functools.partial(count_chunk, config.max_ngram, config.val_fraction)
+    results = map_chunks(job, chunks_of(_open_stream(config)), _workers(config))
+    total = merge_counts([])
+    parts: list[Counts] = []
+    with _bar(config, "counting") as bar, contextlib.closing(results):
+        for chunk, counts in results:
+            bar.update(chunk.size)
+            parts.append(counts)
+            if len(parts) == 16:
+                total = merge_counts([total, *parts])
+                parts = []
+            if 0 < config.count_characters <= bar.n:
+                break
+    return frequent_ngrams(config.vocab_size, merge_counts([total, *parts]))
+
+
+def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWriter) -> None:
+    stream = _open_stream(config)
+    if state := writer.progress["stream"]:
+        stream.restore(state)
+    splits = writer.progress["splits"]
+    job = functools.partial(encode_chunk, tokenizer, config.val_fraction)
+    results = map_chunks(job, chunks_of(stream), _workers(config))
+    saved = time.monotonic()
+    with _bar(config, "encoding") as bar, contextlib.closing(results):
+        for chunk, encoded in results:
+            if config.max_tokens:
+                encoded = encoded.until(config.max_tokens - splits["train"]["tokens"])
+            _write(writer, encoded)
+            documents, tokens = (
+                sum(counts[what] for counts in splits.values()) for what in ("documents", "tokens")
+            )
+            bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
+            bar.update(int(encoded.text_bytes.sum()))
+            if 0 < config.max_tokens <= splits["train"]["tokens"]:
+                break
+            if time.monotonic() - saved >= config.save_every_s:
+                writer.save(chunk.state)
+                saved = time.monotonic()
+
+
+def _write(writer: ShardWriter, encoded: Encoded) -> None:
+    for code, split in enumerate(SPLITS):
+        chosen = encoded.outcomes == code
+        tokens = encoded.tokens[np.repeat(chosen, encoded.lengths)]
+        writer.add(split, tokens, int(chosen.sum()), int(encoded.text_bytes[chosen].sum()))
+    skipped = writer.progress["skipped"]
+    for code, reason in enumerate(SKIPS, start=len(SPLITS)):
+        skipped[reason] = skipped.get(reason, 0) + int((encoded.outcomes == code).sum())
+
+
+def _bar(config: PrepareConfig, what: str) -> Any:
+    return tqdm(desc=what, unit="B", unit_scale=True, disable=config.quiet, ncols=80)
+
+
+def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
+    """The closing lines, for an 80-column screen."""
+    lines = [f"{folder}: {meta['vocab_size']:,} ids, data {meta['data_sha256'][:12]}"]
+    for split, counts in meta["splits"].items():
+        ratio = counts["bytes"] / max(counts["tokens"], 1)
+        lines.append(
+            f"  {split:5} {counts['documents']:,} documents, {counts['bytes'] / 1e6:,.2f} MB, "
+            f"{counts['tokens']:,} tokens ({ratio:.2f} bytes each)"
+        )
+    left_out = [f"{number:,} {reason}" for reason, number in meta["skipped"].items() if number]
+    lines.append(f"  left out: {', '.join(left_out) or 'nothing'}; {elapsed_s:.1f} s")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Prepare what the settings in `argv` say; `--help` lists them."""
+    if "--help" in argv or "-h" in argv:
+        print(
+            help_text(PrepareConfig, "usage: python prepare_data.py [FILE.py] [--name=value ...]")
+        )
+        return
+    try:
+        prepare(configure(PrepareConfig, argv))
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_main(main)
