@@ -38,7 +38,7 @@ class SampleConfig:
     def problems(self) -> list[str]:
         """One sentence for every impossible value."""
         found = [
-            f"{name}={getattr(self, name)}: expected {expected}"
+            f"{name}={getattr(self, name)!r}: expected {expected}"
             for name, fine, expected in (
                 ("num_samples", self.num_samples >= 1, "at least 1"),
                 ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
