@@ -17,7 +17,7 @@ from data import DataSet, validation_batches
 from model import GPT
 from processes import Processes, join_processes
 
-USAGE = "usage: [torchrun --nproc_per_node=N] python evaluate.py [--name=value ...]"
+USAGE = "usage: python evaluate.py [--name=value ...]"
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,20 @@ def validate(
     """
     device = processes.device
     bytes_of = torch.from_numpy(data.tokenizer.token_bytes()).to(device)  # (V,)
-    sums = torch.zeros(3, device=device, dtype=torch.float64)  # nats, tokens, bytes
+    nats = [torch.zeros((), device=device)]
+    text_bytes = [torch.zeros((), device=device, dtype=torch.int64)]
+    tokens = 0
     for x, y in validation_batches(
         data.val, max_tokens, model.config.block_size, batch_size, processes
     ):
         with autocast(dtype, device):
-            loss = model(x, y)
-        sums[0] += loss.double() * y.numel()
-        sums[1] += y.numel()
-        sums[2] += bytes_of[y].sum()
-    nats, tokens, text_bytes = processes.sum(sums).tolist()
-    return Evaluation(nats / tokens, nats / math.log(2) / max(text_bytes, 1))
+            nats.append(model(x, y) * y.numel())
+        text_bytes.append(bytes_of[y].sum())
+        tokens += y.numel()
+    sums = [torch.stack(part).cpu().double().sum() for part in (nats, text_bytes)]
+    counts = torch.stack([*sums, torch.tensor(tokens, dtype=torch.float64)])
+    total_nats, total_bytes, total_tokens = processes.sum(counts).tolist()
+    return Evaluation(total_nats / total_tokens, total_nats / math.log(2) / max(total_bytes, 1))
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:

@@ -26,8 +26,9 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all processes, in place."""
+        """The sum of `values` over all processes."""
         if self.world > 1:
+            values = values.to(self.device)
             dist.all_reduce(values)
         return values
 

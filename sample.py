@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizer import Tokenizer
 
 from checkpoint import load_model
 from configurator import UserError, configure, help_text, run_main, setting
 from evaluate import autocast
 from model import GPT
 from processes import setup_device
+from tokenizer import Tokenizer
 
 USAGE = "usage: python sample.py [--name=value ...]"
 

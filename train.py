@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prepare_data import PrepareConfig, prepare
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -29,11 +28,12 @@ from configurator import UserError, configure, help_text, run_main, setting
 from data import BatchOrder, DataSet, training_batches
 from evaluate import Evaluation, autocast, validate
 from model import GPT, GPTConfig, count_parameters
+from prepare_data import PrepareConfig, prepare
 from processes import Processes, join_processes
 
 DEFAULT_CONFIG = "config/default.py"
 SAMPLE_TOKENS = 200  # of the sample that closes a run
-USAGE = "usage: [torchrun --nproc_per_node=N] train.py [config/FILE.py ...] [--name=value ...]"
+USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
 
 LEAST = {
     "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 1, "eval_interval": 1,
@@ -130,7 +130,8 @@ class Trainer:
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.model = DistributedDataParallel(self.model, ids, broadcast_buffers=False)
-        self.stopping = False
+        self.stop_asked = False  # of this process, by a signal
+        self.stopping = False  # agreed by all processes
 
     def _load_last(self) -> None:
         """Go on from `last.pt`, if there is one yet."""
@@ -192,7 +193,7 @@ class Trainer:
                 loss_sum += loss.detach()
         limit = config.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), limit)
-        shared = self.processes.sum(torch.stack((loss_sum, loss_sum.new_tensor(self.stopping))))
+        shared = self.processes.sum(torch.stack((loss_sum, loss_sum.new_tensor(self.stop_asked))))
         # The one wait for the device in a step.
         loss_total, stop, grad_norm = torch.cat((shared, norm.view(1))).tolist()
         mean_loss = loss_total / self.processes.world
@@ -280,7 +281,7 @@ def finishing_the_step(trainer: Trainer) -> Iterator[None]:
     """SIGTERM and Ctrl-C stop `trainer` after the step it is in, on all processes."""
 
     def stop(*_: object) -> None:
-        trainer.stopping = True
+        trainer.stop_asked = True
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, stop) for number in numbers]

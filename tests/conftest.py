@@ -1,4 +1,4 @@
-"""A data set on disk, written here by hand rather than by prepare_data.py."""
+"""A data set on disk, written here by hand rather than by prepare_data.py; one thread a test."""
 
 import hashlib
 import json
@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tokenizer import Tokenizer
+
+torch.set_num_threads(1)  # the models are tiny, and CI may share its cores
 
 
 def write_data_set(path: Path, train: list[np.ndarray], val: list[np.ndarray]) -> None:
