@@ -501,8 +501,8 @@ def test_what_the_user_sees(
     main(["--help"])
     shown = capsys.readouterr()
     assert all(f"  {field.name} = " in shown.out for field in dataclasses.fields(PrepareConfig))
+    monkeypatch.setattr(prepare_data, "prepare", interrupt)
     with pytest.raises(SystemExit) as caught:
-        monkeypatch.setattr(prepare_data, "prepare", interrupt)
         main([])
     assert caught.value.code == 130
     assert "goes on from here" in capsys.readouterr().err
