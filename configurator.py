@@ -16,7 +16,7 @@ import textwrap
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -24,7 +24,7 @@ TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, 
 class Settings(Protocol):
     """What `configure` fills: a frozen dataclass of settings that can check itself."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination; empty if there is none."""

@@ -1,0 +1,121 @@
+"""What a run leaves in its out_dir: checkpoints, metrics.jsonl and run.json.
+
+A checkpoint is one file, written whole or not at all, every byte checked when read: a torch
+file of {"model": weights, "optimizer": state (in `last` alone), "record": JSON text}. The
+record says what made it: step, best loss, configuration, tokenizer, hashes of data and code.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configurator import UserError
+from model import GPT, GPTConfig
+
+HERE = Path(__file__).parent
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write to a temporary name, flush to the disk, then rename over `path`."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save({**tensors, "record": json.dumps(record)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors ({"model": ..., "optimizer": ...}) and the JSON record of a checkpoint.
+
+    Every byte is checked against the checksums of the file. Raises UserError if there is no
+    checkpoint or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint {path}: `python train.py --out_dir={path.parent}` makes one"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"wrong checksum in {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state, json.loads(state.pop("record"))
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a whole checkpoint ({error}): delete it, or use the other one there"
+        ) from error
+
+
+def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dict[str, Any]]:
+    """The model of a checkpoint, ready to use, and the checkpoint's record."""
+    state, record = read_checkpoint(path)
+    names = {field.name for field in dataclasses.fields(GPTConfig)}
+    config = GPTConfig(**{k: v for k, v in record["config"].items() if k in names})
+    model = GPT(config)
+    model.load_state_dict(state["model"])
+    return model.to(device or "cpu").eval(), record
+
+
+class Metrics:
+    """metrics.jsonl: a line of numbers an interval, those of steps not kept cut off."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Keep the lines up to `last_step`, as a resumed run repeats the later ones."""
+        kept = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept))
+        self.path = path
+
+    def write(self, line: dict[str, float]) -> None:
+        """Append one line."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def write_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -> None:
+    """What made the run: its record, and the versions, commit and hardware of this start."""
+    made_by = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": git_commit(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**record, **made_by}, indent=2)
+    (out_dir / "run.json").write_text(text + "\n")
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "-dirty" if files differ; None outside git."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def code_sha256() -> str:
+    """One hash over the Python files of the program, in the order of their names."""
+    total = hashlib.sha256()
+    for path in sorted(HERE.glob("*.py")):
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()

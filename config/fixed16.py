@@ -1,0 +1,3 @@
+from config.learned16 import *
+
+input_layer = "fixed"

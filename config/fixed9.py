@@ -1,0 +1,3 @@
+from config.learned9 import *
+
+input_layer = "fixed"

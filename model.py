@@ -1,0 +1,425 @@
+"""A GPT whose input layer is switchable: learned, fixed, frozen, affine, compressed or random.
+
+Read from the top: configuration, input layers, attention, block, GPT, loss, generation.
+All variants share every line but the input layer, and for one seed every weight but
+the input layer's (Bochkov, sections 3 and 4).
+
+Shapes: B batch, T positions, C = n_embd model width, H = n_head heads, D = C / H head width,
+V vocabulary size, K code width.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codes import bits, code_width, random_affine_map, random_codes, recode, tile
+from configurator import setting
+
+ROPE_BASE = 10_000.0
+CHUNK_LOGITS = 2**25  # logits alive at a time in the loss: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of the model and the choice of its input layer."""
+
+    vocab_size: int = setting(0, "tokens in the vocabulary; 0 takes the data set's")
+    block_size: int = setting(256, "context length in tokens")
+    n_layer: int = setting(6, "transformer blocks")
+    n_head: int = setting(6, "attention heads a block; must divide n_embd")
+    n_embd: int = setting(384, "model width")
+    input_layer: str = setting(
+        "fixed", "learned, fixed, frozen, affine, compressed or random (see README)"
+    )
+    compression: int = setting(8, "compressed: n_embd over the width of the learned codes")
+    code_seed: int = setting(1, "affine, random: seed of the fixed code, apart from `seed`")
+    random_width: int = setting(64, "random: width of the +-1 codes")
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value or combination."""
+        found = [
+            f"{name}={getattr(self, name)}: expected at least 1"
+            for name in ("block_size", "n_layer", "n_head", "n_embd", "compression")
+            if getattr(self, name) < 1
+        ]
+        if self.input_layer not in INPUT_LAYERS:
+            found.append(f"input_layer={self.input_layer!r}: expected {', '.join(INPUT_LAYERS)}")
+        if found:
+            return found
+        if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
+            found.append(
+                f"n_embd={self.n_embd} over n_head={self.n_head}: the width of a head must be an"
+                " even whole number (rotary positions turn pairs)"
+            )
+        if self.vocab_size:
+            found += self._code_problems()
+        return found
+
+    def _code_problems(self) -> list[str]:
+        """What stands between this vocabulary and this input layer."""
+        if self.vocab_size < 2:
+            return [f"vocab_size={self.vocab_size}: expected at least 2"]
+        found, K = [], code_width(self.vocab_size)
+        if self.input_layer in ("fixed", "frozen", "affine") and self.n_embd < K:
+            found.append(f"n_embd={self.n_embd}: {self.vocab_size} tokens need {K} bits")
+        if self.input_layer == "compressed" and self.n_embd % self.compression:
+            found.append(f"compression={self.compression} does not divide n_embd={self.n_embd}")
+        if self.input_layer == "random" and not K <= self.random_width <= self.n_embd:
+            found.append(f"random_width={self.random_width}: expected {K} to {self.n_embd}")
+        return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Input layers: token ids (B, T) to vectors (B, T, C)
+
+
+class LearnedInput(nn.Module):
+    """The standard lookup: a trainable V x C table."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class CompressedInput(nn.Module):
+    """A trainable V x C / compression table, tiled to width C (Bee, section 3)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_embd = config.n_embd
+        width = config.n_embd // config.compression
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return tile(F.embedding(ids, self.weight), self.n_embd)
+
+
+class FixedInput(nn.Module):
+    """x(t) = R bin_K(t): the bits of the id, tiled. No parameters, no table."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_embd, self.K = config.n_embd, code_width(config.vocab_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return tile(bits(ids, self.K).float(), self.n_embd)
+
+
+class AffineInput(FixedInput):
+    """x(t) = R (A bin_K(t) xor b): the bits of a recoded id, tiled. No parameters, no table."""
+
+    columns: Tensor
+    shift: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        affine = random_affine_map(self.K, config.code_seed)
+        self.register_buffer("columns", torch.tensor(affine.columns()))  # (K,)
+        self.register_buffer("shift", torch.tensor(affine.shift))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(recode(ids, self.columns, self.shift))
+
+
+class FrozenInput(nn.Module):
+    """The vectors of `FixedInput`, stored as a V x C table that is not trained."""
+
+    table: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        table = FixedInput(config)(torch.arange(config.vocab_size))
+        self.register_buffer("table", table, persistent=False)  # it follows from the ids
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.table)
+
+
+class RandomInput(nn.Module):
+    """The control: distinct random +-1 codes of width `random_width`, tiled, not trained."""
+
+    codes: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_embd = config.n_embd
+        width = config.random_width
+        drawn = random_codes(config.vocab_size, width, config.code_seed)
+        signs = [[2 * (code >> j & 1) - 1 for j in range(width)] for code in drawn]
+        self.register_buffer("codes", torch.tensor(signs, dtype=torch.int8))  # (V, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return tile(self.codes[ids].float(), self.n_embd)
+
+
+INPUT_LAYERS: dict[str, type[nn.Module]] = {
+    "learned": LearnedInput,
+    "fixed": FixedInput,
+    "frozen": FrozenInput,
+    "affine": AffineInput,
+    "compressed": CompressedInput,
+    "random": RandomInput,
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Transformer
+
+
+class KVCache:
+    """The keys and values of the positions seen so far, preallocated for `capacity` positions."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # positions filled in every layer
+        self.layers: dict[int, Tensor] = {}  # each (2, B, H, capacity, D)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, H, T, D) behind the filled positions; return all up to there."""
+        if layer not in self.layers:
+            B, H, _, D = k.shape
+            self.layers[layer] = k.new_empty(2, B, H, self.capacity, D)
+        end = self.length + k.shape[2]
+        both = self.layers[layer]
+        both[0, :, :, self.length : end] = k
+        both[1, :, :, self.length : end] = v
+        return both[0, :, :, :end], both[1, :, :, :end]
+
+
+def rotary_angles(block_size: int, width: int) -> Tensor:
+    """Angles (block_size, width / 2): position times base^(-2i / width)."""
+    frequency = ROPE_BASE ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return torch.outer(torch.arange(block_size, dtype=torch.float32), frequency)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_(i + D/2)) of x (B, H, T, D) by its position's angle (T, D/2)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.layer = config.n_head, layer
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        start = 0
+        if cache is not None:
+            start = cache.length
+            k, v = cache.extend(self.layer, k, v)
+        mask = None
+        if start and T > 1:  # query i sees the keys up to position start + i
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.gelu(self.fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd, bias=False)
+        self.attention = Attention(config, layer)
+        self.norm_2 = nn.LayerNorm(config.n_embd, bias=False)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.attention(self.norm_1(x), cos, sin, cache)
+        return x + self.mlp(self.norm_2(x))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer: ids (B, T) to logits (B, T, V), or to the loss.
+
+    `seed` decides every initial weight. Raises ValueError if the configuration is impossible.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig, seed: int = 0) -> None:
+        super().__init__()
+        if found := config.problems() or ["vocab_size=0: give it"] * (not config.vocab_size):
+            raise ValueError("; ".join(found))
+        self.config = config
+        self.input_layer = INPUT_LAYERS[config.input_layer](config)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd, bias=False)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self._init_weights(torch.Generator().manual_seed(seed))
+
+    def _init_weights(self, generator: torch.Generator) -> None:
+        """N(0, 0.02), less where a block writes to the residual stream (GPT-2, section 2.3).
+
+        The input layer draws last, so that all other weights are the same whichever it is.
+        """
+        named = list(self.named_parameters())
+        for name, weight in sorted(named, key=lambda item: item[0].startswith("input_layer.")):
+            if weight.dim() == 2 and not weight.is_meta:
+                std = 0.02
+                if name.endswith("proj.weight"):
+                    std /= math.sqrt(2 * self.config.n_layer)
+                nn.init.normal_(weight, std=std, generator=generator)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) to normalised states (B, T, C); with a cache, ids follow what is in it."""
+        T = ids.shape[1]
+        start = cache.length if cache is not None else 0
+        assert start + T <= self.config.block_size, "more positions than block_size"
+        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        x = self.input_layer(ids)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, cos, sin, cache)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of ids (B, T); or with targets (B, T) the mean loss in nats a token."""
+        x = self.hidden(ids)
+        if targets is None:
+            return self.head(x)
+        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Continue ids (B, T >= 1), yielding tokens (B,) one position at a time.
+
+        temperature 0 is greedy; top_k 0 and top_p 1 keep all tokens. The context grows to
+        `block_size`; then its newer half is read again and goes on growing, so a token costs the
+        same however long the text is.
+        """
+        block_size = self.config.block_size
+        context, cache = ids[:, -block_size:], KVCache(block_size)
+        unread = context
+        for _ in range(max_new_tokens):
+            if cache.length == block_size:
+                context = context[:, -max(1, block_size // 2) :]
+                unread, cache.length = context, 0
+            logits = self.head(self.hidden(unread, cache)[:, -1]).float()
+            token = sample_token(logits, temperature, top_k, top_p, generator)
+            yield token
+            unread = token.unsqueeze(1)
+            context = torch.cat((context, unread), dim=1)
+
+
+def sample_token(
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw tokens (B,) from logits (B, V), cut to the top_k tokens, then to the top_p nucleus.
+
+    The nucleus is the fewest tokens whose probabilities add up to top_p (Holtzman et al. 2020).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        p[:, top_k:] = 0
+    if top_p < 1:
+        p = p / p.sum(-1, keepdim=True)
+        p[p.cumsum(-1) - p >= top_p] = 0
+    return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Head and cross-entropy a chunk of tokens at a time, gradients included.
+
+    The gradient of a chunk's logits, softmax - one-hot, is at hand while they are, so both
+    matrix products of the backward pass are done there and the logits can go.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        N, V = len(x), len(weight)
+        w = weight.to(x.dtype)
+        losses, grad_x = x.new_empty(N, dtype=torch.float32), torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        size = max(1, CHUNK_LOGITS // V)
+        for start in range(0, N, size):
+            rows = slice(start, start + size)
+            log_p = F.log_softmax(x[rows] @ w.T, dim=-1, dtype=torch.float32)  # (size, V)
+            index = targets[rows].unsqueeze(1)
+            losses[rows] = -log_p.gather(1, index).squeeze(1)
+            if grad_weight is None:
+                continue
+            p = log_p.exp_()
+            p[torch.arange(len(p), device=p.device), targets[rows]] -= 1
+            grad = p.div_(N).to(x.dtype)
+            torch.mm(grad, w, out=grad_x[rows])
+            grad_weight += grad.T @ x[rows]
+        if grad_weight is not None:
+            ctx.save_for_backward(grad_x, grad_weight)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * grad, grad_weight * grad, None
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the logits x @ weight.T, which are never held all at once.
+
+    x (N, C), weight (V, C), targets (N,) int64; float32 scalar. Under autocast the products are
+    in its dtype and the softmax in float32.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not torch.is_grad_enabled():
+        x, weight = x.detach(), weight.detach()
+    return _LinearCrossEntropy.apply(x, weight, targets)
+
+
+# ---------------------------------------------------------------------------------------------
+# Counting parameters
+
+
+def count_parameters(config: GPTConfig) -> tuple[int, int]:
+    """Trainable parameters (in all, in the input layer), without allocating any."""
+    with torch.device("meta"):
+        model = GPT(config)
+    counts = {name: weight.numel() for name, weight in model.named_parameters()}
+    inputs = sum(n for name, n in counts.items() if name.startswith("input_layer."))
+    return sum(counts.values()), inputs

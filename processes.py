@@ -1,0 +1,87 @@
+"""The device a program computes on, and the processes that train together under torchrun."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from configurator import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all that compute together; alone by default."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def join_processes(device_name: str, tf32: bool = False) -> Iterator[Processes]:
+    """This process on its device; started by torchrun, within the group of all."""
+    device = setup_device(device_name, tf32)
+    if "RANK" not in os.environ:
+        yield Processes(device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(device, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def setup_device(name: str, tf32: bool = False) -> torch.device:
+    """The device of that name ("auto": CUDA, then MPS, then CPU), its float32 products settled.
+
+    On CUDA float32 is float32 unless `tf32`. On a CPU "medium" hands the products to oneDNN,
+    1.5 times as fast, where a probe shows that it keeps float32's precision (on CPUs with AMX it
+    would round to bfloat16). Raises UserError if this machine has no such device.
+    """
+    if name == "auto":
+        name = "cpu"
+        if torch.backends.mps.is_available():
+            name = "mps"
+        if torch.cuda.is_available():
+            name = "cuda"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device={name!r} cannot be used here ({reason}): try auto or cpu"
+        ) from error
+    torch.set_float32_matmul_precision("highest")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if device.type == "cpu":
+        torch.set_float32_matmul_precision("medium")
+        a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+        rounding = (a @ a).double() - a.double() @ a.double()
+        if rounding.abs().max() > 1e-3:  # float32 errs by 1e-5 here, bfloat16 by 0.1
+            torch.set_float32_matmul_precision("highest")
+    return device

@@ -1,0 +1,65 @@
+"""Every shipped configuration loads, and the paper's arithmetic holds (Bochkov, Tables 1 to 4)."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from configurator import configure
+from prepare_data import PrepareConfig
+from train import TrainConfig
+
+FILES = sorted(path for path in Path("config").glob("*.py") if path.stem != "__init__")
+
+
+def load(name: str) -> TrainConfig:
+    return configure(TrainConfig, [f"config/{name}.py"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_file_loads(file):
+    cls = PrepareConfig if file.stem.startswith("data_") else TrainConfig
+    configure(cls, [str(file)])
+
+
+@pytest.mark.parametrize("name", ["learned32", "fixed32", "affine32"])
+def test_the_papers_recipe(name):
+    config = load(name)
+    assert (config.n_layer, config.n_embd, config.n_head) == (32, 1024, 32)
+    assert (config.block_size, config.vocab_size) == (1024, 65_536)
+    assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (4e-4, 150, 0.1)
+    assert (config.grad_clip, config.dtype, config.tf32) == (1.0, "float32", False)
+    assert config.batch_size == 16
+    assert config.tokens_per_step == 3_276_800
+    assert config.max_steps == 5216
+    assert config.max_steps * config.tokens_per_step == pytest.approx(17.093e9, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "baseline", "changed"),
+    [
+        ("fixed32", "learned32", {"input_layer"}),
+        ("affine32", "learned32", {"input_layer"}),
+        ("fixed16", "learned16", {"input_layer"}),
+        ("fixed9", "learned9", {"input_layer"}),
+        ("learned16", "learned32", {"n_layer"}),
+        ("learned9", "learned32", {"n_layer"}),
+    ],
+)
+def test_a_variant_is_its_baseline_and_one_line(variant, baseline, changed):
+    ours, theirs = dataclasses.asdict(load(variant)), dataclasses.asdict(load(baseline))
+    assert {name for name in ours if ours[name] != theirs[name]} == changed
+    lines = Path(f"config/{variant}.py").read_text().split("\n")
+    code = [line for line in lines if line and not line.startswith("#")]
+    assert len(code) == 2
+    assert code[0] == f"from config.{baseline} import *"
+
+
+def test_depths_of_table_4():
+    assert [load(f"fixed{depth}").n_layer for depth in (9, 16, 32)] == [9, 16, 32]
+
+
+def test_the_default_run_is_table_free_bytes():
+    config = load("default")
+    assert (config.input_layer, config.dataset, config.out_dir) == ("fixed", "stdlib", "out")
+    assert (config.device, config.dtype, config.compile) == ("auto", "float32", False)

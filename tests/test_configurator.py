@@ -1,0 +1,92 @@
+"""Settings from defaults, files and words; everything wrong is found and reported together."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from configurator import UserError, configure, help_text, setting
+
+
+@dataclass(frozen=True)
+class Example:
+    n_layer: int = setting(6, "blocks")
+    learning_rate: float = setting(1e-3, "peak rate")
+    compile: bool = setting(False, "whether to compile")
+    out_dir: str = setting("out", "where to write")
+
+    def problems(self) -> list[str]:
+        return [f"n_layer={self.n_layer}: expected at least 1"] if self.n_layer < 1 else []
+
+
+def write(path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def problems_of(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        configure(Example, argv)
+    return str(caught.value).splitlines()
+
+
+def test_defaults_then_files_then_words(tmp_path):
+    first = write(tmp_path / "a.py", "n_layer = 2\nlearning_rate = 0.5\nout_dir = 'a'\n")
+    second = write(tmp_path / "b.py", "learning_rate = 1  # a whole number will do\n")
+    assert configure(Example, []) == Example()
+    config = configure(Example, [first, second, "--out_dir=c", "--compile"])
+    assert config == Example(2, 1.0, True, "c")
+    assert type(config.learning_rate) is float
+
+
+def test_the_default_file_stands_in_for_no_file(tmp_path):
+    default = write(tmp_path / "default.py", "n_layer = 2")
+    other = write(tmp_path / "other.py", "compile = True")
+    assert configure(Example, ["--out_dir=x"], default) == Example(2, out_dir="x")
+    assert configure(Example, [other], default) == Example(compile=True)
+
+
+def test_words_are_read_as_the_type_of_their_field():
+    config = configure(
+        Example, ["--n_layer=3", "--learning_rate=4e-4", "--compile=true", "--out_dir=7"]
+    )
+    assert config == Example(3, 4e-4, True, "7")
+    assert configure(Example, ["--compile=False"]) == Example(compile=False)
+    assert configure(Example, ["--out_dir=a=b"]).out_dir == "a=b"
+    assert configure(Example, ["--out_dir="]).out_dir == ""
+
+
+def test_all_problems_are_reported_together(tmp_path):
+    file = write(tmp_path / "c.py", "n_layers = 2\nlearning_rate = 'fast'\nn_layer = True\n")
+    found = problems_of(file, "--compile=perhaps", "--n_layer=2.5", "--out_dri=x", "-x", "none.py")
+    assert len(found) == 8
+    text = "\n".join(found)
+    assert "unknown setting 'n_layers' in" in text
+    assert "did you mean 'n_layer'?" in text
+    assert "learning_rate='fast'" in text
+    assert "n_layer=True" in text
+    assert "compile='perhaps' on the command line: expected True or False" in text
+    assert "n_layer='2.5' on the command line: expected a whole number" in text
+    assert "did you mean 'out_dir'?" in text
+    assert "cannot read '-x'" in text
+    assert "no config file 'none.py'" in text
+
+
+def test_impossible_values_are_the_settings_own_finding():
+    assert problems_of("--n_layer=0") == ["n_layer=0: expected at least 1"]
+
+
+def test_a_file_that_does_not_run_is_named(tmp_path):
+    file = write(tmp_path / "broken.py", "n_layer = 1 / 0")
+    (problem,) = problems_of(file)
+    assert "broken.py does not run: ZeroDivisionError" in problem
+
+
+def test_a_file_may_import_and_keep_names_to_itself(tmp_path):
+    file = write(tmp_path / "d.py", "import math\n_half = math.pi / 2\nlearning_rate = _half / 2\n")
+    assert configure(Example, [file]).learning_rate == pytest.approx(0.785398, abs=1e-6)
+
+
+def test_help_names_every_setting_within_80_columns():
+    text = help_text(Example, "usage: example")
+    assert all(name in text for name in ("n_layer = 6", "peak rate", "compile = False"))
+    assert max(map(len, text.splitlines())) <= 80

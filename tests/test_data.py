@@ -1,0 +1,135 @@
+"""Batch order against brute force; damaged data sets are named and refused."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from configurator import UserError
+from data import BatchOrder, DataSet, Split, training_batches, validation_batches
+from processes import Processes
+from tests.conftest import write_data_set
+from tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A data set whose stream is 0, 1, 2, ... (mod 256), in training shards of uneven sizes."""
+    tokens = np.arange(1000) % 256
+    write_data_set(tmp_path, np.split(tokens, [7, 8, 500]), [tokens[:203]])
+    return tmp_path
+
+
+def test_windows_read_across_shards(data_dir):
+    split = DataSet(data_dir).train
+    assert split.tokens == 1000
+    starts = np.array([0, 5, 7, 8, 490, 980])
+    expected = (starts[:, None] + np.arange(20)) % 256
+    windows = split.windows(starts, 20)
+    assert windows.dtype == np.int64
+    assert windows.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("tokens", "block_size"), [(1000, 10), (1007, 10), (64, 32), (333, 7)])
+def test_an_epoch_uses_every_target_once(tokens, block_size):
+    order = BatchOrder(tokens, block_size, seed=3)
+    for epoch in range(3):
+        starts = order.starts(epoch * order.windows, order.windows)
+        targets = Counter(int(s) + i for s in starts for i in range(1, block_size + 1))
+        assert set(targets.values()) == {1}
+        assert min(targets) >= 1
+        assert max(targets) < tokens
+        assert len(targets) > tokens - 2 * block_size
+
+
+def test_order_is_a_function_of_seed_and_number():
+    order = BatchOrder(5000, 10, seed=1)
+    whole = order.starts(0, 1500)  # three epochs
+    again = BatchOrder(5000, 10, seed=1)
+    pieces = [again.starts(first, 7) for first in range(1001, 1500, 7)]
+    assert np.concatenate(pieces)[:499].tolist() == whole[1001:].tolist()
+    epochs = whole[: 3 * order.windows].reshape(3, -1)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len(set(epochs[:, 0] % 10) | set(epochs[:, 1] % 10)) > 1, "a new offset every epoch"
+    assert BatchOrder(5000, 10, seed=2).starts(0, 1500).tolist() != whole.tolist()
+
+
+def test_order_never_changes():
+    """Published runs quote their seed: these values are fixed for good."""
+    assert BatchOrder(1000, 10, seed=1).starts(0, 5).tolist() == [15, 365, 395, 355, 655]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_each_micro_batch_in_order(data_dir, world):
+    split = DataSet(data_dir).train
+    order = BatchOrder(split.tokens, 10, seed=1)
+    streams = [
+        training_batches(split, order, 4, 3, Processes(CPU, rank, world)) for rank in range(world)
+    ]
+    for m in (3, 4, 5):
+        parts = [next(stream) for stream in streams]
+        x, y = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        starts = order.starts(4 * m, 4)
+        assert x.tolist() == ((starts[:, None] + np.arange(10)) % 256).tolist()
+        assert y.tolist() == ((starts[:, None] + np.arange(1, 11)) % 256).tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("max_tokens", "windows"), [(0, 20), (55, 5), (10_000, 20)])
+def test_validation_is_the_same_windows_for_any_processes(data_dir, world, max_tokens, windows):
+    split = DataSet(data_dir).val
+    seen = []
+    for rank in range(world):
+        for x, y in validation_batches(split, max_tokens, 10, 3, Processes(CPU, rank, world)):
+            assert torch.equal((x + 1) % 256, y)
+            seen += x[:, 0].tolist()
+    assert sorted(seen) == [10 * i for i in range(windows)]
+
+
+def test_too_little_data_is_refused(data_dir):
+    with pytest.raises(UserError, match="15 training tokens are too few for block_size=8"):
+        BatchOrder(15, 8, seed=0)
+    with pytest.raises(UserError, match="do not fill one window of block_size=203"):
+        next(validation_batches(DataSet(data_dir).val, 0, 203, 1, Processes(CPU)))
+
+
+def cut_a_shard(path):
+    file = path / "train_000002.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    file = path / "val_000000.bin"
+    raw = bytearray(file.read_bytes())
+    raw[100] ^= 4
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut_a_shard, "train_000002.bin holds 983 bytes, expected 984"),
+        (flip_a_bit, "val_000000.bin was altered"),
+        (lambda path: (path / "train_000001.bin").unlink(), "train_000001.bin is missing"),
+        (lambda path: (path / "meta.json").unlink(), "no data set in"),
+        (lambda path: (path / "meta.json").write_text('{"format"'), "meta.json is damaged"),
+        (lambda path: (path / "meta.json").write_text('{"format": 9}'), "format 9, expected 1"),
+        (lambda path: (path / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (
+            lambda path: Tokenizer(300).save(path / "tokenizer.json"),
+            "tokenizer.json is not the one",
+        ),
+    ],
+)
+def test_a_damaged_data_set_is_named_and_refused(data_dir, damage, words):
+    DataSet(data_dir)
+    damage(data_dir)
+    with pytest.raises(UserError, match=words):
+        DataSet(data_dir)
+
+
+def test_split_of_no_shards_is_empty():
+    assert Split([]).tokens == 0

@@ -1,0 +1,297 @@
+"""The model against a plain float64 reference written from the paper, and its contracts."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import model as model_module
+from configurator import configure
+from model import (
+    GPT,
+    INPUT_LAYERS,
+    GPTConfig,
+    count_parameters,
+    linear_cross_entropy,
+    sample_token,
+)
+from train import TrainConfig
+
+SMALL = GPTConfig(
+    vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24, compression=4, random_width=9
+)
+
+
+def small_gpt(seed: int = 0, **changes) -> GPT:
+    return GPT(dataclasses.replace(SMALL, **changes), seed)
+
+
+def random_ids(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randint(SMALL.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_logits(gpt: GPT, ids: list[int]) -> np.ndarray:
+    """The forward pass of one sequence, a position and a head at a time, in float64 numpy."""
+    w = {name: tensor.double().numpy() for name, tensor in gpt.state_dict().items()}
+    config = gpt.config
+    d, H = config.n_embd, config.n_head
+    D = d // H
+
+    def norm(x, scale):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * scale
+
+    def rotary(x, position):
+        out = np.empty(D)
+        for i in range(D // 2):
+            angle = position * 10_000 ** (-2 * i / D)
+            out[i] = x[i] * math.cos(angle) - x[i + D // 2] * math.sin(angle)
+            out[i + D // 2] = x[i] * math.sin(angle) + x[i + D // 2] * math.cos(angle)
+        return out
+
+    K = math.ceil(math.log2(config.vocab_size))
+    code = [[(t // 2**j) % 2 for j in range(K)] for t in range(config.vocab_size)]
+    xs = [np.array([code[t][i % K] for i in range(d)], dtype=float) for t in ids]
+    for b in range(config.n_layer):
+        p = f"blocks.{b}."
+        qkv = [w[p + "attention.qkv.weight"] @ norm(x, w[p + "norm_1.weight"]) for x in xs]
+        for t in reversed(range(len(ids))):
+            heads = []
+            for h in range(H):
+                part = slice(h * D, (h + 1) * D)
+                q = rotary(qkv[t][:d][part], t)
+                keys = [rotary(qkv[s][d : 2 * d][part], s) for s in range(t + 1)]
+                scores = np.exp([q @ key / math.sqrt(D) for key in keys])
+                values = [qkv[s][2 * d :][part] for s in range(t + 1)]
+                heads.append(sum(s * v for s, v in zip(scores / scores.sum(), values, strict=True)))
+            x = xs[t] + w[p + "attention.proj.weight"] @ np.concatenate(heads)
+            h = w[p + "mlp.fc.weight"] @ norm(x, w[p + "norm_2.weight"])
+            h = np.array([0.5 * a * (1 + math.erf(a / math.sqrt(2))) for a in h])
+            xs[t] = x + w[p + "mlp.proj.weight"] @ h
+    return np.array([w["head.weight"] @ norm(x, w["norm.weight"]) for x in xs])
+
+
+def test_forward_is_the_reference():
+    gpt = small_gpt()
+    with torch.no_grad():
+        for name, weight in gpt.named_parameters():  # so that no scale or projection hides
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+            assert weight.dim() in (1, 2), name
+    ids = random_ids((1, 12))
+    logits = gpt(ids)[0].detach().numpy()
+    assert np.abs(logits - reference_logits(gpt, ids[0].tolist())).max() < 1e-4
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_every_input_layer_trains_and_keeps_ids_apart(input_layer):
+    gpt = small_gpt(input_layer=input_layer)
+    vectors = gpt.input_layer(torch.arange(50)[None])
+    assert vectors.shape == (1, 50, 24)
+    assert vectors.dtype == torch.float32
+    assert len({tuple(row) for row in vectors[0].tolist()}) == 50
+    gpt(random_ids((2, 8)), random_ids((2, 8), 1)).backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in gpt.parameters())
+
+
+def test_frozen_equals_fixed_exactly():
+    ids, targets = random_ids((3, 16)), random_ids((3, 16), 1)
+    fixed, frozen = small_gpt(input_layer="fixed"), small_gpt(input_layer="frozen")
+    assert torch.equal(fixed(ids), frozen(ids))
+    fixed(ids, targets).backward()
+    frozen(ids, targets).backward()
+    for a, b in zip(fixed.parameters(), frozen.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_affine_input_is_the_matrix_product():
+    gpt = small_gpt(input_layer="affine", code_seed=5)
+    layer = gpt.input_layer
+    A = np.array([[int(column) >> i & 1 for column in layer.columns] for i in range(6)])
+    b = np.array([int(layer.shift) >> i & 1 for i in range(6)])
+    for t in range(50):
+        c = np.array([t >> j & 1 for j in range(6)])
+        expected = np.tile((A @ c + b) % 2, 4)
+        assert layer(torch.tensor([[t]]))[0, 0].tolist() == expected.tolist()
+
+
+def test_compressed_input_is_a_tiled_table():
+    layer = small_gpt(input_layer="compressed").input_layer
+    assert layer.weight.shape == (50, 6)
+    vector = layer(torch.tensor([[7]]))[0, 0]
+    assert torch.equal(vector, torch.cat([layer.weight[7]] * 4))
+
+
+def test_random_input_is_plus_minus_one():
+    layer = small_gpt(input_layer="random").input_layer
+    vectors = layer(torch.arange(50)[None])[0]
+    assert set(vectors.flatten().tolist()) == {-1.0, 1.0}
+    assert torch.equal(vectors[:, :9], vectors[:, 9:18])  # random_width = 9
+
+
+def test_one_seed_gives_all_variants_the_same_other_weights():
+    models = {name: small_gpt(seed=3, input_layer=name) for name in INPUT_LAYERS}
+    rest = {
+        name: {k: v for k, v in gpt.named_parameters() if not k.startswith("input_layer.")}
+        for name, gpt in models.items()
+    }
+    for name, weights in rest.items():
+        assert weights.keys() == rest["fixed"].keys()
+        for key, weight in weights.items():
+            assert torch.equal(weight, rest["fixed"][key]), (name, key)
+    other = small_gpt(seed=4)
+    assert not torch.equal(other.head.weight, models["fixed"].head.weight)
+
+
+def test_initial_spread():
+    gpt = GPT(GPTConfig(vocab_size=512, n_layer=8, n_head=4, n_embd=256, input_layer="learned"))
+    std = {name: weight.std().item() for name, weight in gpt.named_parameters()}
+    assert std["input_layer.weight"] == pytest.approx(0.02, rel=0.02)
+    assert std["blocks.3.attention.qkv.weight"] == pytest.approx(0.02, rel=0.02)
+    assert std["blocks.3.attention.proj.weight"] == pytest.approx(0.02 / 4, rel=0.02)
+    assert std["blocks.3.mlp.proj.weight"] == pytest.approx(0.02 / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_initial_loss_is_that_of_a_guess(input_layer):
+    gpt = small_gpt(input_layer=input_layer)
+    loss = gpt(random_ids((8, 16)), random_ids((8, 16), 1)).item()
+    assert loss == pytest.approx(math.log(50), abs=0.1)
+
+
+def test_no_position_sees_a_later_one():
+    gpt, ids = small_gpt(), random_ids((1, 16))
+    before = gpt(ids)
+    for t in range(16):
+        changed = ids.clone()
+        changed[0, t:] = (changed[0, t:] + 1) % 50
+        after = gpt(changed)
+        assert torch.equal(before[0, :t], after[0, :t])
+        assert not torch.allclose(before[0, t], after[0, t])
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_overfits_one_batch(input_layer):
+    gpt = small_gpt(input_layer=input_layer)
+    ids, targets = random_ids((2, 16)), random_ids((2, 16), 1)
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss = gpt(ids, targets)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 1000])
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk):
+    monkeypatch.setattr(model_module, "CHUNK_LOGITS", chunk * 30)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(65, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(30, (65,), generator=generator)
+    loss = linear_cross_entropy(x, weight, targets)
+    plain = torch.nn.functional.cross_entropy(x @ weight.T, targets)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    for got, expected in zip(
+        torch.autograd.grad(3 * loss, (x, weight)),
+        torch.autograd.grad(3 * plain, (x, weight)),
+        strict=True,
+    ):
+        assert torch.allclose(got, expected, atol=1e-7)
+    with torch.no_grad():
+        assert linear_cross_entropy(x, weight, targets).item() == loss.item()
+
+
+def test_bfloat16_loss_is_near_the_float32_one():
+    gpt, ids, targets = small_gpt(), random_ids((2, 16)), random_ids((2, 16), 1)
+    exact = gpt(ids, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gpt(ids, targets)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+def config_of(name: str) -> TrainConfig:
+    return configure(TrainConfig, [f"config/{name}.py"])
+
+
+@pytest.mark.parametrize("depth", [9, 16, 32])
+def test_learned_minus_fixed_is_the_papers_count(depth):
+    learned, learned_input = count_parameters(config_of(f"learned{depth}"))
+    fixed, fixed_input = count_parameters(config_of(f"fixed{depth}"))
+    assert learned - fixed == learned_input == 67_108_864  # Bochkov, section 5.1
+    assert fixed_input == 0
+
+
+def test_parameters_of_the_32_layer_models_by_hand():
+    blocks = 32 * (12 * 1024**2 + 2 * 1024)
+    assert count_parameters(config_of("fixed32")) == (blocks + 1024 + 67_108_864, 0)
+    assert count_parameters(config_of("affine32"))[1] == 0
+
+
+def test_impossible_shapes_are_refused():
+    wrong = GPTConfig(vocab_size=65_536, n_embd=8, n_head=1, input_layer="fixed")
+    assert any("need 16 bits" in problem for problem in wrong.problems())
+    with pytest.raises(ValueError, match="need 16 bits"):
+        GPT(wrong)
+    for changes, words in (
+        ({"n_head": 5}, "n_head=5"),
+        ({"input_layer": "fixd"}, "input_layer='fixd'"),
+        ({"input_layer": "compressed", "compression": 5}, "compression=5"),
+        ({"input_layer": "random", "random_width": 3}, "random_width=3"),
+        ({"n_layer": 0}, "n_layer=0"),
+    ):
+        (problem,) = dataclasses.replace(SMALL, **changes).problems()
+        assert words in problem
+
+
+def greedy_without_cache(gpt: GPT, ids: list[int], count: int) -> list[int]:
+    """Read the whole context anew for every token, by the documented rule of its growth."""
+    context, out = ids[-16:], []
+    fresh = True  # the prompt may fill the block; after it, a full block is halved
+    for _ in range(count):
+        if not fresh and len(context) > 16:
+            context = context[-8:]
+        fresh = False
+        token = int(gpt(torch.tensor([context]))[0, -1].argmax())
+        out.append(token)
+        context = [*context, token]
+    return out
+
+
+@pytest.mark.parametrize("prompt", [1, 5, 16, 40])
+def test_greedy_generation_with_the_cache_equals_without(prompt):
+    gpt = small_gpt()
+    with torch.no_grad():
+        gpt.head.weight *= 20  # far from ties
+    ids = random_ids((1, prompt), seed=prompt)
+    cached = [int(t) for t in gpt.generate(ids, 50, temperature=0)]
+    assert cached == greedy_without_cache(gpt, ids[0].tolist(), 50)
+    assert len(set(cached)) > 1
+
+
+def test_batched_generation_equals_one_by_one():
+    gpt, ids = small_gpt(), random_ids((4, 5))
+    together = torch.stack(list(gpt.generate(ids, 20, temperature=0)), dim=1)
+    for row, prompt in zip(together, ids, strict=True):
+        alone = [int(t) for t in gpt.generate(prompt[None], 20, temperature=0)]
+        assert row.tolist() == alone
+
+
+def test_sampling_follows_the_cut_distribution():
+    p = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
+    logits = p.log().repeat(20_000, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def frequencies(**cut):
+        options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | cut
+        drawn = sample_token(logits, generator=generator, **options)
+        return (torch.bincount(drawn, minlength=5) / len(drawn)).tolist()
+
+    assert frequencies() == pytest.approx(p.tolist(), abs=0.015)
+    assert frequencies(top_k=2) == pytest.approx([5 / 7, 2 / 7, 0, 0, 0], abs=0.015)
+    assert frequencies(top_p=0.6) == pytest.approx([5 / 7, 2 / 7, 0, 0, 0], abs=0.015)
+    sharp = (p**2 / (p**2).sum()).tolist()
+    assert frequencies(temperature=0.5) == pytest.approx(sharp, abs=0.015)
+    assert frequencies(temperature=0) == [1, 0, 0, 0, 0]

@@ -1,0 +1,96 @@
+"""sample.py and evaluate.py on a trained checkpoint, as a user runs them."""
+
+import io
+import sys
+
+import pytest
+
+import evaluate
+import sample
+import train
+from checkpoint import load_model
+from configurator import UserError
+from tests.test_train import SMALL
+
+
+@pytest.fixture(scope="module")
+def out_dir(text_data, tmp_path_factory):
+    """A run that has learned a little."""
+    out = tmp_path_factory.mktemp("out") / "run"
+    settings = SMALL | {"data_dir": text_data, "out_dir": out, "max_steps": 60, "n_embd": 32}
+    settings |= {"learning_rate": 1e-2, "eval_interval": 30}
+    train.main([f"--{key}={value}" for key, value in settings.items()])
+    return out
+
+
+def write(out_dir, *argv: str) -> str:
+    """What sample.py prints."""
+    screen, sys.stdout = sys.stdout, io.StringIO()
+    try:
+        sample.main([f"--out_dir={out_dir}", "--device=cpu", *argv])
+        return sys.stdout.getvalue()
+    finally:
+        sys.stdout = screen
+
+
+def test_a_sample_continues_the_prompt(out_dir):
+    text = write(out_dir, "--prompt=table ", "--max_new_tokens=60")
+    assert text.startswith("table ")
+    assert len(text.encode()) >= 60
+    assert set(text[6:].split()) & {"table", "code", "bit", "token", "fixed", "input."}
+
+
+def test_the_seed_decides_each_sample_alone(out_dir):
+    three = write(out_dir, "--num_samples=3", "--max_new_tokens=40", "--seed=5")
+    parts = three.split("-" * 40 + "\n")
+    assert len(parts) == 3
+    assert len(set(parts)) == 3
+    assert write(out_dir, "--max_new_tokens=40", "--seed=6") == parts[1]
+
+
+def test_greedy_text_goes_on_past_the_block(out_dir):
+    """The context is 16 bytes; 100 more are written."""
+    greedy = ("--temperature=0", "--max_new_tokens=100", "--prompt=code ")
+    text = write(out_dir, *greedy)
+    assert text == write(out_dir, *greedy, "--seed=9", "--top_k=3")
+    assert len(text.encode()) == len("code ") + 100 + 1
+
+
+def test_bytes_that_are_no_text_do_not_break_it(out_dir):
+    text = write(out_dir, "--temperature=30", "--max_new_tokens=200")
+    assert "�" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--prompt="], "prompt='': expected at least one character"),
+        (["--top_p=0"], "top_p=0.0: expected above 0"),
+        (["--temperature=-1"], "temperature=-1.0"),
+        (["--num_samples=0"], "num_samples=0"),
+        (["--checkpoint=worst"], "checkpoint='worst'"),
+    ],
+)
+def test_bad_requests_are_refused(out_dir, argv, words):
+    with pytest.raises(UserError, match=words):
+        write(out_dir, *argv)
+
+
+def test_no_checkpoint_says_what_makes_one(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint .*best.pt: .*python train.py") as caught:
+        write(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_prompt_with_a_lone_surrogate_is_refused(out_dir):
+    with pytest.raises(UserError, match="surrogate"):
+        write(out_dir, "--prompt=a\ud800")
+
+
+def test_evaluate_gives_the_result_of_training(out_dir, text_data, capsys):
+    evaluate.main([f"--out_dir={out_dir}", f"--data_dir={text_data}", "--device=cpu"])
+    table = capsys.readouterr().out
+    record = load_model(out_dir / "best.pt")[1]
+    assert f"| {record['best_val_loss']:.4f} |" in table
+    with pytest.raises(UserError, match="checkpoint='x'"):
+        evaluate.main(["--checkpoint=x"])

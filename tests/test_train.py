@@ -1,0 +1,334 @@
+"""The training loop: against a plain loop, across processes, interruptions and bad input."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from checkpoint import read_checkpoint
+from configurator import UserError
+from data import BatchOrder, DataSet
+from model import GPT
+from processes import Processes
+from train import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+TIMES = {"elapsed_s", "tokens_per_s"}  # all that may differ between two runs of one seed
+SMALL = {
+    "dataset": "tiny",
+    "device": "cpu",
+    "block_size": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 20,
+    "warmup_steps": 4,
+    "eval_interval": 5,
+    "log_interval": 1,
+}
+
+
+@pytest.fixture
+def words(text_data, tmp_path):
+    """Builds a command line: the small run in tmp_path / NAME, with changes."""
+
+    def build(name: str = "run", **changes) -> list[str]:
+        settings = SMALL | {"data_dir": text_data, "out_dir": tmp_path / name} | changes
+        return [f"--{key}={value}" for key, value in settings.items()]
+
+    return build
+
+
+def metrics_of(out_dir: Path) -> list[dict]:
+    lines = (out_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def weights_of(out_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return read_checkpoint(out_dir / f"{name}.pt")[0]["model"]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert metrics_of(a) == metrics_of(b)
+    for name in ("last", "best"):
+        ours, theirs = weights_of(a, name), weights_of(b, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def start(argv: list[str], processes: int = 1) -> subprocess.Popen:
+    """train.py in a process of its own, or in several under torchrun."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        command += ["--standalone"]
+    return subprocess.Popen(
+        [*command, "train.py", *argv],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]:
+    """The run as a textbook would write it: whole batches, plain loss, unfused AdamW."""
+    data = DataSet(data_dir / "tiny")
+    order = BatchOrder(data.train.tokens, config.block_size, config.seed)
+    gpt = GPT(dataclasses.replace(config, vocab_size=256), config.seed)
+    matrices = [w for w in gpt.parameters() if w.dim() == 2]
+    scales = [w for w in gpt.parameters() if w.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=False, foreach=False)
+    losses = []
+    for step in range(steps):
+        lr = 1e-3 * (step + 1) / 4
+        if step >= 4:
+            lr = 1e-4 + 0.5 * (1e-3 - 1e-4) * (1 + math.cos(math.pi * (step - 4) / 16))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        tokens = torch.from_numpy(data.train.windows(order.starts(8 * step, 8), 17))
+        logits = gpt(tokens[:, :-1]).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.stack([w.grad.norm() for w in gpt.parameters()]).norm()
+        for weight in gpt.parameters():
+            weight.grad *= min(1.0, 1.0 / norm.item())
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_training_is_the_plain_loop_and_learns(words, text_data, tmp_path):
+    train.main(words())
+    lines = metrics_of(tmp_path / "run")
+    config = TrainConfig(**SMALL)
+    expected = plain_losses(config, text_data, 20)
+    assert [line["train_loss"] for line in lines] == pytest.approx(expected, rel=1e-5)
+    assert lines[-1]["val_loss"] < lines[4]["val_loss"] < math.log(256)
+    assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, 15, 20]
+    last = lines[-1]
+    assert last["tokens"] == 20 * 4 * 16 * 2
+    assert last["val_perplexity"] == pytest.approx(math.exp(last["val_loss"]))
+    # one byte a token and no end of text in these windows: bits per byte are bits per token
+    assert last["val_bits_per_byte"] == pytest.approx(last["val_loss"] / math.log(2))
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["config"]["vocab_size"] == 256
+    assert len(run["data_sha256"]) == len(run["code_sha256"]) == 64
+    assert run["torch"] == torch.__version__
+
+
+def test_two_processes_give_the_losses_of_one(words, tmp_path):
+    process = start(words("two"), processes=2)
+    train.main(words("one"))
+    assert process.wait(120) == 0, finish(process)
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert len(one) == 20
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            assert b[key] == pytest.approx(a[key], rel=1e-5), key
+
+
+def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
+    """One command in a restart loop, killed without notice until it gets through."""
+    changes = {"max_steps": 400, "eval_interval": 20}
+    whole = start(words("whole", **changes))
+    assert whole.wait(120) == 0, finish(whole)
+    rng, kills = random.Random(), 0
+    while True:
+        process = start(words("killed", init_from="resume", **changes))
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        target = rng.randint(kills * 100, kills * 100 + 99)
+        while kills < 3 and process.poll() is None:
+            if metrics.is_file() and metrics.read_text().count("\n") > target:
+                time.sleep(rng.random() * 0.05)
+                process.kill()
+                break
+            time.sleep(0.01)
+        output = finish(process)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output
+        kills += 1
+    assert kills == 3
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(words, tmp_path):
+    changes = {"max_steps": 3000, "eval_interval": 3000}
+    process = start(words(**changes))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.is_file() or metrics.read_text().count("\n") < 5:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert process.returncode == 0
+    assert "--init_from=resume" in output
+    step = read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"]
+    assert step == metrics_of(tmp_path / "run")[-1]["step"] < 3000
+
+
+def test_evaluating_changes_no_weight(words, tmp_path):
+    train.main(words("often", eval_interval=3))
+    train.main(words("once", eval_interval=20))
+    often, once = weights_of(tmp_path / "often"), weights_of(tmp_path / "once")
+    assert all(torch.equal(often[key], once[key]) for key in once)
+
+
+def test_all_variants_see_the_same_batches(words, monkeypatch):
+    seen: dict[str, list] = {}
+
+    class Recorder(train.GPT):
+        def forward(self, ids, targets=None):
+            if torch.is_grad_enabled():
+                seen.setdefault(self.config.input_layer, []).append((ids, targets))
+            return super().forward(ids, targets)
+
+    monkeypatch.setattr(train, "GPT", Recorder)
+    for name in ("learned", "fixed", "affine", "compressed"):
+        train.main(words(name, input_layer=name, max_steps=5, warmup_steps=1))
+    assert len(seen["fixed"]) == 10
+    for name, batches in seen.items():
+        for (x, y), (fx, fy) in zip(batches, seen["fixed"], strict=True):
+            assert torch.equal(x, fx), name
+            assert torch.equal(y, fy), name
+
+
+def plant_nan(checkpoint: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"]["blocks.1.mlp.fc.weight"][3, 2] = math.nan
+    torch.save(state, checkpoint)
+
+
+def test_nan_stops_both_processes_before_the_update(words, tmp_path):
+    train.main(words(max_steps=10))
+    last = tmp_path / "run" / "last.pt"
+    record = read_checkpoint(last)[1]
+    record["step"], record["config"]["max_steps"] = 5, 20
+    state = torch.load(last, weights_only=True)
+    torch.save(state | {"record": json.dumps(record)}, last)
+    plant_nan(last)
+    before = last.read_bytes()
+    process = start(words(init_from="resume"), processes=2)
+    output = finish(process)
+    assert process.returncode != 0
+    assert "step 6: loss nan" in output
+    assert f"the last good checkpoint is {last}" in output
+    assert last.read_bytes() == before
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_a_damaged_checkpoint_is_named_and_refused(words, tmp_path, damage):
+    train.main(words(max_steps=5))
+    last = tmp_path / "run" / "last.pt"
+    damage(last)
+    before = last.read_bytes()
+    with pytest.raises(UserError, match=re.escape(f"{last} is not a whole checkpoint")):
+        train.main(words(max_steps=5, init_from="resume"))
+    assert last.read_bytes() == before
+
+
+def test_an_existing_run_is_not_written_over(words, tmp_path):
+    train.main(words(max_steps=5))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match=r"--init_from=resume.*--out_dir=.*delete"):
+        train.main(words(max_steps=5))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_resume_needs_the_same_recipe_and_data(words, tmp_path):
+    train.main(words(max_steps=5))
+    with pytest.raises(UserError) as caught:
+        train.main(words(max_steps=5, init_from="resume", learning_rate=2e-3, n_layer=3))
+    assert "learning_rate: 0.001 there, 0.002 now" in str(caught.value)
+    assert "n_layer: 2 there, 3 now" in str(caught.value)
+    record = read_checkpoint(tmp_path / "run" / "last.pt")[1]
+    with pytest.raises(UserError, match="another tokenizer than the checkpoint's"):
+        train.check_same_run(Path("last.pt"), record, record | {"tokenizer_sha256": "x"})
+
+
+def test_resume_without_a_checkpoint_starts_anew_and_says_so(words, capsys):
+    train.main(words(max_steps=5, init_from="resume"))
+    assert "no checkpoint to resume yet: starting anew" in capsys.readouterr().out
+
+
+def test_learning_rate_at_its_corners():
+    config = TrainConfig(max_steps=110, warmup_steps=10, learning_rate=1.0, min_lr=0.2)
+    rates = [train.learning_rate(step, config) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == max(rates) == 1.0
+    assert rates[60] == pytest.approx(0.6)  # half-way down the cosine
+    assert rates[109] == pytest.approx(0.2, abs=1e-3)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_what_the_data_or_the_processes_make_impossible(text_data):
+    data = DataSet(text_data / "tiny")
+    config = TrainConfig(batch_size=3)
+    with pytest.raises(UserError, match="batch_size=3 cannot be shared by 2 processes"):
+        train.resolve(config, data, world=2)
+    with pytest.raises(UserError, match=r"vocab_size=4096, but .*tiny has 256"):
+        train.resolve(TrainConfig(vocab_size=4096), data, world=1)
+    with pytest.raises(UserError, match="256 tokens need 8 bits"):
+        train.resolve(TrainConfig(n_embd=6, n_head=1), data, world=1)
+    assert train.resolve(config, data, world=3).vocab_size == 256
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--n_layers=3"], ["unknown setting 'n_layers'", "did you mean 'n_layer'?"]),
+        (["--max_steps=many"], ["max_steps='many'", "expected a whole number"]),
+        (["--dataset=nowhere"], ["no data set in", "prepare_data.py --dataset=nowhere"]),
+        (["--device=quantum"], ["device='quantum' cannot be used here"]),
+        (["--beta2=1", "--seed=-1"], ["beta2=1.0", "seed=-1"]),
+        (["config/nothing.py"], ["no config file 'config/nothing.py'"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path, argv, words):
+    out_dir = tmp_path / "out"
+    process = start([*argv, f"--out_dir={out_dir}"])
+    output = finish(process)
+    assert process.returncode == 1
+    assert all(word in output for word in words), output
+    assert all(line.startswith("error: ") for line in output.splitlines()), output
+    assert not out_dir.exists()
+
+
+def test_processes_alone_add_nothing():
+    processes = Processes(torch.device("cpu"))
+    assert processes.first
+    processes.wait()
+    assert processes.sum(torch.ones(2)).tolist() == [1, 1]
