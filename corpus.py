@@ -1,13 +1,16 @@
-"""Where documents come from: the standard library, local files, Hugging Face data sets.
+"""Documents: where they come from, whether they are text, and on which side of the split.
+
+They come from the standard library, local files or Hugging Face data sets.
 
 Every source is a streamed `datasets.IterableDataset` whose rows hold one document, so nothing is
 copied to a cache and reading can go on from a saved state. A `Stream` puts the sources one after
 the other or mixes them, and hands out documents as it finds them: a string, bytes not yet decoded
-(text files), or whatever else the column holds. prepare_data.py decides what is text.
+(text files), or whatever else the column holds; `read_text` decides whether it is text.
 """
 
 import bisect
 import glob
+import hashlib
 import itertools
 import json
 import os
@@ -23,6 +26,8 @@ from configurator import UserError
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
+SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
+SPLIT_KEY = b"input-codes split"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
 # Distributions strip the tests; the others are not the library's own source.
@@ -183,3 +188,27 @@ def _read_json_lines(path: str, column: str) -> Iterator[dict[str, Any]]:
                     "(pass --text_column=...)"
                 )
             yield {column: row[column]}
+
+
+def read_text(document: Any) -> tuple[str, bytes, str]:
+    """The text of a document, its UTF-8, and its outcome: one of SKIPS, or "" if it is text."""
+    if document is None:
+        return "", b"", "empty"
+    try:
+        text = document.decode() if isinstance(document, bytes) else document
+    except UnicodeDecodeError:
+        return "", b"", "binary" if b"\0" in document else "not_utf8"
+    if not isinstance(text, str):
+        return "", b"", "not_text"
+    if "\0" in text:
+        return "", b"", "binary"
+    try:
+        return text, text.encode(), "" if text.strip() else "empty"
+    except UnicodeEncodeError:
+        return "", b"", "surrogate"
+
+
+def split_of(utf8: bytes, val_fraction: float) -> str:
+    """The side of a document: the same for the same text, whatever else there is."""
+    digest = hashlib.blake2b(utf8, digest_size=8, key=SPLIT_KEY).digest()
+    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"

@@ -18,7 +18,6 @@ space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import sys
 import time
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 import corpus
 from configurator import UserError, configure, help_text, run_main, setting
+from corpus import SKIPS, read_text, split_of
 from pool import chunks_of, map_chunks
 from shards import SPLITS, ShardWriter, open_folder
 from tokenizer import (
@@ -42,8 +42,6 @@ from tokenizer import (
     merge_counts,
 )
 
-SPLIT_KEY = b"input-codes split"
-SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
 OUTCOMES = (*SPLITS, *SKIPS)
 FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
 
@@ -123,6 +121,11 @@ def _source_problems(config: PrepareConfig) -> list[str]:
     found = []
     if config.source != "stdlib" and not config.entries:
         found.append(f"source={config.source!r} needs --{config.source}=...")
+    if config.source != "stdlib" and config.dataset == "stdlib":
+        found.append(f"source={config.source!r} needs a name for its data set: --dataset=...")
+    for name in {"files", "hub"} - {config.source}:
+        if getattr(config, name):
+            found.append(f"{name} is given, but source={config.source!r}: pass --source={name}")
     try:
         chances = config.chances
     except ValueError:
@@ -155,30 +158,6 @@ class Encoded:
         last = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
         tokens = self.tokens[: self.lengths[:last].sum()]
         return Encoded(tokens, self.lengths[:last], self.text_bytes[:last], self.outcomes[:last])
-
-
-def read_text(document: Any) -> tuple[str, bytes, str]:
-    """The text of a document, its UTF-8, and its outcome: one of SKIPS, or "" if it is text."""
-    if document is None:
-        return "", b"", "empty"
-    try:
-        text = document.decode() if isinstance(document, bytes) else document
-    except UnicodeDecodeError:
-        return "", b"", "binary" if b"\0" in document else "not_utf8"
-    if not isinstance(text, str):
-        return "", b"", "not_text"
-    if "\0" in text:
-        return "", b"", "binary"
-    try:
-        return text, text.encode(), "" if text.strip() else "empty"
-    except UnicodeEncodeError:
-        return "", b"", "surrogate"
-
-
-def split_of(utf8: bytes, val_fraction: float) -> str:
-    """The side of a document: the same for the same text, whatever else there is."""
-    digest = hashlib.blake2b(utf8, digest_size=8, key=SPLIT_KEY).digest()
-    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
 
 
 def encode_chunk(tokenizer: Tokenizer, val_fraction: float, documents: list[Any]) -> Encoded:
@@ -266,7 +245,9 @@ def _open_stream(config: PrepareConfig) -> corpus.Stream:
 
 
 def _workers(config: PrepareConfig) -> int:
-    return config.workers or len(os.sched_getaffinity(0))
+    if config.workers or not hasattr(os, "sched_getaffinity"):
+        return config.workers or os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
@@ -295,14 +276,16 @@ def _count(config: PrepareConfig) -> list[str]:
     results = map_chunks(job, chunks_of(_open_stream(config)), _workers(config))
     total = merge_counts([])
     parts: list[Counts] = []
-    with _bar(config, "counting") as bar, contextlib.closing(results):
+    characters = 0
+    with _bar(config, "counting", 0) as bar, contextlib.closing(results):
         for chunk, counts in results:
             bar.update(chunk.size)
+            characters += chunk.size
             parts.append(counts)
             if len(parts) == 16:
                 total = merge_counts([total, *parts])
                 parts = []
-            if 0 < config.count_characters <= bar.n:
+            if 0 < config.count_characters <= characters:
                 break
     return frequent_ngrams(config.vocab_size, merge_counts([total, *parts]))
 
@@ -315,7 +298,8 @@ def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWrit
     job = functools.partial(encode_chunk, tokenizer, config.val_fraction)
     results = map_chunks(job, chunks_of(stream), _workers(config))
     saved = time.monotonic()
-    with _bar(config, "encoding") as bar, contextlib.closing(results):
+    done = sum(counts["bytes"] for counts in splits.values())
+    with _bar(config, "encoding", done) as bar, contextlib.closing(results):
         for chunk, encoded in results:
             if config.max_tokens:
                 encoded = encoded.until(config.max_tokens - splits["train"]["tokens"])
@@ -342,8 +326,8 @@ def _write(writer: ShardWriter, encoded: Encoded) -> None:
         skipped[reason] = skipped.get(reason, 0) + int((encoded.outcomes == code).sum())
 
 
-def _bar(config: PrepareConfig, what: str) -> Any:
-    return tqdm(desc=what, unit="B", unit_scale=True, disable=config.quiet, ncols=80)
+def _bar(config: PrepareConfig, what: str, done: int) -> Any:
+    return tqdm(desc=what, initial=done, unit="B", unit_scale=True, disable=config.quiet, ncols=80)
 
 
 def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
@@ -352,8 +336,8 @@ def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
     for split, counts in meta["splits"].items():
         ratio = counts["bytes"] / max(counts["tokens"], 1)
         lines.append(
-            f"  {split:5} {counts['documents']:,} documents, {counts['bytes'] / 1e6:,.2f} MB, "
-            f"{counts['tokens']:,} tokens ({ratio:.2f} bytes each)"
+            f"  {split:5} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.2f} MB"
+            f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
         )
     left_out = [f"{number:,} {reason}" for reason, number in meta["skipped"].items() if number]
     lines.append(f"  left out: {', '.join(left_out) or 'nothing'}; {elapsed_s:.1f} s")

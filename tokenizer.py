@@ -52,7 +52,7 @@ class Tokenizer:
         check_vocab_size(vocab_size)
         lay_out = _unicode_layout if vocab_size == UNICODE_SIZE else _byte_layout
         ranks, special_ids = lay_out(vocab_size, ngrams)
-        self._named: dict[str, str] = {}
+        self._named: dict[str, Any] = {}
         self._ngrams = list(ngrams)
         self._assign(vocab_size, ranks, _name_specials(special_ids))
         if vocab_size > 256:

@@ -1,0 +1,512 @@
+"""Data preparation: the files against a plain reading of the same documents, and its failures."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is first imported
+os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-codes-tests"))
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import corpus
+import pool
+import prepare_data
+from configurator import UserError, configure
+from prepare_data import PrepareConfig, main, prepare
+from shards import ShardWriter
+from tokenizer import Tokenizer
+
+ROOT = Path(__file__).parent.parent
+WORDS = ["alpha", "beta", "gamma", "ζήτα", "中文", "שלום", "café", "😀", "<|endoftext|>", "end."]
+
+
+def texts_of(count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randrange(5, 80))) for _ in range(count)]
+
+
+def write_parquet(path: Path, texts: list[Any], column: str = "text") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"id": list(range(len(texts))), column: texts})
+    pq.write_table(table, path, row_group_size=50)
+    return str(path)
+
+
+def write_json_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(tmp_path: Path, **settings: Any) -> PrepareConfig:
+    defaults = {
+        "data_dir": str(tmp_path / "data"), "dataset": "set", "source": "files", "quiet": True,
+        "val_fraction": 0.1, "workers": 1,
+    }  # fmt: skip
+    made = PrepareConfig(**(defaults | settings))
+    assert made.problems() == []
+    return made
+
+
+def read_split(folder: Path, split: str) -> tuple[list[str], list[int]]:
+    """The documents and the tokens of a split, by meta.json and the shard format alone."""
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    raw = b"".join((folder / file["name"]).read_bytes() for file in meta["splits"][split]["files"])
+    tokens = np.frombuffer(raw, dtype="<u2")
+    ends = np.flatnonzero(tokens == tokenizer.end_of_text)
+    assert len(tokens) == 0 or ends[-1] == len(tokens) - 1
+    pieces = np.split(tokens, ends + 1)[:-1]
+    return [tokenizer.decode(piece[:-1]) for piece in pieces], tokens.tolist()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_default_is_the_standard_library(tmp_path: Path) -> None:
+    folder = prepare(PrepareConfig(data_dir=str(tmp_path), quiet=True))
+    assert folder == tmp_path / "stdlib"
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["vocab_size"] == 256
+    train, val = (read_split(folder, split)[0] for split in ("train", "val"))
+    assert Path(json.__file__).read_text() in train + val
+    assert sum(len(text.encode()) for text in train) > 5_000_000
+    assert 50_000 < sum(len(text.encode()) for text in val) < 2_000_000
+    assert not set(train) & set(val)
+    assert not any("_sysconfigdata" in path or "/test/" in path for path in corpus.stdlib_files())
+
+
+@pytest.mark.parametrize("vocab_size", [256, 300, 65536])
+def test_meta_states_what_the_files_hold(tmp_path: Path, vocab_size: int) -> None:
+    texts = texts_of(300, seed=1)
+    files = write_parquet(tmp_path / "a.parquet", texts)
+    folder = prepare(config(tmp_path, files=files, vocab_size=vocab_size, shard_tokens=1000))
+    assert sorted(contents(folder))[0] == "meta.json"
+    assert "progress.json" not in contents(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["format"] == 1
+    assert meta["vocab_size"] == vocab_size
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    assert meta["tokenizer_sha256"] == tokenizer.sha256
+    hashes = [tokenizer.sha256]
+    for split in ("train", "val"):
+        counts = meta["splits"][split]
+        documents, tokens = read_split(folder, split)
+        assert counts["documents"] == len(documents)
+        assert counts["tokens"] == len(tokens) == sum(file["tokens"] for file in counts["files"])
+        assert counts["bytes"] == sum(len(text.encode()) for text in documents)
+        assert counts["bytes"] == tokenizer.token_bytes()[tokens].sum()
+        for number, file in enumerate(counts["files"]):
+            assert file["name"] == f"{split}_{number:06d}.bin"
+            assert file["tokens"] == 1000 or number == len(counts["files"]) - 1
+            raw = (folder / file["name"]).read_bytes()
+            assert hashlib.sha256(raw).hexdigest() == file["sha256"]
+            hashes.append(file["sha256"])
+    assert meta["data_sha256"] == hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    train, val = read_split(folder, "train")[0], read_split(folder, "val")[0]
+    chosen = set(val)
+    assert train == [text for text in texts if text not in chosen]
+    assert val == [text for text in texts if text in chosen]
+
+
+def test_ngrams_come_from_training_documents_only(tmp_path: Path) -> None:
+    texts = [*texts_of(60, seed=2), *(f"{'qzx' * 40} {n}" for n in range(40))]
+    val = [t for t in texts if corpus.split_of(t.encode(), 0.5) == "val"]
+    train = [t for t in texts if t not in val and "qzx" not in t]
+    mixed = [t for t in val if "qzx" in t] + train
+    files = write_parquet(tmp_path / "a.parquet", mixed)
+    folder = prepare(config(tmp_path, files=files, vocab_size=1000, val_fraction=0.5))
+    ngrams = json.loads((folder / "tokenizer.json").read_text())["ngrams"]
+    assert "qzx" in "".join(read_split(folder, "val")[0])
+    assert "al" in ngrams
+    assert not any("q" in ngram for ngram in ngrams)
+
+
+def test_duplicates_never_cross_the_split_and_order_does_not_matter(tmp_path: Path) -> None:
+    texts = texts_of(200, seed=3) * 3
+    sides = []
+    for seed in (0, 1):
+        random.Random(seed).shuffle(texts)
+        files = write_parquet(tmp_path / f"{seed}.parquet", texts)
+        folder = prepare(config(tmp_path, files=files, dataset=f"d{seed}"))
+        sides.append([set(read_split(folder, split)[0]) for split in ("train", "val")])
+    assert sides[0] == sides[1]
+    assert not sides[0][0] & sides[0][1]
+    assert 5 < len(sides[0][1]) < 40  # 20 expected
+
+
+def test_all_kinds_of_files(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"one\r\ndocument")
+    (tmp_path / "c.md").write_text("# two", encoding="utf-8")
+    write_json_lines(tmp_path / "a.jsonl", [{"body": "drei"}, {"body": "vier", "id": 1}])
+    write_parquet(tmp_path / "d.parquet", ["fünf"], column="body")
+    files = f"{tmp_path}/*.jsonl,{tmp_path}/*.txt, {tmp_path}/*.md,{tmp_path}/d*"
+    folder = prepare(config(tmp_path, files=files, text_column="body", val_fraction=0.0))
+    assert read_split(folder, "train")[0] == ["drei", "vier", "one\r\ndocument", "# two", "fünf"]
+    assert read_split(folder, "val") == ([], [])
+
+
+def two_folders(tmp_path: Path) -> tuple[list[str], list[str]]:
+    """400 and 200 documents, in two files each; a document says which folder it is from."""
+    for name, count in (("a", 400), ("b", 200)):
+        texts = [f"{name}{n} {text}" for n, text in enumerate(texts_of(count, seed=4))]
+        write_parquet(tmp_path / name / "0.parquet", texts[: count // 2])
+        write_parquet(tmp_path / name / "1.parquet", texts[count // 2 :])
+    return [f"{tmp_path}/a/*", f"{tmp_path}/b/*"], [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_mix_keeps_the_proportions_and_hub_folders_are_the_same(tmp_path: Path) -> None:
+    globs, folders = two_folders(tmp_path)
+    made = {}
+    for name, settings in {
+        "files": {"files": ",".join(globs)},
+        "hub": {"source": "hub", "hub": ",".join(folders)},
+        "seed": {"files": ",".join(globs), "seed": 1},
+    }.items():
+        made[name] = prepare(
+            config(tmp_path, dataset=name, probabilities="0.8,0.2", val_fraction=0.0, **settings)
+        )
+    documents = read_split(made["files"], "train")[0]
+    share = sum(text.startswith("a") for text in documents) / len(documents)
+    assert 0.74 < share < 0.86  # 500 draws: three standard deviations are 0.054
+    for name, total in (("a", 400), ("b", 200)):  # each folder in its own order, none twice
+        numbers = [int(text.split()[0][1:]) for text in documents if text.startswith(name)]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) <= total
+    assert contents(made["hub"])["train_000000.bin"] == contents(made["files"])["train_000000.bin"]
+    assert contents(made["seed"])["train_000000.bin"] != contents(made["files"])["train_000000.bin"]
+
+
+def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CHUNK_CHARACTERS", 4000)
+    monkeypatch.setattr(pool, "POOL_CHUNKS", 3)
+    globs, _ = two_folders(tmp_path)
+    made = [
+        contents(
+            prepare(
+                config(
+                    tmp_path, files=",".join(globs), probabilities="0.5,0.5", workers=workers,
+                    dataset=f"w{workers}", vocab_size=400, shard_tokens=3000,
+                )
+            )
+        )
+        for workers in (1, 2)
+    ]  # fmt: skip
+    assert made[0] == made[1]
+
+
+def test_max_tokens_ends_after_a_whole_document(tmp_path: Path) -> None:
+    texts = texts_of(300, seed=5)
+    files = write_parquet(tmp_path / "a.parquet", texts)
+    every, _ = read_split(prepare(config(tmp_path, files=files, dataset="all")), "train")
+    for limit in (1, 5000):
+        folder = prepare(
+            config(tmp_path, files=files, dataset=f"m{limit}", max_tokens=limit, val_fraction=0.0)
+        )
+        documents, tokens = read_split(folder, "train")
+        assert documents == texts[: len(documents)]
+        assert len(tokens) >= limit > len(tokens) - len(documents[-1].encode()) - 1
+    assert len(documents) < len(every)
+
+
+class Interrupted(Exception):
+    """Stands for a process that dies."""
+
+
+def dies(*_: Any) -> None:
+    raise Interrupted
+
+
+@pytest.mark.parametrize("kind", ["parquet", "mixed", "hub", "jsonl"])
+def test_going_on_after_interruptions_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The writer dies within every chunk; the same call ends with the same bytes."""
+    globs, folders = two_folders(tmp_path)
+    rows = [{"text": text} for text in texts_of(300, seed=6)]
+    write_json_lines(tmp_path / "a.jsonl", rows[:200])
+    write_json_lines(tmp_path / "b.jsonl", rows[200:])
+    settings: dict[str, Any] = {
+        "parquet": {"files": ",".join(globs)},
+        "mixed": {"files": ",".join(globs), "probabilities": "0.7,0.3"},
+        "hub": {"source": "hub", "hub": ",".join(folders), "probabilities": "0.7,0.3"},
+        "jsonl": {"files": f"{tmp_path}/*.jsonl"},
+    }[kind]
+    settings |= {"vocab_size": 280, "shard_tokens": 1500, "save_every_s": 0.0}
+    monkeypatch.setattr(pool, "CHUNK_CHARACTERS", 9000)
+    expected = contents(prepare(config(tmp_path, dataset="whole", **settings)))
+    add = ShardWriter.add
+    left = 0
+
+    def dying_add(*arguments: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise Interrupted
+        left -= 1
+        add(*arguments)
+
+    monkeypatch.setattr(ShardWriter, "add", dying_add)
+    wanted = config(tmp_path, dataset="cut", **settings)
+    deaths = 0
+    while not (tmp_path / "data" / "cut" / "meta.json").is_file():
+        left = 3  # a chunk takes two: every life records one chunk and dies within the next
+        try:
+            prepare(wanted)
+        except Interrupted:
+            deaths += 1
+    assert deaths > 5
+    assert contents(tmp_path / "data" / "cut") == expected
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """The real program on the standard library, with SIGKILL."""
+    settings = {"data_dir": str(tmp_path), "vocab_size": 4096, "quiet": True, "workers": 1}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    words += ["--save_every_s=0", "--shard_tokens=1000000"]
+    started = time.monotonic()
+    expected = contents(prepare(configure(PrepareConfig, [*words, "--dataset=whole"])))
+    duration = time.monotonic() - started
+    command = [sys.executable, "prepare_data.py", *words, "--dataset=cut"]
+    progress = tmp_path / "cut" / "progress.json"
+    draw = random.Random()
+    killed = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT)
+        while process.poll() is None and not progress.is_file():
+            time.sleep(0.01)
+        try:
+            process.wait(timeout=draw.uniform(0.1, 0.9) * duration)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert killed > 0
+    assert contents(tmp_path / "cut") == expected
+
+
+def test_an_unfinished_or_finished_set_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pool, "CHUNK_CHARACTERS", 9000)
+    files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=7))
+    wanted = config(tmp_path, files=files, save_every_s=0.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", dies)
+        with pytest.raises(Interrupted):
+            prepare(wanted)
+    other = config(tmp_path, files=files, val_fraction=0.2)
+    with pytest.raises(UserError, match=r"unfinished data set.*val_fraction 0.1 there, 0.2 now"):
+        prepare(other)
+    folder = prepare(wanted)
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"a finished data set.*val_fraction 0.1 there, 0.2 now"):
+        prepare(other)
+    main([f"--files={files}", "--source=files", "--dataset=set", f"--data_dir={folder.parent}",
+          "--val_fraction=0.1"])  # fmt: skip
+    assert "complete already" in capsys.readouterr().out
+    write_parquet(tmp_path / "a.parquet", texts_of(299, seed=7))
+    with pytest.raises(UserError, match="input files have changed"):
+        prepare(wanted)
+    assert contents(folder) == before
+    (tmp_path / "data" / "mine").mkdir()
+    (tmp_path / "data" / "mine" / "train_000000.bin").write_bytes(b"precious")
+    with pytest.raises(UserError, match="is not empty"):
+        prepare(config(tmp_path, files=files, dataset="mine"))
+    assert contents(tmp_path / "data" / "mine") == {"train_000000.bin": b"precious"}
+
+
+def test_a_damaged_unfinished_set_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CHUNK_CHARACTERS", 9000)
+    files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=8))
+    wanted = config(tmp_path, files=files, save_every_s=0.0, vocab_size=300)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", dies)
+        with pytest.raises(Interrupted):
+            prepare(wanted)
+    folder = tmp_path / "data" / "set"
+    shard, tokenizer, progress = (
+        folder / name for name in ("train_000000.bin", "tokenizer.json", "progress.json")
+    )
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="shorter than"):
+        prepare(wanted)
+    shard.write_bytes(whole)
+    kept = tokenizer.read_bytes()
+    Tokenizer(300).save(tokenizer)
+    with pytest.raises(UserError, match=r"tokenizer\.json has changed"):
+        prepare(wanted)
+    tokenizer.write_bytes(kept)
+    progress.write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*progress\.json"):
+        prepare(wanted)
+
+
+def test_documents_that_are_not_text_are_counted(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name, raw in {
+        "empty": b"", "blank": b" \n\t", "binary": b"\x7fELF\0\0\xff", "nul": b"a\0b",
+        "latin": b"caf\xe9", "utf16": "hi".encode("utf-16"), "half": "é".encode()[:1],
+        "good": b"yes", "cesu": b"\xed\xa0\x80", "bom": b"\xef\xbb\xbfbom",
+    }.items():  # fmt: skip
+        (texts / f"{name}.txt").write_bytes(raw)
+    lines = tmp_path / "lines.jsonl"
+    rows = ["\ud800 alone", None, 5, "\0", ["a"], "😀 pair"]
+    lines.write_text("\n\n".join(json.dumps({"text": row}) for row in rows))
+    table = write_parquet(tmp_path / "t.parquet", ["", None, "row"])
+    folder = prepare(config(tmp_path, files=f"{texts}/*,{lines},{table}", val_fraction=0.0))
+    assert read_split(folder, "train")[0] == ["\ufeffbom", "yes", "😀 pair", "row"]
+    assert json.loads((folder / "meta.json").read_text())["skipped"] == {
+        "empty": 5, "binary": 4, "not_utf8": 3, "surrogate": 1, "not_text": 2,
+    }  # fmt: skip
+
+
+def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    column = pa.array([b"fine", b"\xff\xfe"], type=pa.binary())
+    for kind in (pa.binary(), pa.string()):
+        typed = pa.Array.from_buffers(kind, 2, column.buffers())
+        pq.write_table(pa.table({"text": typed}), tmp_path / "a.parquet")
+        wanted = config(
+            tmp_path, files=f"{tmp_path}/a.parquet", dataset=f"{kind}", val_fraction=0.0
+        )
+        if kind == pa.binary():
+            assert read_split(prepare(wanted), "train")[0] == ["fine"]
+        else:
+            with pytest.raises(UserError, match=r"cannot read .*a\.parquet"):
+                prepare(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: not JSON in UTF-8"),
+        ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1: no key 'text'; found body"),
+        ("a.jsonl", b"5\n", r"a\.jsonl, line 1: no key 'text'; found int"),
+        ("a.parquet", b"", r"cannot read .*a\.parquet"),
+        ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
+        ("a.csv", b"text\nx\n", r"cannot read .*a\.csv: expected one of"),
+        ("a.txt", b"", r"no document for 'train'"),
+        ("a.txt", b"only one", r"no document for 'val'"),
+    ],
+)
+def test_inputs_that_cannot_be_read_are_named(
+    tmp_path: Path, name: str, raw: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UserError, match=message):
+        prepare(config(tmp_path, files=str(tmp_path / name)))
+    (tmp_path / name).unlink()
+    good = write_parquet(tmp_path / "good.parquet", texts_of(100, seed=9))
+    prepare(config(tmp_path, files=good))  # the failure does not stand in the way
+
+
+def test_a_broken_parquet_body_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, texts_of(300, seed=10))
+    raw = bytearray(path.read_bytes())
+    raw[200:4000] = bytes(3800)
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet"):
+        prepare(config(tmp_path, files=str(path)))
+
+
+def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "folder" / "a.parquet", texts_of(20, seed=11))
+    for settings in ({"files": path}, {"source": "hub", "hub": str(tmp_path / "folder")}):
+        with pytest.raises(UserError, match="no column 'body'; there are id, text"):
+            prepare(config(tmp_path, text_column="body", **settings))
+    with pytest.raises(UserError, match="no file matches '/nowhere/"):
+        prepare(config(tmp_path, files="/nowhere/*.txt"))
+    with pytest.raises(UserError, match="cannot open the data set 'no/such-set:part'"):
+        prepare(config(tmp_path, source="hub", hub="no/such-set:part"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--source=web"], "source='web': expected stdlib, files or hub"),
+        (["--source=files"], "source='files' needs --files="),
+        (["--source=files", "--files=x.txt"], "needs a name for its data set"),
+        (["--files=x.txt"], "pass --source=files"),
+        (["--probabilities=0.5"], "1 probabilities for 0 entries"),
+        (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=1,x"], "expected numbers"),
+        (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=.8,.8"], "sum to 1"),
+        (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=2,-1"], "positive"),
+        (["--vocab_size=255"], "expected 256"),
+        (["--vocab_size=70000"], "expected 256"),
+        (["--max_ngram=4"], "max_ngram=4"),
+        (["--val_fraction=1"], "val_fraction=1.0"),
+        (["--shard_tokens=0"], "shard_tokens=0"),
+        (["--max_tokens=-1"], "max_tokens=-1"),
+        (["--dataset=../up"], "plain name"),
+        (["--datset=x"], "did you mean 'dataset'"),
+    ],
+)
+def test_impossible_settings_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configure(PrepareConfig, words)
+
+
+def test_a_tokenizer_can_be_used_again(tmp_path: Path) -> None:
+    files = write_parquet(tmp_path / "a.parquet", texts_of(100, seed=12))
+    first = prepare(config(tmp_path, files=files, vocab_size=500, dataset="first"))
+    other = write_parquet(tmp_path / "b.parquet", texts_of(100, seed=13))
+    second = prepare(
+        config(tmp_path, files=other, tokenizer=str(first / "tokenizer.json"), dataset="second")
+    )
+    assert contents(second)["tokenizer.json"] == contents(first)["tokenizer.json"]
+    assert json.loads((second / "meta.json").read_text())["vocab_size"] == 500
+
+
+def test_the_papers_stream_is_configured() -> None:
+    made = configure(PrepareConfig, [str(ROOT / "config" / "data_fineweb_cosmopedia.py")])
+    assert made.vocab_size == 65536
+    assert made.entries[0] == "HuggingFaceFW/fineweb-edu:sample-10BT"
+    assert made.chances[0] == 0.8
+    assert sum(made.chances[1:]) == pytest.approx(0.2)
+    assert made.max_tokens >= 5216 * 16 * 200 * 1025
+
+
+def test_what_the_user_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = write_parquet(Path("a.parquet"), texts_of(300, seed=14))
+    main(["--source=files", f"--files={files}", "--dataset=set", "--vocab_size=300"])
+    shown = capsys.readouterr()
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert max(map(len, re.split(r"[\r\n]", shown.err))) <= 80
+    assert "data/set: 300 ids" in shown.out
+    assert re.search(r"encoding.*B/s, 300 documents, [\d.]+ M tokens", shown.err)
+    main(["--help"])
+    shown = capsys.readouterr()
+    assert all(f"  {field.name} = " in shown.out for field in dataclasses.fields(PrepareConfig))
+    monkeypatch.setattr(prepare_data, "prepare", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
