@@ -41,13 +41,10 @@ class Processes:
 @contextlib.contextmanager
 def join_processes(device_name: str, tf32: bool = False) -> Iterator[Processes]:
     """This process on its device; started by torchrun, within the group of all."""
-    device = setup_device(device_name, tf32)
     if "RANK" not in os.environ:
-        yield Processes(device)
+        yield Processes(setup_device(device_name, tf32))
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    device = setup_device(device_name, tf32, int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(device, dist.get_rank(), dist.get_world_size())
@@ -55,21 +52,19 @@ def join_processes(device_name: str, tf32: bool = False) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def setup_device(name: str, tf32: bool = False) -> torch.device:
+def setup_device(name: str, tf32: bool = False, local_rank: int = 0) -> torch.device:
     """The device of that name ("auto": CUDA, then MPS, then CPU), its float32 products settled.
 
-    On CUDA float32 is float32 unless `tf32`. On a CPU "medium" hands the products to oneDNN,
-    1.5 times as fast, where a probe shows that it keeps float32's precision (on CPUs with AMX it
-    would round to bfloat16). Raises UserError if this machine has no such device.
+    Processes of one machine take one GPU each, by `local_rank`. On CUDA float32 is float32 unless
+    `tf32`. On a CPU "medium" hands the products to oneDNN, 1.5 times as fast, where a probe shows
+    that it keeps float32's precision (on CPUs with AMX it would round to bfloat16). Raises
+    UserError if this machine has no such device.
     """
     if name == "auto":
-        name = "cpu"
-        if torch.backends.mps.is_available():
-            name = "mps"
-        if torch.cuda.is_available():
-            name = "cuda"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -78,6 +73,7 @@ def setup_device(name: str, tf32: bool = False) -> torch.device:
         ) from error
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if device.type == "cpu":
         torch.set_float32_matmul_precision("medium")
