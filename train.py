@@ -30,6 +30,7 @@ from evaluate import Evaluation, autocast, validate
 from model import GPT, GPTConfig, count_parameters
 from prepare_data import PrepareConfig, prepare
 from processes import Processes, join_processes
+from sample import SampleConfig, write_sample
 
 DEFAULT_CONFIG = "config/default.py"
 SAMPLE_TOKENS = 200  # of the sample that closes a run
@@ -375,27 +376,25 @@ recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens
 {start} {config.out_dir}"""
 
 
-def closing(trainer: Trainer) -> str:
-    """How the run ended, a short sample, and what to try next."""
+def close(trainer: Trainer, argv: list[str]) -> None:
+    """Print how the run ended, a short sample, and what to try next."""
     config = trainer.config
     if trainer.step < config.max_steps:
-        return (
-            f"stopped after step {trainer.step:,} and saved: go on with the same command and"
-            " --init_from=resume"
-        )
-    tokenizer = trainer.data.tokenizer
-    start = torch.tensor([tokenizer.encode("\n")], device=trainer.processes.device)
-    generator = torch.Generator(start.device).manual_seed(config.seed)
-    tokens = trainer.raw_model.generate(start, SAMPLE_TOKENS, 0.8, top_k=200, generator=generator)
-    sample = tokenizer.decode([int(token) for token in tokens])
-    minutes = trainer.elapsed_s / 60
-    return f"""
-done:   {trainer.step:,} steps in {minutes:.1f} minutes of training and evaluation
-result: {trainer.result} (best loss {trainer.best_loss:.4f})
-sample: {sample!r}
-
-next:   python sample.py --out_dir={config.out_dir} --prompt='import '
-        python train.py --input_layer=learned --out_dir={config.out_dir}-learned"""
+        print(f"stopped after step {trainer.step:,} and saved; the same command and")
+        print("--init_from=resume go on from there")
+        return
+    print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}")
+    print("a sample:")
+    sample = SampleConfig(max_new_tokens=SAMPLE_TOKENS, dtype=config.dtype)
+    write_sample(trainer.raw_model, trainer.data.tokenizer, sample, 0)
+    other = "learned" if config.input_layer != "learned" else "fixed"
+    changed = ("--input_layer", "--out_dir", "--init_from")
+    words = [word for word in argv if not word.startswith(changed)]
+    words += [f"--input_layer={other}", f"--out_dir={config.out_dir}/{other}"]
+    print(f"""
+next: python sample.py --out_dir={config.out_dir} --prompt='import '
+      python evaluate.py --out_dir={config.out_dir}
+      python train.py {" ".join(words)}""")
 
 
 def main(argv: list[str]) -> None:
@@ -412,21 +411,19 @@ def main(argv: list[str]) -> None:
         data = open_data(config, processes)
         config = resolve(config, data, processes.world)
         trainer = Trainer(config, data, processes)
+        if trainer.step >= config.max_steps:
+            print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
+            return
         metrics = None
         if processes.first:
             print(describe(trainer), flush=True)
             write_run_json(Path(config.out_dir), trainer.record(), processes.device)
             metrics = Metrics(Path(config.out_dir) / "metrics.jsonl", trainer.step)
-        bar = {
-            "total": config.max_steps,
-            "initial": trainer.step,
-            "unit": "step",
-            "dynamic_ncols": True,
-        }
+        bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step", "ncols": 80}
         with finishing_the_step(trainer), tqdm(**bar, disable=not processes.first) as progress:
             trainer.run(metrics, progress)
         if processes.first:
-            print(closing(trainer))
+            close(trainer, argv)
 
 
 if __name__ == "__main__":

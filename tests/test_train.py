@@ -284,6 +284,23 @@ def test_resume_without_a_checkpoint_starts_anew_and_says_so(words, capsys):
     assert "no checkpoint to resume yet: starting anew" in capsys.readouterr().out
 
 
+def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
+    train.main(words(max_steps=5))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    train.main(words(max_steps=5, init_from="resume"))
+    assert "holds this run already, all 5 steps" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_the_end_says_what_to_try_next(words, tmp_path, capsys):
+    train.main(words(max_steps=5))
+    out = capsys.readouterr().out
+    assert f"next: python sample.py --out_dir={tmp_path / 'run'}" in out
+    (command,) = re.findall(r"python train.py (.*)", out)
+    train.main(command.split())
+    assert (tmp_path / "run" / "learned" / "best.pt").is_file()
+
+
 def test_learning_rate_at_its_corners():
     config = TrainConfig(max_steps=110, warmup_steps=10, learning_rate=1.0, min_lr=0.2)
     rates = [train.learning_rate(step, config) for step in range(110)]
