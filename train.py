@@ -404,7 +404,7 @@ def main(argv: list[str]) -> None:
         return
     config = configure(TrainConfig, argv, DEFAULT_CONFIG)
     if not config.out_dir:
-        files = [word for word in argv if not word.startswith("-")]
+        files = [DEFAULT_CONFIG, *(word for word in argv if not word.startswith("-"))]
         config = dataclasses.replace(config, out_dir=f"out/{Path(files[-1]).stem}")
     refuse_to_overwrite(config)
     with join_processes(config.device, config.tf32) as processes:

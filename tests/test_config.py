@@ -63,3 +63,10 @@ def test_the_default_run_is_table_free_bytes():
     config = load("default")
     assert (config.input_layer, config.dataset, config.out_dir) == ("fixed", "stdlib", "out")
     assert (config.device, config.dtype, config.compile) == ("auto", "float32", False)
+
+
+def test_the_readme_lists_every_setting():
+    rows = {line for line in Path("README.md").read_text().splitlines() if line.startswith("| `")}
+    for field in dataclasses.fields(TrainConfig):
+        row = f"| `{field.name}` | `{field.default!r}` | {field.metadata['meaning']} |"
+        assert row in rows
