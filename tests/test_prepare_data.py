@@ -421,13 +421,15 @@ def test_inputs_that_cannot_be_read_are_named(
 
 
 def test_a_broken_parquet_body_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
+    path = tmp_path / "folder" / "a.parquet"
     write_parquet(path, texts_of(300, seed=10))
     raw = bytearray(path.read_bytes())
     raw[200:4000] = bytes(3800)
     path.write_bytes(raw)
     with pytest.raises(UserError, match=r"cannot read .*a\.parquet"):
         prepare(config(tmp_path, files=str(path)))
+    with pytest.raises(UserError, match="cannot read on: "):
+        prepare(config(tmp_path, source="hub", hub=str(path.parent)))
 
 
 def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
@@ -452,6 +454,7 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=1,x"], "expected numbers"),
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=.8,.8"], "sum to 1"),
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=2,-1"], "positive"),
+        (["--source=hub", "--hub=a", "--dataset=c", "--probabilities=nan"], "positive"),
         (["--vocab_size=255"], "expected 256"),
         (["--vocab_size=70000"], "expected 256"),
         (["--max_ngram=4"], "max_ngram=4"),
