@@ -67,7 +67,7 @@ class Stream:
             source.load_state_dict(position)
 
     def __iter__(self) -> Iterator[Any]:
-        rows = [iter(source) for source in self._sources]
+        rows = [_rows(source) for source in self._sources]
         if not self._mixed:
             for row in itertools.chain.from_iterable(rows):
                 yield self._document(row)
@@ -76,9 +76,9 @@ class Stream:
         draw = random.Random(self._seed)
         for _ in range(self._drawn):
             draw.random()
-        while row := next(rows[bisect.bisect(self._bounds, draw.random())], None):
+        while drawn := next(rows[bisect.bisect(self._bounds, draw.random())], None):
             self._drawn += 1
-            yield self._document(row)
+            yield self._document(drawn)
 
     def _document(self, row: dict[str, Any]) -> Any:
         if self._column not in row:
@@ -86,6 +86,44 @@ class Stream:
                 f"no column {self._column!r}; there are {', '.join(row)} (pass --text_column=...)"
             )
         return row[self._column]
+
+
+def _rows(source: "IterableDataset") -> Iterator[dict[str, Any]]:
+    """The rows of a source; what goes wrong on the way (network, damaged files) is a UserError."""
+    try:
+        yield from source
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read on: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, after its type."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def describe_sources(kind: str, entries: Sequence[str]) -> list[dict[str, Any]]:
+    """What is read: name, number of files and bytes (a hub's are not known) of each entry."""
+    if kind == "hub":
+        return [{"name": entry} for entry in entries]
+    paths = {entry: matching_files(entry) for entry in entries}
+    if kind == "stdlib":
+        version = f"{platform.python_implementation()} {platform.python_version()}"
+        paths = {f"{version} standard library": stdlib_files()}
+    return [
+        {"name": name, "files": len(found), "bytes": sum(map(os.path.getsize, found))}
+        for name, found in paths.items()
+    ]
+
+
+def open_sources(kind: str, entries: Sequence[str], column: str) -> list["IterableDataset"]:
+    """The entries of kind `files` (globs) or `hub`, or the standard library, which has none."""
+    if kind == "hub":
+        return [open_hub(entry, column) for entry in entries]
+    if kind == "stdlib":
+        return [open_files(stdlib_files(), column)]
+    return [open_files(matching_files(entry), column) for entry in entries]
 
 
 def stdlib_files() -> list[str]:
@@ -101,11 +139,6 @@ def stdlib_files() -> list[str]:
         if path.endswith((".py", ".txt", ".rst"))
         and not os.path.basename(path).startswith("_sysconfigdata")  # paths of one machine
     )
-
-
-def stdlib_name() -> str:
-    """What the stdlib source is on this machine."""
-    return f"{platform.python_implementation()} {platform.python_version()} standard library"
 
 
 def matching_files(pattern: str) -> list[str]:
@@ -136,8 +169,7 @@ def open_hub(name: str, column: str) -> "IterableDataset":
     try:
         source = load_dataset(path, config or None, split="train", streaming=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot open the data set {name!r}: {reason}") from error
+        raise UserError(f"cannot open the data set {name!r}: {_reason(error)}") from error
     known = source.column_names
     if known and column not in known:
         raise UserError(
@@ -169,7 +201,7 @@ def _read_parquet(path: str, column: str) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=256, columns=[column]):
                 yield from ({column: document} for document in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
 
 
 def _read_json_lines(path: str, column: str) -> Iterator[dict[str, Any]]:

@@ -55,13 +55,15 @@ def map_chunks(
 ) -> Generator[tuple[Chunk, Result]]:
     """Each chunk with its result, in order; at most two chunks a worker are in memory.
 
-    Input of fewer than POOL_CHUNKS is done in this process.
+    `workers` = 0 means one for each core. Input of fewer than POOL_CHUNKS is done in this process.
     """
+    workers = workers or _cores()
     head = list(itertools.islice(chunks, POOL_CHUNKS))
     chunks = itertools.chain(head, chunks)
     if workers == 1 or len(head) < POOL_CHUNKS:
         yield from ((chunk, job(chunk.documents)) for chunk in chunks)
         return
+    del head  # or its chunks would stay in memory to the end
     waiting: collections.deque[tuple[Chunk, concurrent.futures.Future[Result]]]
     waiting = collections.deque()
     spawn = multiprocessing.get_context("spawn")
@@ -75,6 +77,12 @@ def map_chunks(
                 yield _result(waiting)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _result(waiting: collections.deque[tuple[Chunk, Any]]) -> tuple[Chunk, Any]:

@@ -18,7 +18,6 @@ space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON 
 import contextlib
 import dataclasses
 import functools
-import os
 import sys
 import time
 from pathlib import Path
@@ -42,6 +41,7 @@ from tokenizer import (
     merge_counts,
 )
 
+USAGE = "usage: python prepare_data.py [FILE.py] [--name=value ...]"
 OUTCOMES = (*SPLITS, *SKIPS)
 FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
 
@@ -53,7 +53,7 @@ class PrepareConfig:
     dataset: str = setting("stdlib", "name of the data set, a folder in data_dir")
     data_dir: str = setting("data", "folder of all data sets")
     source: str = setting("stdlib", "stdlib (the library of this Python), files or hub")
-    files: str = setting("", "globs of .txt, .md, .jsonl and .parquet files, with commas between")
+    files: str = setting("", "globs of .txt, .md, .rst, .py, .jsonl, .parquet; commas between")
     hub: str = setting(
         "", "Hugging Face data sets (path or path:config) or folders, commas between"
     )
@@ -132,7 +132,7 @@ def _source_problems(config: PrepareConfig) -> list[str]:
         return [*found, f"probabilities={config.probabilities!r}: expected numbers and commas"]
     if chances and len(chances) != len(config.entries):
         found.append(f"{len(chances)} probabilities for {len(config.entries)} entries")
-    if chances and (min(chances) <= 0 or abs(sum(chances) - 1) > 1e-6):
+    if chances and not (min(chances) > 0 and abs(sum(chances) - 1) < 1e-6):
         found.append(
             f"probabilities={config.probabilities!r}: expected positive ones that sum to 1"
         )
@@ -199,7 +199,8 @@ def prepare(config: PrepareConfig) -> Path:
     values = dataclasses.asdict(config)
     settings = {name: value for name, value in values.items() if name not in FREE_SETTINGS}
     say = (lambda text: None) if config.quiet else functools.partial(print, flush=True)
-    writer = open_folder(folder, config.shard_tokens, settings, _describe_sources(config))
+    sources = corpus.describe_sources(config.source, config.entries)
+    writer = open_folder(folder, config.shard_tokens, settings, sources)
     if writer is None:
         say(f"{folder} is complete already")
         return folder
@@ -220,34 +221,9 @@ def prepare(config: PrepareConfig) -> Path:
     return folder
 
 
-def _describe_sources(config: PrepareConfig) -> list[dict[str, Any]]:
-    """What is read, for meta.json and to notice that it changed."""
-    if config.source == "stdlib":
-        return [{"name": corpus.stdlib_name(), **_sizes(corpus.stdlib_files())}]
-    if config.source == "hub":
-        return [{"name": entry} for entry in config.entries]
-    return [{"name": entry, **_sizes(corpus.matching_files(entry))} for entry in config.entries]
-
-
-def _sizes(paths: list[str]) -> dict[str, int]:
-    return {"files": len(paths), "bytes": sum(os.path.getsize(path) for path in paths)}
-
-
 def _open_stream(config: PrepareConfig) -> corpus.Stream:
-    column = config.text_column
-    if config.source == "hub":
-        sources = [corpus.open_hub(entry, column) for entry in config.entries]
-    else:
-        paths = [corpus.matching_files(entry) for entry in config.entries]
-        paths = paths or [corpus.stdlib_files()]
-        sources = [corpus.open_files(entry, column) for entry in paths]
-    return corpus.Stream(sources, column, config.chances, config.seed)
-
-
-def _workers(config: PrepareConfig) -> int:
-    if config.workers or not hasattr(os, "sched_getaffinity"):
-        return config.workers or os.cpu_count() or 1
-    return len(os.sched_getaffinity(0))
+    sources = corpus.open_sources(config.source, config.entries, config.text_column)
+    return corpus.Stream(sources, config.text_column, config.chances, config.seed)
 
 
 def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
@@ -273,7 +249,7 @@ def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
 def _count(config: PrepareConfig) -> list[str]:
     """The n-grams of the vocabulary, from the first `count_characters` of the stream, in chunks."""
     job = functools.partial(count_chunk, config.max_ngram, config.val_fraction)
-    results = map_chunks(job, chunks_of(_open_stream(config)), _workers(config))
+    results = map_chunks(job, chunks_of(_open_stream(config)), config.workers)
     total = merge_counts([])
     parts: list[Counts] = []
     characters = 0
@@ -296,7 +272,7 @@ def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWrit
         stream.restore(state)
     splits = writer.progress["splits"]
     job = functools.partial(encode_chunk, tokenizer, config.val_fraction)
-    results = map_chunks(job, chunks_of(stream), _workers(config))
+    results = map_chunks(job, chunks_of(stream), config.workers)
     saved = time.monotonic()
     done = sum(counts["bytes"] for counts in splits.values())
     with _bar(config, "encoding", done) as bar, contextlib.closing(results):
@@ -347,9 +323,7 @@ def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
 def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
     if "--help" in argv or "-h" in argv:
-        print(
-            help_text(PrepareConfig, "usage: python prepare_data.py [FILE.py] [--name=value ...]")
-        )
+        print(help_text(PrepareConfig, USAGE))
         return
     try:
         prepare(configure(PrepareConfig, argv))

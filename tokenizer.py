@@ -13,6 +13,9 @@ The vocabulary size chooses the layout; nothing is downloaded.
 Encoding is greedy: at every position the longest n-gram wins, else the character. An n-gram has two
 or three characters (below 65,536 also one, if UTF-8 spells it with several bytes). Ids left over by
 a small corpus become reserved special tokens, so every id is assigned and every id decodes.
+
+English is encoded at 30 to 40 MB/s a core with up to 8,192 n-grams; many more outgrow a cache of
+the regular-expression engine (16,384 ids: 20 MB/s, 32,768: 4, 65,535: 2).
 """
 
 import functools
@@ -139,11 +142,7 @@ class Tokenizer:
     def to_json(self) -> str:
         """The canonical JSON, from which `from_json` builds the same tokenizer."""
         named = {name: self.special[name] for name in SPECIAL_NAMES}
-        fields: dict[str, Any] = {
-            "format": 1,
-            "vocab_size": self.vocab_size,
-            "special": named,
-        }
+        fields: dict[str, Any] = {"format": 1, "vocab_size": self.vocab_size, "special": named}
         fields.update(self._named or {"ngrams": self._ngrams})
         return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,23 @@ def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
     assert made[0] == made[1]
 
 
+def test_few_chunks_are_in_memory_and_results_keep_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "POOL_CHUNKS", 3)
+    taken = 0
+
+    def chunks() -> Iterator[pool.Chunk]:
+        nonlocal taken
+        for taken in range(1, 41):
+            yield pool.Chunk(["x"] * taken, taken, {})
+
+    results = pool.map_chunks(len, chunks(), workers=2)
+    for number, (chunk, length) in enumerate(results, start=1):
+        assert length == chunk.size == number
+        assert taken <= number + 4
+
+
 def test_max_tokens_ends_after_a_whole_document(tmp_path: Path) -> None:
     texts = texts_of(300, seed=5)
     files = write_parquet(tmp_path / "a.parquet", texts)
@@ -262,7 +280,7 @@ def test_going_on_after_interruptions_ends_with_the_same_bytes(
     monkeypatch.setattr(ShardWriter, "add", dying_add)
     wanted = config(tmp_path, dataset="cut", **settings)
     deaths = 0
-    while not (tmp_path / "data" / "cut" / "meta.json").is_file():
+    for _ in range(40):
         left = 3  # a chunk takes two: every life records one chunk and dies within the next
         try:
             prepare(wanted)
@@ -421,13 +439,15 @@ def test_inputs_that_cannot_be_read_are_named(
 
 
 def test_a_broken_parquet_body_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
+    path = tmp_path / "folder" / "a.parquet"
     write_parquet(path, texts_of(300, seed=10))
     raw = bytearray(path.read_bytes())
     raw[200:4000] = bytes(3800)
     path.write_bytes(raw)
     with pytest.raises(UserError, match=r"cannot read .*a\.parquet"):
         prepare(config(tmp_path, files=str(path)))
+    with pytest.raises(UserError, match="cannot read on: "):
+        prepare(config(tmp_path, source="hub", hub=str(path.parent)))
 
 
 def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
@@ -452,6 +472,7 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=1,x"], "expected numbers"),
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=.8,.8"], "sum to 1"),
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=2,-1"], "positive"),
+        (["--source=hub", "--hub=a", "--dataset=c", "--probabilities=nan"], "positive"),
         (["--vocab_size=255"], "expected 256"),
         (["--vocab_size=70000"], "expected 256"),
         (["--max_ngram=4"], "max_ngram=4"),
