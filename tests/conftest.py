@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 
 from tokenizer import Tokenizer
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is first imported
+os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-codes-tests"))
 torch.set_num_threads(1)  # the models are tiny, and CI may share its cores
 
 

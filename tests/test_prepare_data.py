@@ -3,20 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is first imported
-os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-codes-tests"))
 
 import numpy as np
 import pyarrow as pa
