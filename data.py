@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizer import Tokenizer
 from torch import Tensor
 
 from configurator import UserError
 from processes import Processes
+from tokenizer import Tokenizer
 
 
 class Split:
