@@ -11,7 +11,7 @@ V vocabulary size, K code width.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from codes import bits, code_width, random_affine_map, random_codes, recode, til
 from configurator import setting
 
 ROPE_BASE = 10_000.0
+IGNORED = -100  # a target that has no loss, as in PyTorch
 CHUNK_LOGITS = 2**25  # logits alive at a time in the loss: 128 MiB in float32
 
 
@@ -194,6 +195,29 @@ class KVCache:
         return both[0, :, :, :end], both[1, :, :, :end]
 
 
+class Layout(NamedTuple):
+    """Where the tokens of rows that hold several texts stand, and what they see.
+
+    `positions` (B, T) int64, below block_size; `sees` (B, 1, T, T) bool, [b, 0, i, j] being
+    whether token i attends to token j.
+    """
+
+    positions: Tensor
+    sees: Tensor
+
+
+def segment_layout(segments: Tensor, positions: Tensor) -> Layout:
+    """A token sees what precedes it in its own segment and in segment 0, and itself.
+
+    segments, positions (B, T) int64. Segment 0 is what the others share: the prompt of several
+    answers; texts that have nothing to do with each other are segments 1, 2, ...
+    """
+    index = torch.arange(segments.shape[1], device=segments.device)
+    theirs = segments.unsqueeze(1)  # (B, 1, T)
+    related = (segments.unsqueeze(2) == theirs) | (theirs == 0)  # (B, T, T)
+    return Layout(positions, (related & (index <= index.unsqueeze(1))).unsqueeze(1))
+
+
 def rotary_angles(block_size: int, width: int) -> Tensor:
     """Angles (block_size, width / 2): position times base^(-2i / width)."""
     frequency = ROPE_BASE ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
@@ -201,7 +225,10 @@ def rotary_angles(block_size: int, width: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_(i + D/2)) of x (B, H, T, D) by its position's angle (T, D/2)."""
+    """Turn each pair (x_i, x_(i + D/2)) of x (B, H, T, D) by its position's angle.
+
+    cos, sin (T, D/2), or (B, 1, T, D/2) where the rows differ.
+    """
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
@@ -213,7 +240,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, sees: Tensor | None
+    ) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -221,10 +250,10 @@ class Attention(nn.Module):
         if cache is not None:
             start = cache.length
             k, v = cache.extend(self.layer, k, v)
-        mask = None
         if start and T > 1:  # query i sees the keys up to position start + i
-            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0)
+            sees = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        causal = start == 0 and sees is None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=sees, is_causal=causal)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -246,8 +275,10 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(config.n_embd, bias=False)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attention(self.norm_1(x), cos, sin, cache)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, sees: Tensor | None
+    ) -> Tensor:
+        x = x + self.attention(self.norm_1(x), cos, sin, cache, sees)
         return x + self.mlp(self.norm_2(x))
 
 
@@ -287,22 +318,37 @@ class GPT(nn.Module):
                     std /= math.sqrt(2 * self.config.n_layer)
                 nn.init.normal_(weight, std=std, generator=generator)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) to normalised states (B, T, C); with a cache, ids follow what is in it."""
+    def hidden(
+        self, ids: Tensor, cache: KVCache | None = None, layout: Layout | None = None
+    ) -> Tensor:
+        """ids (B, T) to normalised states (B, T, C).
+
+        With a cache, ids follow what is in it; with a layout (never both), rows hold several texts.
+        """
         T = ids.shape[1]
         start = cache.length if cache is not None else 0
-        assert start + T <= self.config.block_size, "more positions than block_size"
-        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        if layout is None:
+            assert start + T <= self.config.block_size, "more positions than block_size"
+            cos, sin, sees = self.cos[start : start + T], self.sin[start : start + T], None
+        else:
+            cos = self.cos[layout.positions].unsqueeze(1)  # (B, 1, T, D/2)
+            sin = self.sin[layout.positions].unsqueeze(1)
+            sees = layout.sees
         x = self.input_layer(ids)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin, cache)
+            x = block(x, cos, sin, cache, sees)
         if cache is not None:
             cache.length += T
         return self.norm(x)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T); or with targets (B, T) the mean loss in nats a token."""
-        x = self.hidden(ids)
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, layout: Layout | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of ids (B, T); or with targets (B, T) the mean loss in nats a token.
+
+        The mean is over the targets that are not IGNORED.
+        """
+        x = self.hidden(ids, layout=layout)
         if targets is None:
             return self.head(x)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
@@ -374,6 +420,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         N, V = len(x), len(weight)
         w = weight.to(x.dtype)
+        ignored = targets == IGNORED
+        targets = targets.masked_fill(ignored, 0)
+        count = (~ignored).sum().clamp(min=1)
+        divisors = count.float().expand(N).masked_fill(ignored, math.inf).unsqueeze(1)  # (N, 1)
         losses, grad_x = x.new_empty(N, dtype=torch.float32), torch.empty_like(x)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         size = max(1, CHUNK_LOGITS // V)
@@ -386,12 +436,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             p = log_p.exp_()
             p[torch.arange(len(p), device=p.device), targets[rows]] -= 1
-            grad = p.div_(N).to(x.dtype)
+            grad = p.div_(divisors[rows]).to(x.dtype)
             torch.mm(grad, w, out=grad_x[rows])
             grad_weight += grad.T @ x[rows]
         if grad_weight is not None:
             ctx.save_for_backward(grad_x, grad_weight)
-        return losses.mean()
+        return losses.masked_fill_(ignored, 0).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -402,14 +452,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the logits x @ weight.T, which are never held all at once.
 
-    x (N, C), weight (V, C), targets (N,) int64; float32 scalar. Under autocast the products are
-    in its dtype and the softmax in float32.
+    x (N, C), weight (V, C), targets (N,) int64; float32 scalar: the mean over the targets that
+    are not IGNORED, 0 if all are. Under autocast the products are in its dtype and the softmax in
+    float32.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if not torch.is_grad_enabled():
         x, weight = x.detach(), weight.detach()
     return _LinearCrossEntropy.apply(x, weight, targets)
+
+
+@torch.no_grad()
+def token_nats(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Each target's -log p under the logits x @ weight.T, (N,) float32; shapes as above."""
+    size = max(1, CHUNK_LOGITS // len(weight))
+    parts = [
+        F.cross_entropy(F.linear(some, weight).float(), some_targets, reduction="none")
+        for some, some_targets in zip(x.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 # ---------------------------------------------------------------------------------------------
