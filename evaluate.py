@@ -56,20 +56,20 @@ def validate(
 ) -> Evaluation:
     """Evaluate on the first `max_tokens` (0: all) validation tokens, `batch_size` windows a time.
 
-    All processes share the work; sums and counts are reduced apart and divided at the end.
+    Of conversations the tokens that an assistant says count. All processes share the work; sums
+    and counts are reduced apart and divided at the end.
     """
     device = processes.device
     bytes_of = torch.from_numpy(data.tokenizer.token_bytes()).to(device)  # (V,)
     nats = [torch.zeros((), device=device)]
     text_bytes = [torch.zeros((), device=device, dtype=torch.int64)]
     tokens = 0
-    for x, y in validation_batches(
-        data.val, max_tokens, model.config.block_size, batch_size, processes
-    ):
+    rows = data.rows("val", model.config.block_size)
+    for x, y, layout, targets in validation_batches(rows, max_tokens, batch_size, processes):
         with autocast(dtype, device):
-            nats.append(model(x, y) * y.numel())
-        text_bytes.append(bytes_of[y].sum())
-        tokens += y.numel()
+            nats.append(model(x, y, layout) * targets)
+        text_bytes.append((bytes_of[y.clamp(min=0)] * (y >= 0)).sum())
+        tokens += targets
     sums = [torch.stack(part).cpu().double().sum() for part in (nats, text_bytes)]
     counts = torch.stack([*sums, torch.tensor(tokens, dtype=torch.float64)])
     total_nats, total_bytes, total_tokens = processes.sum(counts).tolist()
