@@ -60,7 +60,8 @@ class ChatRows:
                 start, length = self._starts[example], self._positions[example]
                 here, there = slice(first, first + length), slice(start + 1, start + 1 + length)
                 x[row, here] = self._tokens[start : start + length]
-                y[row, here] = np.where(self._says[there], self._tokens[there], IGNORED)
+                y[row, here] = self._tokens[there]
+                y[row, here][~self._says[there]] = IGNORED
                 segments[row, here], positions[row, here] = segment, np.arange(length)
                 first += length
         return x, y, segments, positions

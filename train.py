@@ -317,8 +317,8 @@ def main(argv: list[str]) -> None:
     config, start = configure_run(argv)
     with join_processes(config.device, config.tf32) as processes:
         data = open_data(config, processes)
-        config = resolve(config, data, processes.world)
         check_base(config, data, start)
+        config = resolve(config, data, processes.world)
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
         if trainer.step >= config.max_steps:
