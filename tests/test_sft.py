@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import sample
 import train
 from checkpoint import load_model, read_checkpoint
 from configurator import UserError
@@ -30,11 +31,11 @@ def data_dir(text_data, tmp_path_factory):
     shutil.copytree(text_data / "tiny", folder / "tiny")
     tokenizer, rng, parts = Tokenizer(256), np.random.default_rng(0), []
     for _ in range(300):
-        prompt, response = "ab" * rng.integers(1, 4), "c" * rng.choice([1, 1, 9])
+        prompt, response = "ab" * rng.integers(1, 4), str(rng.choice(["d", "d", "c" * 9]))
         ids = encode_turns(tokenizer, [("user", prompt), ("assistant", response)])
-        parts += [ids, [tokenizer.end_of_text]]
-    tokens = np.concatenate(parts)
-    write_data_set(folder / "sums", [tokens[:3000]], [tokens[3000:]])
+        parts += [[*ids, tokenizer.end_of_text]]
+    train_tokens, val_tokens = np.concatenate(parts[:250]), np.concatenate(parts[250:])
+    write_data_set(folder / "sums", [train_tokens], [val_tokens])
     meta = json.loads((folder / "sums" / "meta.json").read_text()) | {"settings": {"chat": True}}
     (folder / "sums" / "meta.json").write_text(json.dumps(meta))
     return folder
@@ -130,7 +131,7 @@ def test_validation_counts_responses_only(words, data_dir, tmp_path):
         logits = gpt(x[row, own][None])[0]
         nats += torch.nn.functional.cross_entropy(logits, y[row, own], reduction="sum").item()
         count += int((y[row, own] != IGNORED).sum())
-        text_bytes += int((y[row, own] == ord("c")).sum())
+        text_bytes += sum(int((y[row, own] == ord(letter)).sum()) for letter in "cd")
     last = metrics_of(tmp_path / "run")[-1]
     assert last["val_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert last["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
@@ -200,3 +201,40 @@ def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path):
         train.main(words(max_steps=5, init_from=f"resume,{tmp_path / 'copy'}"))
     with pytest.raises(UserError, match=r"learning_rate: 0\.001 there, 0\.002 now"):
         train.main(words(max_steps=5, init_from="resume", learning_rate=2e-3))
+
+
+def test_a_chat_goes_on_until_the_input_ends(words, tmp_path, capsys, monkeypatch):
+    """Replies against greedy decoding by hand, the second with the first turn in view."""
+    train.main(words(max_steps=60, learning_rate=1e-2))
+    gpt, record = load_model(tmp_path / "run" / "last.pt")
+    tokenizer = Tokenizer.from_json(record["tokenizer"])
+    special, context, expected = tokenizer.special, [], []
+    for line in ("ab", "b"):
+        context += [special["<|user|>"], *line.encode(), special["<|endofturn|>"]]
+        context += [special["<|assistant|>"]]
+        said = []
+        for token in gpt.generate(torch.tensor([context]), 40, temperature=0):
+            if token.item() == special["<|endofturn|>"]:
+                break
+            said.append(token.item())
+        context += [*said, special["<|endofturn|>"]]
+        expected.append(f"assistant: {tokenizer.decode(said)}\n")
+    assert expected[0] == "assistant: d\n"
+    lines = iter(["ab", "  ", "b"])
+
+    def read(prompt: str) -> str:
+        assert prompt == "user: "
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    capsys.readouterr()
+    argv = ["--chat", "--temperature=0", "--max_new_tokens=40", "--checkpoint=last"]
+    sample.main([f"--out_dir={tmp_path / 'run'}", *argv])
+    assert capsys.readouterr().out == "".join(expected) + "\n"
+
+
+def test_a_chat_needs_a_run_of_conversations(base):
+    with pytest.raises(UserError, match=r"was not fine-tuned on conversations: .*sft_default"):
+        sample.main([f"--out_dir={base}", "--chat"])
