@@ -21,8 +21,9 @@ from codes import bits, code_width, random_affine_map, random_codes, recode, til
 from configurator import setting
 
 ROPE_BASE = 10_000.0
+LONG_TEXT, QUERIES = 512, 128  # attention on a CPU: its longest text, and queries a block
 IGNORED = -100  # a target that has no loss, as in PyTorch
-CHUNK_LOGITS = 2**25  # logits alive at a time in the loss: 128 MiB in float32
+CHUNK = {"cpu": 2048, "cuda": 8192}  # tokens at a time in the loss, over the bytes of a number
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None = None) -> Tensor:
+    """What the queries (B, H, T, D), the last T positions, read of k, v (B, H, S >= T, D).
+
+    They read all that precedes them, or of that what `sees` (B, 1, T, S) says (T = S then).
+    On a CPU plain products, a block of queries with the keys it sees, take half the time of the
+    fused kernel forward and backward, and a tenth for one query; but they keep B H T S / 2
+    weights for the backward pass, so long texts go to the kernel.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if q.device.type != "cpu" or (T > 1 and S > LONG_TEXT):
+        if 1 < T < S:
+            sees = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        causal = T == S and sees is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=sees, is_causal=causal)
+    q = q * q.shape[-1] ** -0.5
+    parts = []
+    for start in range(0, T, QUERIES):
+        some = q[:, :, start : start + QUERIES]  # (B, H, n, D)
+        first = S - T + start  # the position of the first of them
+        end = first + some.shape[2]
+        bias = torch.full((some.shape[2], end), -math.inf).triu(first + 1)
+        if sees is not None:
+            bias = torch.zeros(()).where(sees[:, :, first:end, :end], -math.inf)
+        weights = (some @ k[:, :, :end].transpose(2, 3) + bias).softmax(-1)  # (B, H, n, end)
+        parts.append(weights.type_as(v) @ v[:, :, :end])
+    return torch.cat(parts, dim=2)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -246,14 +275,9 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        start = 0
         if cache is not None:
-            start = cache.length
             k, v = cache.extend(self.layer, k, v)
-        if start and T > 1:  # query i sees the keys up to position start + i
-            sees = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        causal = start == 0 and sees is None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=sees, is_causal=causal)
+        y = causal_attention(q, k, v, sees)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -353,7 +377,7 @@ class GPT(nn.Module):
             return self.head(x)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         ids: Tensor,
@@ -396,57 +420,93 @@ def sample_token(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    p, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        p[:, top_k:] = 0
+    p = (logits / temperature).softmax(-1)
+    if not top_k and top_p >= 1:
+        return _draw(p, generator)
+    # what is left to draw from, the likeliest first
+    p, order = p.topk(min(top_k, p.shape[-1])) if top_k else p.sort(dim=-1, descending=True)
     if top_p < 1:
         p = p / p.sum(-1, keepdim=True)
         p[p.cumsum(-1) - p >= top_p] = 0
-    return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+    return order.gather(-1, _draw(p, generator).unsqueeze(-1)).squeeze(-1)
+
+
+def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Indices (B,) drawn in proportion to p (B, V), which need not add up to 1.
+
+    One random number a row: torch.multinomial takes V, three times the time of a small model.
+    """
+    exact = torch.float32 if p.device.type == "mps" else torch.float64
+    ends = p.cumsum(-1, dtype=exact)
+    shares = torch.rand(len(p), 1, dtype=exact, device=p.device, generator=generator)
+    drawn = torch.searchsorted(ends, shares * ends[:, -1:], right=True).squeeze(-1)
+    return drawn.clamp_(max=p.shape[-1] - 1)  # a share may round to 1
 
 
 # ---------------------------------------------------------------------------------------------
 # Loss
 
 
+def _softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses (n,) in float32; the logits (n, V) become their softmax, in place."""
+    log_p = logits.float()  # the logits themselves where they are float32
+    torch.log_softmax(log_p, -1, out=log_p)
+    losses = -log_p.gather(1, targets.unsqueeze(1)).squeeze(1)
+    log_p.exp_()
+    if log_p is not logits:
+        logits.copy_(log_p)
+    return losses
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    """total += part, whose number type is another; compiled, in one pass."""
+    total += part
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Head and cross-entropy a chunk of tokens at a time, gradients included.
 
     The gradient of a chunk's logits, softmax - one-hot, is at hand while they are, so both
-    matrix products of the backward pass are done there and the logits can go.
+    matrix products of the backward pass are done there and the logits can go. What is V wide
+    is passed over as seldom as possible, in memory that all chunks share.
     """
 
     @staticmethod
+    @torch.compiler.disable(recursive=False)  # compile `_softmax` alone: the chunks share memory
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         N, V = len(x), len(weight)
+        kept = targets != IGNORED
+        targets = targets.where(kept, 0)
+        x = x * kept.unsqueeze(1)  # an ignored token adds nothing to the gradient of the weights
         w = weight.to(x.dtype)
-        ignored = targets == IGNORED
-        targets = targets.masked_fill(ignored, 0)
-        count = (~ignored).sum().clamp(min=1)
-        divisors = count.float().expand(N).masked_fill(ignored, math.inf).unsqueeze(1)  # (N, 1)
         losses, grad_x = x.new_empty(N, dtype=torch.float32), torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        size = max(1, CHUNK_LOGITS // V)
+        training = any(ctx.needs_input_grad)
+        grad_weight = torch.zeros_like(weight) if training else weight
+        size = min(N, CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size())
+        logits, row = x.new_empty(size, V), torch.arange(size, device=x.device)
         for start in range(0, N, size):
             rows = slice(start, start + size)
-            log_p = F.log_softmax(x[rows] @ w.T, dim=-1, dtype=torch.float32)  # (size, V)
-            index = targets[rows].unsqueeze(1)
-            losses[rows] = -log_p.gather(1, index).squeeze(1)
-            if grad_weight is None:
+            index = targets[rows]
+            p = torch.mm(x[rows], w.T, out=logits[: len(index)])  # (size, V)
+            losses[rows] = _softmax(p, index)
+            if not training:
                 continue
-            p = log_p.exp_()
-            p[torch.arange(len(p), device=p.device), targets[rows]] -= 1
-            grad = p.div_(divisors[rows]).to(x.dtype)
-            torch.mm(grad, w, out=grad_x[rows])
-            grad_weight += grad.T @ x[rows]
-        if grad_weight is not None:
-            ctx.save_for_backward(grad_x, grad_weight)
-        return losses.masked_fill_(ignored, 0).sum() / count
+            p[row[: len(p)], index] = torch.expm1(-losses[rows]).to(p.dtype)  # p(target) - 1
+            torch.mm(p, w, out=grad_x[rows])
+            if x.dtype == weight.dtype:
+                grad_weight.addmm_(p.T, x[rows])
+            else:
+                _add(grad_weight, p.T @ x[rows])  # summed in float32
+        count = kept.sum().clamp(min=1)
+        ctx.gradients = grad_x.mul_(kept.unsqueeze(1) / count), grad_weight, count
+        return (losses * kept).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad, grad_weight * grad, None
+        # Handed over: a second V x C copy of the gradient would cost as much as the optimizer.
+        grad_x, grad_weight, count = ctx.gradients
+        del ctx.gradients
+        return grad_x * grad, grad_weight.mul_(grad / count), None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -466,7 +526,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def token_nats(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Each target's -log p under the logits x @ weight.T, (N,) float32; shapes as above."""
-    size = max(1, CHUNK_LOGITS // len(weight))
+    size = CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size()
     parts = [
         F.cross_entropy(F.linear(some, weight).float(), some_targets, reduction="none")
         for some, some_targets in zip(x.split(size), targets.split(size), strict=True)

@@ -76,7 +76,9 @@ class Trainer:
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.model, ids, broadcast_buffers=False)
+            self.model = DistributedDataParallel(
+                self.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.stop_asked = False  # of this process, by a signal
         self.stopping = False  # agreed by all processes
 

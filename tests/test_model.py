@@ -14,6 +14,7 @@ from model import (
     IGNORED,
     INPUT_LAYERS,
     GPTConfig,
+    causal_attention,
     count_parameters,
     linear_cross_entropy,
     sample_token,
@@ -189,7 +190,7 @@ def test_overfits_one_batch(input_layer):
 @pytest.mark.parametrize("ignored", [(), (0,), range(3, 40)])
 @pytest.mark.parametrize("chunk", [1, 64, 1000])
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk, ignored):
-    monkeypatch.setattr(model_module, "CHUNK_LOGITS", chunk * 30)
+    monkeypatch.setitem(model_module.CHUNK, "cpu", chunk * 8)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(65, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -233,6 +234,38 @@ def test_texts_sharing_a_row_get_the_logits_they_have_alone():
         assert torch.allclose(together[row, list(own)], alone, atol=1e-6)
     one = gpt(ids, ids, segment_layout(torch.ones_like(ids), torch.arange(16).expand(2, -1)))
     assert one.item() == pytest.approx(gpt(ids, ids).item(), rel=1e-6)
+
+
+def test_ignored_targets_have_no_loss_and_no_gradient():
+    gpt, ids, targets = small_gpt(), random_ids((3, 16)), random_ids((3, 16), 1)
+    targets[0, :5] = targets[2] = -100
+    losses = []
+    for loss in (
+        gpt(ids, targets),
+        torch.nn.functional.cross_entropy(gpt(ids).flatten(0, 1), targets.flatten()),
+    ):
+        gpt.zero_grad()
+        loss.backward()
+        losses.append((loss, [weight.grad for weight in gpt.parameters()]))
+    (ours, got), (plain, expected) = losses
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+    assert gpt(ids, torch.full_like(targets, -100)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(1, 300), (300, 300), (150, 300), (1, 1), (600, 600)]
+)
+def test_attention_is_the_softmax_over_what_came_before(queries, keys):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (queries, keys, keys))
+    got = causal_attention(q, k, v)
+    for i in {0, queries // 2, queries - 1}:
+        seen = keys - queries + i + 1
+        weights = torch.exp((k[:, :, :seen] * q[:, :, i : i + 1]).sum(-1) / math.sqrt(8))
+        expected = (weights.unsqueeze(-1) * v[:, :, :seen]).sum(2) / weights.sum(-1, keepdim=True)
+        assert torch.allclose(got[:, :, i], expected, atol=1e-5)
 
 
 def test_bfloat16_loss_is_near_the_float32_one():
