@@ -32,7 +32,7 @@ import torch
 from checkpoint import git_commit
 from configurator import UserError, configure, help_text, run_main
 from processes import Processes, setup_device
-from train import DEFAULT_CONFIG, open_data, resolve
+from start import DEFAULT_CONFIG, open_data, resolve
 from workloads import TABLES, BenchConfig, Row, Work, rows_of
 
 USAGE = "usage: python bench.py [config/FILE.py ...] [--name=value ...]"

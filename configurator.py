@@ -48,6 +48,13 @@ def configure(cls: type[S], argv: Sequence[str], default_file: str | None = None
 
     `default_file` is read when `argv` names no file. Raises UserError with all problems found.
     """
+    return build(cls, given_values(cls, argv, default_file))
+
+
+def given_values(
+    cls: type[S], argv: Sequence[str], default_file: str | None = None
+) -> dict[str, Any]:
+    """What the config files and words of `argv` set, of known names and right types, by name."""
     files = [word for word in argv if not word.startswith("-")]
     options = [word for word in argv if word.startswith("-")]
     if not files and default_file:
@@ -57,9 +64,15 @@ def configure(cls: type[S], argv: Sequence[str], default_file: str | None = None
     for file in files:
         values |= _checked(cls, _read_file(file, found), f"in {file}", found)
     values |= _checked(cls, _read_options(cls, options, found), "on the command line", found)
-    config = cls(**values)
-    found += config.problems() if not found else []
     if found:
+        raise UserError("\n".join(found))
+    return values
+
+
+def build(cls: type[S], values: dict[str, Any]) -> S:
+    """The defaults with `values`; UserError with all that is impossible about them."""
+    config = cls(**values)
+    if found := config.problems():
         raise UserError("\n".join(found))
     return config
 

@@ -1,33 +1,34 @@
-"""Documents: where they come from, whether they are text, and on which side of the split.
-
-They come from the standard library, local files or Hugging Face data sets.
+"""Where documents come from: the standard library, local files or Hugging Face data sets.
 
 Every source is a streamed `datasets.IterableDataset` whose rows hold one document, so nothing is
 copied to a cache and reading can go on from a saved state. A `Stream` puts the sources one after
-the other or mixes them, and hands out documents as it finds them: a string, bytes not yet decoded
-(text files), or whatever else the column holds; `read_text` decides whether it is text.
+the other or mixes them, and hands out documents as it finds them: of texts what the column holds,
+be it a string, bytes not yet decoded (text files) or anything else; of conversations the row.
+documents.py decides what they are.
+
+`column` is the column or key of texts throughout; None stands for conversations, in `messages` or
+in `prompt` and `response`.
 """
 
 import bisect
 import glob
-import hashlib
 import itertools
 import json
 import os
 import platform
 import random
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configurator import UserError
+from documents import docstring_rows
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
-SPLIT_KEY = b"input-codes split"
+CHAT_COLUMNS = (("messages",), ("prompt", "response"))
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
 # Distributions strip the tests; the others are not the library's own source.
@@ -45,7 +46,7 @@ class Stream:
     def __init__(
         self,
         sources: Sequence["IterableDataset"],
-        column: str,
+        column: str | None,
         probabilities: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
@@ -81,11 +82,8 @@ class Stream:
             yield self._document(drawn)
 
     def _document(self, row: dict[str, Any]) -> Any:
-        if self._column not in row:
-            raise UserError(
-                f"no column {self._column!r}; there are {', '.join(row)} (pass --text_column=...)"
-            )
-        return row[self._column]
+        names = _columns(row, self._column, "a row")
+        return {name: row[name] for name in names} if self._column is None else row[self._column]
 
 
 def _rows(source: "IterableDataset") -> Iterator[dict[str, Any]]:
@@ -96,6 +94,17 @@ def _rows(source: "IterableDataset") -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:
         raise UserError(f"cannot read on: {_reason(error)}") from error
+
+
+def _columns(known: Iterable[str], column: str | None, where: str) -> list[str]:
+    """Those of the known columns that hold a document; UserError if some are missing."""
+    for names in CHAT_COLUMNS if column is None else ((column,),):
+        if all(name in known for name in names):
+            return list(names)
+    wanted, advice = f"no column {column!r}", " (pass --text_column=...)"
+    if column is None:
+        wanted, advice = "neither 'messages' nor 'prompt' and 'response'", ""
+    raise UserError(f"{where}: {wanted}; there are {', '.join(known)}{advice}")
 
 
 def _reason(error: Exception) -> str:
@@ -117,10 +126,16 @@ def describe_sources(kind: str, entries: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def open_sources(kind: str, entries: Sequence[str], column: str) -> list["IterableDataset"]:
-    """The entries of kind `files` (globs) or `hub`, or the standard library, which has none."""
+def open_sources(kind: str, entries: Sequence[str], column: str | None) -> list["IterableDataset"]:
+    """The entries of kind `files` (globs) or `hub`, or the standard library, which has none.
+
+    Its conversations are signatures and docstrings.
+    """
     if kind == "hub":
         return [open_hub(entry, column) for entry in entries]
+    if kind == "stdlib" and column is None:
+        paths = [path for path in stdlib_files() if path.endswith(".py")]
+        return [_generated(docstring_rows, paths=paths)]
     if kind == "stdlib":
         return [open_files(stdlib_files(), column)]
     return [open_files(matching_files(entry), column) for entry in entries]
@@ -152,16 +167,21 @@ def matching_files(pattern: str) -> list[str]:
     return paths
 
 
-def open_files(paths: Sequence[str], column: str) -> "IterableDataset":
-    """One document a text file, JSON line or parquet row; files in the order given."""
+def _generated(read: Callable[..., Iterator[dict[str, Any]]], **arguments: Any) -> Any:
     from datasets import IterableDataset  # a second of imports, not needed by users of the shards
 
-    return IterableDataset.from_generator(
-        _read_files, gen_kwargs={"paths": list(paths), "column": column}
-    )
+    return IterableDataset.from_generator(read, gen_kwargs=arguments)
 
 
-def open_hub(name: str, column: str) -> "IterableDataset":
+def open_files(paths: Sequence[str], column: str | None) -> "IterableDataset":
+    """One document a text file, JSON line or parquet row; files in the order given."""
+    for path in paths:
+        if column is None and not path.endswith((".jsonl", ".parquet")):
+            raise UserError(f"{path} holds no conversations: expected .jsonl or .parquet")
+    return _generated(_read_files, paths=list(paths), column=column)
+
+
+def open_hub(name: str, column: str | None) -> "IterableDataset":
     """The training split of a data set `path` or `path:config` on the hub, or a local folder."""
     from datasets import load_dataset
 
@@ -171,40 +191,33 @@ def open_hub(name: str, column: str) -> "IterableDataset":
     except Exception as error:
         raise UserError(f"cannot open the data set {name!r}: {_reason(error)}") from error
     known = source.column_names
-    if known and column not in known:
-        raise UserError(
-            f"{name}: no column {column!r}; there are {', '.join(known)} (pass --text_column=...)"
-        )
-    return source.select_columns([column]) if known else source
+    return source.select_columns(_columns(known, column, name)) if known else source
 
 
-def _read_files(paths: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
+def _read_files(paths: Sequence[str], column: str | None) -> Iterator[dict[str, Any]]:
     for path in paths:
         if path.endswith(".parquet"):
             yield from _read_parquet(path, column)
         elif path.endswith(".jsonl"):
             yield from _read_json_lines(path, column)
         else:
+            assert column is not None, "open_files lets no text file through as a conversation"
             yield {column: Path(path).read_bytes()}
 
 
-def _read_parquet(path: str, column: str) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                known = ", ".join(file.schema_arrow.names)
-                raise UserError(
-                    f"{path}: no column {column!r}; there are {known} (pass --text_column=...)"
-                )
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                yield from ({column: document} for document in batch.column(0).to_pylist())
+            names = _columns(file.schema_arrow.names, column, path)
+            for batch in file.iter_batches(batch_size=256, columns=names):
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from error
 
 
-def _read_json_lines(path: str, column: str) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: str, column: str | None) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -213,34 +226,7 @@ def _read_json_lines(path: str, column: str) -> Iterator[dict[str, Any]]:
                 row = json.loads(line.decode())
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
-            if not isinstance(row, dict) or column not in row:
-                known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise UserError(
-                    f"{path}, line {number}: no key {column!r}; found {known} "
-                    "(pass --text_column=...)"
-                )
-            yield {column: row[column]}
-
-
-def read_text(document: Any) -> tuple[str, bytes, str]:
-    """The text of a document, its UTF-8, and its outcome: one of SKIPS, or "" if it is text."""
-    if document is None:
-        return "", b"", "empty"
-    try:
-        text = document.decode() if isinstance(document, bytes) else document
-    except UnicodeDecodeError:
-        return "", b"", "binary" if b"\0" in document else "not_utf8"
-    if not isinstance(text, str):
-        return "", b"", "not_text"
-    if "\0" in text:
-        return "", b"", "binary"
-    try:
-        return text, text.encode(), "" if text.strip() else "empty"
-    except UnicodeEncodeError:
-        return "", b"", "surrogate"
-
-
-def split_of(utf8: bytes, val_fraction: float) -> str:
-    """The side of a document: the same for the same text, whatever else there is."""
-    digest = hashlib.blake2b(utf8, digest_size=8, key=SPLIT_KEY).digest()
-    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
+            if not isinstance(row, dict):
+                found = type(row).__name__
+                raise UserError(f"{path}, line {number}: expected an object, found {found}")
+            yield {name: row[name] for name in _columns(row, column, f"{path}, line {number}")}

@@ -9,23 +9,29 @@ of the run is window n % windows of epoch n // windows; micro-batch m of the run
 m * batch_size to (m + 1) * batch_size - 1, and each process takes its slice. So what a step sees
 follows from (seed, step) alone: there is no cursor to save.
 
+A data set of conversations is read in packed rows instead (packing.py), numbered 0, 1, ..., which
+every epoch permutes anew.
+
 Shapes: B sequences of this process, T = block_size.
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from configurator import UserError
+from model import Layout, segment_layout
+from packing import ChatRows
 from processes import Processes
+from shards import file_sha256
 from tokenizer import Tokenizer
 
 
@@ -51,6 +57,36 @@ class Split:
         return np.concatenate((tokens, rest))
 
 
+class TextRows:
+    """The stream of a split in windows, numbered by the token that they begin with."""
+
+    def __init__(self, split: Split, block_size: int) -> None:
+        self._split = split
+        self.tokens, self.block_size, self.stride = split.tokens, block_size, block_size
+        self.count = max(0, split.tokens // block_size - 1)  # an epoch, whatever its offset
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,} tokens"
+
+    def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Inputs and targets, each (len(numbers), block_size) int64."""
+        tokens = self._split.windows(numbers, self.block_size + 1)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def targets(self, numbers: NDArray[np.int64]) -> int:
+        """How many targets these windows have."""
+        return len(numbers) * self.block_size
+
+    def validation(self, max_targets: int) -> NDArray[np.int64]:
+        """Whole windows one after the other, with at most `max_targets` (0: all of them)."""
+        targets = self.tokens - 1
+        limit = min(max_targets, targets) if max_targets else targets
+        return np.arange(max(0, limit) // self.block_size) * self.block_size
+
+
+Rows = TextRows | ChatRows
+
+
 class DataSet:
     """A prepared directory: `train` and `val` splits, `tokenizer`, and what meta.json says."""
 
@@ -66,7 +102,19 @@ class DataSet:
             raise UserError(f"{path / 'tokenizer.json'} is not the one meta.json was written with")
         self.vocab_size: int = self.meta["vocab_size"]
         self.sha256: str = self.meta["data_sha256"]
+        self.chat: bool = self.meta.get("settings", {}).get("chat", False)
+        self._packed: dict[tuple[str, int], ChatRows] = {}  # packing is slow
         self.train, self.val = (self._open_split(name, verify) for name in ("train", "val"))
+
+    def rows(self, name: str, block_size: int) -> Rows:
+        """What a run reads of split `name`: windows of the stream, or packed conversations."""
+        split = {"train": self.train, "val": self.val}[name]
+        if not self.chat:
+            return TextRows(split, block_size)
+        if (name, block_size) not in self._packed:
+            tokens = np.concatenate([np.empty(0, dtype=np.uint16), *split.shards])
+            self._packed[name, block_size] = ChatRows(tokens, self.tokenizer, block_size)
+        return self._packed[name, block_size]
 
     def _read_meta(self) -> dict[str, Any]:
         file = self.path / "meta.json"
@@ -97,101 +145,105 @@ class DataSet:
                     f"{path} holds {path.stat().st_size} bytes, expected {2 * entry['tokens']}:"
                     " prepare the data set again"
                 )
-            if verify and _sha256(path) != entry["sha256"]:
+            if verify and file_sha256(path) != entry["sha256"]:
                 raise UserError(f"{path} was altered (wrong SHA-256): prepare the data set again")
             paths.append(path)
         return Split(paths)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class BatchOrder:
-    """Which window of the stream is sequence number n of a run: a pure function of (seed, n)."""
+    """Which row is sequence number n of a run: a pure function of (seed, n).
 
-    def __init__(self, tokens: int, block_size: int, seed: int) -> None:
-        self.windows = tokens // block_size - 1  # an epoch, whatever its offset
-        if self.windows < 1:
-            raise UserError(
-                f"{tokens} training tokens are too few for block_size={block_size}"
-                f" (need at least {2 * block_size})"
-            )
-        self.block_size, self.seed = block_size, seed
+    An epoch has `count` rows, numbered `stride` apart from an offset below `stride`.
+    """
+
+    def __init__(self, count: int, stride: int, seed: int) -> None:
+        self.count, self.stride, self.seed = count, stride, seed
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
-    def starts(self, first: int, count: int) -> np.ndarray:
-        """Where the windows of sequences first to first + count - 1 begin in the stream."""
-        return np.array([self._start(n) for n in range(first, first + count)])
+    def rows(self, first: int, count: int) -> NDArray[np.int64]:
+        """The numbers of the rows of sequences first to first + count - 1."""
+        return np.array([self._row(n) for n in range(first, first + count)])
 
-    def _start(self, n: int) -> int:
-        epoch, position = divmod(n, self.windows)
+    def _row(self, n: int) -> int:
+        epoch, position = divmod(n, self.count)
         offset, permutation = self._epoch(epoch)
-        return offset + int(permutation[position]) * self.block_size
+        return offset + int(permutation[position]) * self.stride
 
     def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         # RandomState's stream is frozen for good, unlike Generator's (NumPy NEP 19).
         bits = np.random.MT19937(np.random.SeedSequence((self.seed, epoch)))
         rng = np.random.RandomState(bits)
-        return int(rng.randint(self.block_size)), rng.permutation(self.windows)
+        return int(rng.randint(self.stride)), rng.permutation(self.count)
 
 
-def training_batches(
-    split: Split,
-    order: BatchOrder,
-    batch_size: int,
-    first: int,
-    processes: Processes,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets (B, T) int64 on `device` of micro-batch `first` and all that follow.
+class Batch(NamedTuple):
+    """Rows of one process on its device; `targets` of `y` have a loss, the others are IGNORED."""
 
-    The next one is read, and its copy to the device begun, while this one is computed on.
-    """
-    B, T = batch_size // processes.world, order.block_size
+    x: Tensor  # (B, T) int64
+    y: Tensor  # (B, T) int64
+    layout: Layout | None  # of rows that hold several texts
+    targets: int
 
-    def load(m: int) -> tuple[Tensor, Tensor]:
-        starts = order.starts(m * batch_size + processes.rank * B, B)
-        return _to_device(split.windows(starts, T + 1), processes.device)
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(load, first)
-        while True:
-            first += 1
-            ready, coming = coming.result(), pool.submit(load, first)
-            yield ready
+class TrainingData:
+    """The training rows of a run in their order; micro-batch m holds `batch_size` of them."""
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        if not rows.count:
+            raise UserError(
+                f"{rows.tokens} training tokens are too few for block_size={rows.block_size}"
+            )
+        self.rows, self.batch_size = rows, batch_size
+        self.order = BatchOrder(rows.count, rows.stride, seed)
+
+    def targets(self, first: int, micro_batches: int) -> int:
+        """How many targets have a loss in micro-batches `first`, ... of all processes."""
+        sequences = first * self.batch_size, micro_batches * self.batch_size
+        return self.rows.targets(self.order.rows(*sequences))
+
+    def batches(self, first: int, processes: Processes) -> Iterator[Batch]:
+        """This process's slices of micro-batch `first` and of all that follow.
+
+        The next one is read, and its copy to the device begun, while this one is computed on.
+        """
+        B = self.batch_size // processes.world
+
+        def load(m: int) -> Batch:
+            numbers = self.order.rows(m * self.batch_size + processes.rank * B, B)
+            return _load(self.rows, numbers, processes.device)
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            coming = pool.submit(load, first)
+            while True:
+                first += 1
+                ready, coming = coming.result(), pool.submit(load, first)
+                yield ready
 
 
 def validation_batches(
-    split: Split,
-    max_tokens: int,
-    block_size: int,
-    batch_size: int,
-    processes: Processes,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of the first `max_tokens` (0: all) targets, in whole windows.
+    rows: Rows, max_targets: int, batch_size: int, processes: Processes
+) -> Iterator[Batch]:
+    """This process's share of the rows with the first `max_targets` (0: all) targets.
 
-    Always the same windows in the same order, whatever the number of processes. Raises UserError
-    if the split has no whole window.
+    Always the same rows in the same order, whatever the number of processes. Raises UserError
+    if there is no whole row.
     """
-    targets = split.tokens - 1
-    count = (min(max_tokens, targets) if max_tokens else targets) // block_size
-    if count < 1:
+    numbers = rows.validation(max_targets)
+    if not len(numbers):
         raise UserError(
-            f"{split.tokens} validation tokens or eval_tokens={max_tokens}"
-            f" do not fill one window of block_size={block_size}"
+            f"{rows.tokens} validation tokens or eval_tokens={max_targets}"
+            f" do not fill one window of block_size={rows.block_size}"
         )
-    starts = np.arange(processes.rank, count, processes.world) * block_size
-    for i in range(0, len(starts), batch_size):
-        tokens = split.windows(starts[i : i + batch_size], block_size + 1)
-        yield _to_device(tokens, processes.device)
+    numbers = numbers[processes.rank :: processes.world]
+    for i in range(0, len(numbers), batch_size):
+        yield _load(rows, numbers[i : i + batch_size], processes.device)
 
 
-def _to_device(tokens: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Windows (B, T + 1) to inputs and targets (B, T), copied without waiting where possible."""
-    batch = torch.from_numpy(tokens)
+def _load(rows: Rows, numbers: NDArray[np.int64], device: torch.device) -> Batch:
+    """Read rows and copy them to the device, without waiting where possible."""
+    arrays = [torch.from_numpy(np.ascontiguousarray(array)) for array in rows.read(numbers)]
     if device.type == "cuda":
-        batch = batch.pin_memory().to(device, non_blocking=True)
-    else:
-        batch = batch.to(device)
-    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+        arrays = [array.pin_memory() for array in arrays]
+    x, y, *layout = (array.to(device, non_blocking=True) for array in arrays)
+    return Batch(x, y, segment_layout(*layout) if layout else None, rows.targets(numbers))

@@ -1,13 +1,19 @@
-"""The validation result of checkpoints: loss, perplexity and bits per byte, side by side.
+"""Checkpoints side by side: validation loss and tasks answered by log-likelihood.
 
     python evaluate.py --out_dir=out,out/learned
+    python evaluate.py --out_dir=out/fixed32 --tasks=arc_challenge,hellaswag,boolq,squad
+    torchrun --nproc_per_node=2 evaluate.py --out_dir=out/fixed32 --tasks=boolq --data=DIR
 
-Train.py uses the same `validate` for the lines it prints on the way.
+tasks.py says what is asked, scoring.py how it is scored. Besides the tables that are printed, each
+run's results are written to evaluation.json in its directory. train.py uses `validate` for the
+lines it prints on the way.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +22,9 @@ from configurator import UserError, configure, help_text, run_main, setting
 from data import DataSet, validation_batches
 from model import GPT
 from processes import Processes, join_processes
+from scoring import accuracy, perplexity, score
+from tasks import TASKS, Item, read_items
+from tokenizer import Tokenizer
 
 USAGE = "usage: python evaluate.py [--name=value ...]"
 
@@ -56,20 +65,20 @@ def validate(
 ) -> Evaluation:
     """Evaluate on the first `max_tokens` (0: all) validation tokens, `batch_size` windows a time.
 
-    All processes share the work; sums and counts are reduced apart and divided at the end.
+    Of conversations the tokens that an assistant says count. All processes share the work; sums
+    and counts are reduced apart and divided at the end.
     """
     device = processes.device
     bytes_of = torch.from_numpy(data.tokenizer.token_bytes()).to(device)  # (V,)
     nats = [torch.zeros((), device=device)]
     text_bytes = [torch.zeros((), device=device, dtype=torch.int64)]
     tokens = 0
-    for x, y in validation_batches(
-        data.val, max_tokens, model.config.block_size, batch_size, processes
-    ):
+    rows = data.rows("val", model.config.block_size)
+    for x, y, layout, targets in validation_batches(rows, max_tokens, batch_size, processes):
         with autocast(dtype, device):
-            nats.append(model(x, y) * y.numel())
-        text_bytes.append(bytes_of[y].sum())
-        tokens += y.numel()
+            nats.append(model(x, y, layout) * targets)
+        text_bytes.append((bytes_of[y.clamp(min=0)] * (y >= 0)).sum())
+        tokens += targets
     sums = [torch.stack(part).cpu().double().sum() for part in (nats, text_bytes)]
     counts = torch.stack([*sums, torch.tensor(tokens, dtype=torch.float64)])
     total_nats, total_bytes, total_tokens = processes.sum(counts).tolist()
@@ -83,13 +92,18 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Which checkpoints to evaluate, and where."""
+    """Which checkpoints to evaluate, and on what."""
 
     out_dir: str = setting("out", "directories of runs, separated by commas")
     checkpoint: str = setting("best", "best or last")
+    tasks: str = setting("", f"of {', '.join(TASKS)}; separated by commas; empty: none")
+    data: str = setting("", "folder with the tasks' rows, TASK*.jsonl or .parquet; empty: the hub")
+    limit: int = setting(0, "items a task, the first ones; 0: all")
+    validation: bool = setting(True, "also give the loss on validation data")
+    dataset: str = setting("", "whose validation data; empty: of the data each run trained on")
     data_dir: str = setting("data", "where data sets are")
     eval_tokens: int = setting(0, "validation tokens; 0: all")
-    batch_size: int = setting(16, "windows at a time")
+    batch_size: int = setting(16, "windows, or items of a task, at a time; over all processes")
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
     dtype: str = setting("float32", "float32 or bfloat16")
 
@@ -100,34 +114,104 @@ class EvaluateConfig:
             found.append(f"checkpoint={self.checkpoint!r}: expected best or last")
         if self.dtype not in ("float32", "bfloat16"):
             found.append(f"dtype={self.dtype!r}: expected float32 or bfloat16")
-        if self.eval_tokens < 0 or self.batch_size < 1:
-            found.append("eval_tokens must be at least 0 and batch_size at least 1")
+        if min(self.eval_tokens, self.limit) < 0 or self.batch_size < 1:
+            found.append("eval_tokens and limit must be at least 0, batch_size at least 1")
+        for name in set(self.task_names) - TASKS.keys():
+            found.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
+        if not self.validation and not self.task_names:
+            found.append("nothing to do: give --tasks=... or leave out --validation=False")
         return found
+
+    @property
+    def task_names(self) -> list[str]:
+        return [name.strip() for name in self.tasks.split(",") if name.strip()]
+
+
+def evaluate_run(
+    out_dir: str, config: EvaluateConfig, items: dict[str, list[Item]], processes: Processes
+) -> dict[str, Any]:
+    """All results of one checkpoint, as they are written to its evaluation.json."""
+    path = Path(out_dir) / f"{config.checkpoint}.pt"
+    model, record = load_model(path, processes.device)
+    tokenizer = Tokenizer.from_json(record["tokenizer"])
+    result: dict[str, Any] = {"run": out_dir, "checkpoint": config.checkpoint}
+    result |= {"step": record["step"], "tasks": {}}
+    if config.validation:
+        name = config.dataset or record["config"]["dataset"]
+        data = DataSet(Path(config.data_dir) / name, processes.first)
+        if data.tokenizer.sha256 != tokenizer.sha256:
+            raise UserError(f"{data.path} has another tokenizer than {path}")
+        batch_size = max(1, config.batch_size // processes.world)
+        loss = validate(model, data, config.eval_tokens, batch_size, processes, config.dtype)
+        result |= {"dataset": name, "eval_tokens": config.eval_tokens, **loss.as_metrics()}
+    for name, some in items.items():
+        with autocast(config.dtype, processes.device):
+            scores = score(model, tokenizer, some, config.batch_size, processes, name)
+        measure = perplexity if TASKS[name].perplexity else accuracy
+        result["tasks"][name] = measure(scores) | {"limit": config.limit}
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results side by side, a run a row (the shape of Bochkov's Table 5; accuracies in %)."""
+    names = list(results[0]["tasks"])
+    columns = ["run", "step"]
+    if "val_loss" in results[0]:
+        columns += ["val data", "val loss", "val PPL", "bits/byte"]
+    rows = [columns + [TASKS[name].title for name in names]]
+    for result in results:
+        row = [result["run"], f"{result['step']:,}"]
+        if "val_loss" in result:
+            row += [result["dataset"], f"{result['val_loss']:.4f}"]
+            row += [f"{result['val_perplexity']:.3f}", f"{result['val_bits_per_byte']:.4f}"]
+        for name in names:
+            scores = result["tasks"][name]
+            ppl = scores.get("perplexity")
+            row.append(f"{100 * scores['acc']:.2f}" if ppl is None else f"{ppl:.2f}")
+        rows.append(row)
+    return markdown(rows)
+
+
+def details(results: list[dict[str, Any]]) -> str:
+    """Every task of every run with its items and standard errors."""
+    rows = [["run", "task", "items", "truncated", "acc", "acc_norm", "chance", "perplexity"]]
+    for result in results:
+        for name, scores in result["tasks"].items():
+            row = [result["run"], name, f"{scores['items']:,}", f"{scores['truncated']:,}"]
+            for measure, scale in (("acc", 100), ("acc_norm", 100), ("perplexity", 1)):
+                error = scores.get(f"{measure}_stderr")
+                value = f"{scale * scores[measure]:.2f}" if measure in scores else ""
+                row.append(value if error is None else f"{value} ± {scale * error:.2f}")
+            row.insert(-1, f"{100 * scores['chance']:.2f}" if "chance" in scores else "")
+            rows.append(row)
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is the heading."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def main(argv: list[str]) -> None:
-    """Print a table of validation results."""
+    """Evaluate as `argv` says; see the module's docstring."""
     if {"-h", "--help"} & set(argv):
         print(help_text(EvaluateConfig, USAGE))
         return
     config = configure(EvaluateConfig, argv)
+    items = {name: read_items(name, config.data, config.limit) for name in config.task_names}
     with join_processes(config.device) as processes:
-        rows = ["| run | step | val loss | perplexity | bits/byte |", "|---|---|---|---|---|"]
+        results = []
         for out_dir in config.out_dir.split(","):
-            path = Path(out_dir) / f"{config.checkpoint}.pt"
-            model, record = load_model(path, processes.device)
-            data = DataSet(Path(config.data_dir) / record["config"]["dataset"], processes.first)
-            if data.tokenizer.sha256 != record["tokenizer_sha256"]:
-                raise UserError(f"{data.path} has another tokenizer than {path}")
-            result = validate(
-                model, data, config.eval_tokens, config.batch_size, processes, config.dtype
-            )
-            rows.append(
-                f"| {out_dir} | {record['step']:,} | {result.loss:.4f}"
-                f" | {result.perplexity:.3f} | {result.bits_per_byte:.4f} |"
-            )
+            result = evaluate_run(out_dir, config, items, processes)
+            results.append(result)
+            if processes.first:
+                text = json.dumps(result, indent=1) + "\n"
+                (Path(out_dir) / "evaluation.json").write_text(text)
         if processes.first:
-            print("\n".join(rows))
+            print(table(results))
+            if items:
+                print("\n" + details(results))
 
 
 if __name__ == "__main__":

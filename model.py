@@ -11,7 +11,7 @@ V vocabulary size, K code width.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -196,6 +196,29 @@ class KVCache:
         return both[0, :, :, :end], both[1, :, :, :end]
 
 
+class Layout(NamedTuple):
+    """Where the tokens of rows that hold several texts stand, and what they see.
+
+    `positions` (B, T) int64, below block_size; `sees` (B, 1, T, T) bool, [b, 0, i, j] being
+    whether token i attends to token j.
+    """
+
+    positions: Tensor
+    sees: Tensor
+
+
+def segment_layout(segments: Tensor, positions: Tensor) -> Layout:
+    """A token sees what precedes it in its own segment and in segment 0, and itself.
+
+    segments, positions (B, T) int64. Segment 0 is what the others share: the prompt of several
+    answers; texts that have nothing to do with each other are segments 1, 2, ...
+    """
+    index = torch.arange(segments.shape[1], device=segments.device)
+    theirs = segments.unsqueeze(1)  # (B, 1, T)
+    related = (segments.unsqueeze(2) == theirs) | (theirs == 0)  # (B, T, T)
+    return Layout(positions, (related & (index <= index.unsqueeze(1))).unsqueeze(1))
+
+
 def rotary_angles(block_size: int, width: int) -> Tensor:
     """Angles (block_size, width / 2): position times base^(-2i / width)."""
     frequency = ROPE_BASE ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
@@ -203,32 +226,38 @@ def rotary_angles(block_size: int, width: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_(i + D/2)) of x (B, H, T, D) by its position's angle (T, D/2)."""
+    """Turn each pair (x_i, x_(i + D/2)) of x (B, H, T, D) by its position's angle.
+
+    cos, sin (T, D/2), or (B, 1, T, D/2) where the rows differ.
+    """
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None = None) -> Tensor:
     """What the queries (B, H, T, D), the last T positions, read of k, v (B, H, S >= T, D).
 
+    They read all that precedes them, or of that what `sees` (B, 1, T, S) says (T = S then).
     On a CPU plain products, a block of queries with the keys it sees, take half the time of the
     fused kernel forward and backward, and a tenth for one query; but they keep B H T S / 2
     weights for the backward pass, so long texts go to the kernel.
     """
     T, S = q.shape[2], k.shape[2]
     if q.device.type != "cpu" or (T > 1 and S > LONG_TEXT):
-        mask = None
         if 1 < T < S:
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S)
+            sees = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        causal = T == S and sees is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=sees, is_causal=causal)
     q = q * q.shape[-1] ** -0.5
     parts = []
     for start in range(0, T, QUERIES):
         some = q[:, :, start : start + QUERIES]  # (B, H, n, D)
         first = S - T + start  # the position of the first of them
         end = first + some.shape[2]
-        future = torch.full((some.shape[2], end), -math.inf).triu(first + 1)
-        weights = (some @ k[:, :, :end].transpose(2, 3) + future).softmax(-1)  # (B, H, n, end)
+        bias = torch.full((some.shape[2], end), -math.inf).triu(first + 1)
+        if sees is not None:
+            bias = torch.zeros(()).where(sees[:, :, first:end, :end], -math.inf)
+        weights = (some @ k[:, :, :end].transpose(2, 3) + bias).softmax(-1)  # (B, H, n, end)
         parts.append(weights.type_as(v) @ v[:, :, :end])
     return torch.cat(parts, dim=2)
 
@@ -240,13 +269,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, sees: Tensor | None
+    ) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = causal_attention(q, k, v)
+        y = causal_attention(q, k, v, sees)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -268,8 +299,10 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(config.n_embd, bias=False)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attention(self.norm_1(x), cos, sin, cache)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, sees: Tensor | None
+    ) -> Tensor:
+        x = x + self.attention(self.norm_1(x), cos, sin, cache, sees)
         return x + self.mlp(self.norm_2(x))
 
 
@@ -309,22 +342,37 @@ class GPT(nn.Module):
                     std /= math.sqrt(2 * self.config.n_layer)
                 nn.init.normal_(weight, std=std, generator=generator)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) to normalised states (B, T, C); with a cache, ids follow what is in it."""
+    def hidden(
+        self, ids: Tensor, cache: KVCache | None = None, layout: Layout | None = None
+    ) -> Tensor:
+        """ids (B, T) to normalised states (B, T, C).
+
+        With a cache, ids follow what is in it; with a layout (never both), rows hold several texts.
+        """
         T = ids.shape[1]
         start = cache.length if cache is not None else 0
-        assert start + T <= self.config.block_size, "more positions than block_size"
-        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        if layout is None:
+            assert start + T <= self.config.block_size, "more positions than block_size"
+            cos, sin, sees = self.cos[start : start + T], self.sin[start : start + T], None
+        else:
+            cos = self.cos[layout.positions].unsqueeze(1)  # (B, 1, T, D/2)
+            sin = self.sin[layout.positions].unsqueeze(1)
+            sees = layout.sees
         x = self.input_layer(ids)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin, cache)
+            x = block(x, cos, sin, cache, sees)
         if cache is not None:
             cache.length += T
         return self.norm(x)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T); or with targets (B, T) the mean loss in nats a token."""
-        x = self.hidden(ids)
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, layout: Layout | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of ids (B, T); or with targets (B, T) the mean loss in nats a token.
+
+        The mean is over the targets that are not IGNORED.
+        """
+        x = self.hidden(ids, layout=layout)
         if targets is None:
             return self.head(x)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
@@ -464,14 +512,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the logits x @ weight.T, which are never held all at once.
 
-    x (N, C), weight (V, C), targets (N,) int64; float32 scalar. Under autocast the products are
-    in its dtype and the softmax in float32.
+    x (N, C), weight (V, C), targets (N,) int64; float32 scalar: the mean over the targets that
+    are not IGNORED, 0 if all are. Under autocast the products are in its dtype and the softmax in
+    float32.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if not torch.is_grad_enabled():
         x, weight = x.detach(), weight.detach()
     return _LinearCrossEntropy.apply(x, weight, targets)
+
+
+@torch.no_grad()
+def token_nats(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Each target's -log p under the logits x @ weight.T, (N,) float32; shapes as above."""
+    size = CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size()
+    parts = [
+        F.cross_entropy(F.linear(some, weight).float(), some_targets, reduction="none")
+        for some, some_targets in zip(x.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 # ---------------------------------------------------------------------------------------------

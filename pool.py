@@ -42,12 +42,21 @@ def chunks_of(stream: Stream) -> Iterator[Chunk]:
     size = 0
     for document in stream:
         documents.append(document)
-        size += len(document) if isinstance(document, str | bytes) else 0
+        size += _characters(document)
         if size >= CHUNK_CHARACTERS or len(documents) >= CHUNK_DOCUMENTS:
             yield Chunk(documents, size, stream.state())
             documents, size = [], 0
     if documents:
         yield Chunk(documents, size, stream.state())
+
+
+def _characters(document: Any) -> int:
+    """The size of a text, or of all texts of a conversation."""
+    if isinstance(document, dict):
+        return sum(map(_characters, document.values()))
+    if isinstance(document, list):
+        return sum(map(_characters, document))
+    return len(document) if isinstance(document, str | bytes) else 0
 
 
 def map_chunks(

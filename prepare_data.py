@@ -2,7 +2,9 @@
 
 One document on its way: corpus.py reads it; a worker checks that it is text, lets a keyed hash of
 the text decide whether it is for training or for validation, encodes it and adds `end_of_text`;
-the main process writes the tokens of all documents in the order they were read.
+the main process writes the tokens of all documents in the order they were read. With --chat
+documents are conversations, `{"prompt", "response"}` or `{"messages": [{"role", "content"}]}`,
+whose turns get role marks (documents.py shows where).
 
 The result in `data/<dataset>/`: `train_000000.bin`, ... and `val_000000.bin`, ... (uint16, little
 endian, no header), `tokenizer.json`, and `meta.json`, written last. The bytes depend on the input
@@ -11,8 +13,9 @@ how far a run came, and the same command goes on from there.
 
 An input that cannot be read (malformed JSON, a broken parquet file, a missing column) is an error
 that names it. A document that is not text is left out and counted: `empty` (nothing or only white
-space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON escape), `not_text`
-(a number, a list, ...).
+space, in any turn; or no response), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one,
+from a JSON escape), `not_text` (a number, a list, ...), `not_chat` (messages of another shape or
+with other roles than system, user and assistant).
 """
 
 import contextlib
@@ -24,25 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import corpus
 from configurator import UserError, configure, help_text, run_main, setting
-from corpus import SKIPS, read_text, split_of
+from documents import SKIPS, Encoded, count_chunk, encode_chunk
 from pool import chunks_of, map_chunks
 from shards import SPLITS, ShardWriter, open_folder
-from tokenizer import (
-    Counts,
-    Tokenizer,
-    check_vocab_size,
-    count_ngrams,
-    frequent_ngrams,
-    merge_counts,
-)
+from tokenizer import Counts, Tokenizer, check_vocab_size, frequent_ngrams, merge_counts
 
 USAGE = "usage: python prepare_data.py [FILE.py] [--name=value ...]"
-OUTCOMES = (*SPLITS, *SKIPS)
 FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
 
 
@@ -64,6 +58,11 @@ class PrepareConfig:
     )
     seed: int = setting(0, "of the draws that mix the entries")
     text_column: str = setting("text", "column or key that holds the document")
+    chat: bool = setting(
+        False,
+        "documents are conversations: columns or keys messages, or prompt and response; those of "
+        "stdlib are the signatures and docstrings of its functions",
+    )
     vocab_size: int = setting(256, "256 (bytes) to 65536; tokenizer.py describes the layouts")
     tokenizer: str = setting(
         "",
@@ -121,8 +120,9 @@ def _source_problems(config: PrepareConfig) -> list[str]:
     found = []
     if config.source != "stdlib" and not config.entries:
         found.append(f"source={config.source!r} needs --{config.source}=...")
-    if config.source != "stdlib" and config.dataset == "stdlib":
-        found.append(f"source={config.source!r} needs a name for its data set: --dataset=...")
+    if config.dataset == "stdlib" and (config.source != "stdlib" or config.chat):
+        what = "chat" if config.chat else f"source={config.source!r}"
+        found.append(f"{what} needs a name for its data set: --dataset=...")
     for name in {"files", "hub"} - {config.source}:
         if getattr(config, name):
             found.append(f"{name} is given, but source={config.source!r}: pass --source={name}")
@@ -137,57 +137,6 @@ def _source_problems(config: PrepareConfig) -> list[str]:
             f"probabilities={config.probabilities!r}: expected positive ones that sum to 1"
         )
     return found
-
-
-@dataclasses.dataclass
-class Encoded:
-    """What became of a chunk of N documents.
-
-    `tokens` (T,) uint16, all documents one after the other; `lengths` (N,) their tokens, 0 if left
-    out; `text_bytes` (N,) the UTF-8 they stand for; `outcomes` (N,) indices into OUTCOMES.
-    """
-
-    tokens: NDArray[np.uint16]
-    lengths: NDArray[np.int64]
-    text_bytes: NDArray[np.int64]
-    outcomes: NDArray[np.uint8]
-
-    def until(self, max_tokens: int) -> "Encoded":
-        """The documents up to the one with which training tokens reach `max_tokens`."""
-        reached = np.cumsum(np.where(self.outcomes == 0, self.lengths, 0)) >= max_tokens
-        last = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
-        tokens = self.tokens[: self.lengths[:last].sum()]
-        return Encoded(tokens, self.lengths[:last], self.text_bytes[:last], self.outcomes[:last])
-
-
-def encode_chunk(tokenizer: Tokenizer, val_fraction: float, documents: list[Any]) -> Encoded:
-    """Check, split and encode some documents."""
-    parts = []
-    lengths, text_bytes = np.zeros((2, len(documents)), dtype=np.int64)
-    outcomes = np.zeros(len(documents), dtype=np.uint8)
-    end = np.array([tokenizer.end_of_text], dtype=np.uint16)
-    for number, document in enumerate(documents):
-        text, utf8, outcome = read_text(document)
-        outcomes[number] = OUTCOMES.index(outcome or split_of(utf8, val_fraction))
-        if not outcome:
-            ids = tokenizer.encode_array(text)
-            parts += [ids, end]
-            lengths[number], text_bytes[number] = len(ids) + 1, len(utf8)
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
-    return Encoded(tokens, lengths, text_bytes, outcomes)
-
-
-def count_chunk(max_ngram: int, val_fraction: float, documents: list[Any]) -> Counts:
-    """The n-grams of the training documents of a chunk."""
-    checked = (read_text(document) for document in documents)
-    return count_ngrams(
-        (
-            text
-            for text, utf8, outcome in checked
-            if not outcome and split_of(utf8, val_fraction) == "train"
-        ),
-        max_ngram,
-    )
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -222,8 +171,9 @@ def prepare(config: PrepareConfig) -> Path:
 
 
 def _open_stream(config: PrepareConfig) -> corpus.Stream:
-    sources = corpus.open_sources(config.source, config.entries, config.text_column)
-    return corpus.Stream(sources, config.text_column, config.chances, config.seed)
+    column = None if config.chat else config.text_column
+    sources = corpus.open_sources(config.source, config.entries, column)
+    return corpus.Stream(sources, column, config.chances, config.seed)
 
 
 def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
@@ -248,7 +198,7 @@ def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
 
 def _count(config: PrepareConfig) -> list[str]:
     """The n-grams of the vocabulary, from the first `count_characters` of the stream, in chunks."""
-    job = functools.partial(count_chunk, config.max_ngram, config.val_fraction)
+    job = functools.partial(count_chunk, config.max_ngram, config.val_fraction, config.chat)
     results = map_chunks(job, chunks_of(_open_stream(config)), config.workers)
     total = merge_counts([])
     parts: list[Counts] = []
@@ -271,7 +221,7 @@ def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWrit
     if state := writer.progress["stream"]:
         stream.restore(state)
     splits = writer.progress["splits"]
-    job = functools.partial(encode_chunk, tokenizer, config.val_fraction)
+    job = functools.partial(encode_chunk, tokenizer, config.val_fraction, config.chat)
     results = map_chunks(job, chunks_of(stream), config.workers)
     saved = time.monotonic()
     done = sum(counts["bytes"] for counts in splits.values())

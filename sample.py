@@ -1,9 +1,15 @@
-"""Write text from a checkpoint, token by token.
+"""Write text from a checkpoint, token by token; or talk to one that was fine-tuned.
 
-python sample.py --prompt='def main(' --num_samples=3 --temperature=0.8 --top_p=0.95
+    python sample.py --prompt='def main(' --num_samples=3 --temperature=0.8 --top_p=0.95
+    python sample.py --chat --out_dir=out/sft_default
+
+A chat takes a line at a time until Ctrl-D (or Ctrl-C) and skips empty ones. The model sees the
+whole conversation, or what of its newer end fits into the context.
 """
 
 import codecs
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +17,7 @@ import torch
 
 from checkpoint import load_model
 from configurator import UserError, configure, help_text, run_main, setting
+from documents import END_OF_TURN, encode_turns
 from evaluate import autocast
 from model import GPT
 from processes import setup_device
@@ -25,9 +32,10 @@ class SampleConfig:
 
     out_dir: str = setting("out", "directory of the run")
     checkpoint: str = setting("best", "best (lowest validation loss) or last")
+    chat: bool = setting(False, "talk to a model that was fine-tuned on conversations")
     prompt: str = setting("\n", "text to continue")
     num_samples: int = setting(1, "texts to write")
-    max_new_tokens: int = setting(500, "tokens a text, at most; an end of text ends it")
+    max_new_tokens: int = setting(500, "tokens a text or reply, at most; its end ends it")
     temperature: float = setting(0.8, "0: the likeliest token; 1: as the model predicts")
     top_k: int = setting(0, "draw among the k likeliest tokens; 0: all")
     top_p: float = setting(1.0, "draw among the likeliest tokens that add up to p; 1: all")
@@ -58,11 +66,41 @@ class SampleConfig:
 
 def write_sample(model: GPT, tokenizer: Tokenizer, config: SampleConfig, number: int) -> None:
     """Print the prompt and its continuation as it comes."""
+    print(config.prompt, end="", flush=True)
+    write_on(model, tokenizer, tokenizer.encode(config.prompt), config, number)
+
+
+def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
+    """Read lines and print replies to the conversation so far, until the input ends."""
+    context: list[int] = []
+    for number in itertools.count():
+        try:
+            text = input("user: ")
+            if not text.strip():
+                continue
+            context += encode_turns(tokenizer, [("user", text)]).tolist()
+            print("assistant: ", end="", flush=True)
+            context.append(tokenizer.special["<|assistant|>"])
+            context += write_on(model, tokenizer, context, config, number)
+            context.append(tokenizer.special[END_OF_TURN])
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+
+
+def write_on(
+    model: GPT, tokenizer: Tokenizer, ids: Sequence[int], config: SampleConfig, number: int
+) -> list[int]:
+    """Print how the text `ids` goes on, as it comes, up to the end of the text or of the turn.
+
+    Returns the tokens printed.
+    """
     device = model.head.weight.device
-    prompt = torch.tensor([tokenizer.encode(config.prompt)], device=device)  # (1, T)
+    prompt = torch.tensor([ids], device=device)  # (1, T)
     generator = torch.Generator(device).manual_seed(config.seed + number)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
-    print(config.prompt, end="", flush=True)
+    ends = tokenizer.end_of_text, tokenizer.special[END_OF_TURN]
+    written: list[int] = []
     with autocast(config.dtype, device):
         for token in model.generate(
             prompt,
@@ -72,10 +110,12 @@ def write_sample(model: GPT, tokenizer: Tokenizer, config: SampleConfig, number:
             config.top_p,
             generator,
         ):
-            if token.item() == tokenizer.end_of_text:
+            if token.item() in ends:
                 break
-            print(decoder.decode(tokenizer.decode_bytes(token.tolist())), end="", flush=True)
+            written.append(int(token))
+            print(decoder.decode(tokenizer.decode_bytes(written[-1:])), end="", flush=True)
     print(decoder.decode(b"", final=True))
+    return written
 
 
 def main(argv: list[str]) -> None:
@@ -92,6 +132,14 @@ def main(argv: list[str]) -> None:
             f"the tokenizer of {config.out_dir} has {tokenizer.vocab_size} ids,"
             f" its model {model.config.vocab_size}"
         )
+    if config.chat and not record.get("chat"):
+        raise UserError(
+            f"{config.out_dir} was not fine-tuned on conversations: `python train.py"
+            f" config/sft_default.py --init_from={config.out_dir} --out_dir=...` does that"
+        )
+    if config.chat:
+        chat(model, tokenizer, config)
+        return
     for number in range(config.num_samples):
         if number:
             print("-" * 40)

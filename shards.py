@@ -120,9 +120,8 @@ class ShardWriter:
     def _close(self, split: str) -> None:
         path = self._path(split)
         _flush(path)
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        entry = {"name": path.name, "tokens": path.stat().st_size // 2, "sha256": sha256}
+        tokens = path.stat().st_size // 2
+        entry = {"name": path.name, "tokens": tokens, "sha256": file_sha256(path)}
         self.progress["splits"][split]["files"].append(entry)
 
 
@@ -153,6 +152,12 @@ def open_folder(
     writer.cut_back()
     writer.save(None)
     return writer
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

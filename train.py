@@ -3,6 +3,7 @@
     python train.py                                             # 5 minutes on two CPU cores
     python train.py config/fixed32.py --seed=2 --out_dir=out/fixed32-s2
     torchrun --nproc_per_node=2 train.py config/fixed32.py      # the paper's run
+    python train.py config/sft_default.py                       # fine-tune the first one
 
 Everything a step computes follows from the configuration, the seed and the step's number: not
 from the number of processes (up to rounding), nor from evaluations, nor from interruptions.
@@ -14,92 +15,32 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Metrics, code_sha256, read_checkpoint, write_checkpoint, write_run_json
-from configurator import UserError, configure, help_text, run_main, setting
-from data import BatchOrder, DataSet, training_batches
+from checkpoint import Metrics, code_sha256, write_checkpoint, write_run_json
+from configurator import UserError, help_text, run_main
+from data import Batch, DataSet, TrainingData
 from evaluate import Evaluation, autocast, validate
-from model import GPT, GPTConfig, count_parameters
-from prepare_data import PrepareConfig, prepare
+from model import GPT, count_parameters
 from processes import Processes, join_processes
-from sample import SampleConfig, write_sample
+from sample import SampleConfig, write_on, write_sample
+from start import (
+    Start,
+    TrainConfig,
+    check_base,
+    check_same_run,
+    configure_run,
+    open_data,
+    resolve,
+)
 
-DEFAULT_CONFIG = "config/default.py"
 SAMPLE_TOKENS = 200  # of the sample that closes a run
 USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
-
-LEAST = {
-    "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 1, "eval_interval": 1,
-    "log_interval": 1, "seed": 0, "learning_rate": 0, "min_lr": 0, "warmup_steps": 0,
-    "weight_decay": 0, "grad_clip": 0, "eval_tokens": 0,
-}  # fmt: skip
-CHOICES = {"init_from": ("scratch", "resume"), "dtype": ("float32", "bfloat16")}
-
-# What says where and how fast a run goes, not what it computes: resuming may change these alone.
-FREE_TO_CHANGE = {
-    "data_dir", "out_dir", "init_from", "eval_interval", "eval_tokens", "log_interval", "device",
-    "compile",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrainConfig(GPTConfig):
-    """A training run. Batch sizes are global: the number of processes divides them."""
-
-    dataset: str = setting("stdlib", "directory under data_dir made by prepare_data.py")
-    data_dir: str = setting("data", "where data sets are")
-    out_dir: str = setting("", "where the run is written; empty: out/NAME for config/NAME.py")
-    init_from: str = setting(
-        "scratch", "scratch, or resume: go on from the last checkpoint in out_dir if there is one"
-    )
-    seed: int = setting(1, "initial weights and batch order; at least 0")
-    batch_size: int = setting(16, "sequences a micro-step, over all processes")
-    gradient_accumulation_steps: int = setting(1, "micro-steps a step")
-    max_steps: int = setting(1000, "steps (weight updates) of the run")
-    learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
-    min_lr: float = setting(1e-4, "learning rate at the end of the cosine")
-    warmup_steps: int = setting(100, "steps of linear warm-up")
-    weight_decay: float = setting(0.1, "on matrices only")
-    beta1: float = setting(0.9, "AdamW: decay of the mean of gradients")
-    beta2: float = setting(0.95, "AdamW: decay of the mean of squared gradients")
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 clips nothing")
-    eval_interval: int = setting(250, "steps between evaluations, each followed by a checkpoint")
-    eval_tokens: int = setting(0, "validation tokens an evaluation; 0: all")
-    log_interval: int = setting(10, "steps between lines of metrics.jsonl")
-    device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32, or bfloat16: autocast with float32 weights")
-    tf32: bool = setting(False, "CUDA: let float32 products round to TF32")
-    compile: bool = setting(False, "torch.compile the model (needs a C++ compiler on a CPU)")
-
-    def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
-        found = super().problems()
-        for name, least in LEAST.items():
-            if not least <= getattr(self, name) < math.inf:
-                found.append(f"{name}={getattr(self, name)}: expected at least {least}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: expected 0 <= {name} < 1")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                found.append(f"{name}={getattr(self, name)!r}: expected {' or '.join(known)}")
-        if self.warmup_steps >= self.max_steps:
-            found.append(f"warmup_steps={self.warmup_steps}: max_steps={self.max_steps} is over")
-        if self.min_lr > self.learning_rate:
-            found.append(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}")
-        return found
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.block_size * self.gradient_accumulation_steps
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -116,17 +57,22 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 class Trainer:
     """A run: model, optimizer, data, and what has been done so far."""
 
-    def __init__(self, config: TrainConfig, data: DataSet, processes: Processes) -> None:
+    def __init__(
+        self, config: TrainConfig, data: DataSet, processes: Processes, start: Start | None = None
+    ) -> None:
         self.config, self.data, self.processes = config, data, processes
         self.out_dir = Path(config.out_dir)
         device = processes.device
         self.raw_model = GPT(config, config.seed).to(device)
         self.optimizer = make_optimizer(self.raw_model, config)
-        self.order = BatchOrder(data.train.tokens, config.block_size, config.seed)
+        self.rows = TrainingData(
+            data.rows("train", config.block_size), config.batch_size, config.seed
+        )
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = time.perf_counter()
-        if config.init_from == "resume":
-            self._load_last()
+        self.base = start.base if start else None
+        if start:
+            self._load(start)
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -136,14 +82,14 @@ class Trainer:
         self.stop_asked = False  # of this process, by a signal
         self.stopping = False  # agreed by all processes
 
-    def _load_last(self) -> None:
-        """Go on from `last.pt`, if there is one yet."""
-        path = self.out_dir / "last.pt"
-        if not path.is_file():
-            return
-        tensors, record = read_checkpoint(path)
-        check_same_run(path, record, self.record())
+    def _load(self, start: Start) -> None:
+        """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
+        tensors, record = start.tensors, start.record
+        if start.resuming:
+            check_same_run(start.path, record, self.record())
         self.raw_model.load_state_dict(tensors["model"])
+        if not start.resuming:
+            return
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.step, self.best_loss = record["step"], record["best_val_loss"]
         self.started -= record["elapsed_s"]
@@ -161,6 +107,8 @@ class Trainer:
             "best_val_loss": self.best_loss,
             "elapsed_s": self.elapsed_s,
             "config": dataclasses.asdict(self.config),
+            "base": self.base,
+            "chat": self.data.chat,
             "tokenizer": self.data.tokenizer.to_json(),
             "tokenizer_sha256": self.data.tokenizer.sha256,
             "data_sha256": self.data.sha256,
@@ -176,22 +124,27 @@ class Trainer:
             tensors["optimizer"] = self.optimizer.state_dict()
         write_checkpoint(self.out_dir / f"{name}.pt", tensors, self.record())
 
-    def train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """One weight update; the mean loss over the step's tokens and the gradient's norm.
+    def train_step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        """One weight update; the mean loss over the step's targets and the gradient's norm.
 
-        Raises UserError on every process, before the update, if either is not finite.
+        The mean is over all targets of the step that have a loss, in whichever micro-step or
+        process they are. Raises UserError on every process, before the update, if either is not
+        finite.
         """
         config, accumulate = self.config, self.config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
+        targets = self.rows.targets(self.step * accumulate, accumulate)
         loss_sum = torch.zeros((), device=self.processes.device)
         for micro_step in range(accumulate):
             last = micro_step == accumulate - 1
             no_sync = self.processes.world > 1 and not last  # one all-reduce a step
             with self.model.no_sync() if no_sync else contextlib.nullcontext():
-                x, y = next(batches)
+                batch = next(batches)
+                # Processes average their gradients, so the loss is of a share of 1 / parts.
+                parts = targets / (max(batch.targets, 1) * self.processes.world)
                 with autocast(config.dtype, self.processes.device):
-                    loss = self.model(x, y) / accumulate
+                    loss = self.model(batch.x, batch.y, batch.layout) / parts
                 loss.backward()
                 loss_sum += loss.detach()
         limit = config.grad_clip or math.inf
@@ -232,9 +185,7 @@ class Trainer:
         """Train to the end or to a signal; log, evaluate and save on the way."""
         config = self.config
         first = self.step * config.gradient_accumulation_steps
-        batches = training_batches(
-            self.data.train, self.order, config.batch_size, first, self.processes
-        )
+        batches = self.rows.batches(first, self.processes)
         steps, seconds = 0, 0.0  # since the last log line, without evaluations
         while self.step < config.max_steps and not self.stopping:
             started = time.perf_counter()
@@ -307,74 +258,26 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def check_same_run(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError, naming all that differs, unless `path` is a checkpoint of this very run."""
-    found = [
-        f"{name}: {was['config'].get(name)!r} there, {value!r} now"
-        for name, value in now["config"].items()
-        if name not in FREE_TO_CHANGE and was["config"].get(name) != value
-    ]
-    found += [
-        f"{name}: another {what} than the checkpoint's"
-        for name, what in (("tokenizer_sha256", "tokenizer"), ("data_sha256", "data set"))
-        if was[name] != now[name]
-    ]
-    if found:
-        raise UserError(f"cannot resume {path} with another recipe: " + "; ".join(found))
-
-
-def open_data(config: TrainConfig, processes: Processes) -> DataSet:
-    """The data set of the run; the embedded one is prepared on first use."""
-    path = Path(config.data_dir) / config.dataset
-    embedded = PrepareConfig(data_dir=config.data_dir)
-    if config.dataset == embedded.dataset and not (path / "meta.json").is_file():
-        if processes.first:
-            prepare(embedded)
-        processes.wait()
-    return DataSet(path, verify=processes.first)
-
-
-def refuse_to_overwrite(config: TrainConfig) -> None:
-    """Raise UserError if a run from scratch would write over one that is there."""
-    out_dir = Path(config.out_dir)
-    there = [name for name in ("last.pt", "best.pt", "run.json") if (out_dir / name).is_file()]
-    if config.init_from == "scratch" and there:
-        raise UserError(
-            f"{out_dir} holds a run already ({', '.join(there)}): go on with it"
-            " (--init_from=resume), write elsewhere (--out_dir=...), or delete it"
-        )
-
-
-def resolve(config: TrainConfig, data: DataSet, world: int) -> TrainConfig:
-    """The configuration with the data set's vocabulary; UserError for what only now can clash."""
-    found = []
-    if config.vocab_size not in (0, data.vocab_size):
-        found.append(f"vocab_size={config.vocab_size}, but {data.path} has {data.vocab_size}")
-    if config.batch_size % world:
-        found.append(
-            f"batch_size={config.batch_size} cannot be shared by {world} processes:"
-            f" make it a multiple of {world}"
-        )
-    config = dataclasses.replace(config, vocab_size=data.vocab_size)
-    if found := found or config.problems():
-        raise UserError("\n".join(found))
-    return config
-
-
 def describe(trainer: Trainer) -> str:
     """The run in lines of at most 80 columns."""
     config, data = trainer.config, trainer.data
     total, inputs = count_parameters(config)
     tokens = config.max_steps * config.tokens_per_step
-    start = f"going on from step {trainer.step:,} of" if trainer.step else "writing to"
-    if config.init_from == "resume" and not trainer.step:
+    epochs = tokens / config.block_size / trainer.rows.rows.count
+    start = "writing to"
+    if trainer.step:
+        start = f"going on from step {trainer.step:,} of"
+    elif trainer.base:
+        start = f"fine-tuning {trainer.base['out_dir']} as of step {trainer.base['step']:,} in"
+    elif config.init_from != "scratch":
         start = "no checkpoint to resume yet: starting anew in"
     return f"""\
 model:  {config.input_layer} input, {inputs:,} of {total:,} parameters in the input layer
-data:   {data.path}, V={data.vocab_size:,}: {data.train.tokens:,} tokens to train on, \
-{data.val.tokens:,} to validate
+data:   {data.path}, V={data.vocab_size:,}
+        {trainer.rows.rows} to train on
+        {data.rows("val", config.block_size)} to validate
 recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens:,} \
-({tokens / data.train.tokens:.2f} epochs)
+({epochs:.2f} epochs)
 {start} {config.out_dir}"""
 
 
@@ -388,15 +291,24 @@ def close(trainer: Trainer, argv: list[str]) -> None:
     print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}")
     print("a sample:")
     sample = SampleConfig(max_new_tokens=SAMPLE_TOKENS, dtype=config.dtype)
-    write_sample(trainer.raw_model, trainer.data.tokenizer, sample, 0)
-    other = "learned" if config.input_layer != "learned" else "fixed"
-    changed = ("--input_layer", "--out_dir", "--init_from")
-    words = [word for word in argv if not word.startswith(changed)]
-    words += [f"--input_layer={other}", f"--out_dir={config.out_dir}/{other}"]
+    tokenizer, next_sample, next_run = trainer.data.tokenizer, "--prompt='import '", ""
+    if trainer.data.chat:  # the answer to the first prompt held out
+        tokens = trainer.data.val.shards[0].tolist()
+        prompt = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
+        print(tokenizer.decode(prompt), end="")
+        write_on(trainer.raw_model, tokenizer, prompt, sample, 0)
+        next_sample = "--chat"
+    else:
+        write_sample(trainer.raw_model, tokenizer, sample, 0)
+    if not trainer.base:
+        other = "learned" if config.input_layer != "learned" else "fixed"
+        changed = ("--input_layer", "--out_dir", "--init_from")
+        words = [word for word in argv if not word.startswith(changed)]
+        words += [f"--input_layer={other}", f"--out_dir={config.out_dir}/{other}"]
+        next_run = f"\n      python train.py {' '.join(words)}"
     print(f"""
-next: python sample.py --out_dir={config.out_dir} --prompt='import '
-      python evaluate.py --out_dir={config.out_dir}
-      python train.py {" ".join(words)}""")
+next: python sample.py --out_dir={config.out_dir} {next_sample}
+      python evaluate.py --out_dir={config.out_dir}{next_run}""")
 
 
 def main(argv: list[str]) -> None:
@@ -404,15 +316,13 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(help_text(TrainConfig, USAGE))
         return
-    config = configure(TrainConfig, argv, DEFAULT_CONFIG)
-    if not config.out_dir:
-        files = [DEFAULT_CONFIG, *(word for word in argv if not word.startswith("-"))]
-        config = dataclasses.replace(config, out_dir=f"out/{Path(files[-1]).stem}")
-    refuse_to_overwrite(config)
+    config, start = configure_run(argv)
     with join_processes(config.device, config.tf32) as processes:
         data = open_data(config, processes)
+        check_base(config, data, start)
         config = resolve(config, data, processes.world)
-        trainer = Trainer(config, data, processes)
+        trainer = Trainer(config, data, processes, start)
+        del start  # its tensors are in the trainer now
         if trainer.step >= config.max_steps:
             print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
             return

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from configurator import setting
-from data import BatchOrder, DataSet, training_batches
+from data import Batch, DataSet, TrainingData
 from evaluate import autocast
 from model import GPT, INPUT_LAYERS, count_parameters, linear_cross_entropy
 from processes import Processes, setup_device
-from train import TrainConfig, Trainer
+from start import TrainConfig
+from train import Trainer
 
 TABLES = {
     "step": "training step: forward, backward, clip, optimizer",
@@ -84,13 +84,13 @@ class Batches:
     def __init__(self, config: BenchConfig, device: torch.device) -> None:
         data = DataSet(Path(config.data_dir) / config.dataset, verify=False)
         self.data, self.waited_s = data, 0.0
-        order = BatchOrder(data.train.tokens, config.block_size, config.seed)
-        self._coming = training_batches(data.train, order, config.batch_size, 0, Processes(device))
+        rows = TrainingData(data.rows("train", config.block_size), config.batch_size, config.seed)
+        self._coming = rows.batches(0, Processes(device))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
+    def __next__(self) -> Batch:
         started = time.perf_counter()
         batch = next(self._coming)
         self.waited_s += time.perf_counter() - started
@@ -144,7 +144,7 @@ def nanogpt_step(config: BenchConfig, precision: str = "highest") -> Work:
 
     def step() -> float:
         for _ in range(config.gradient_accumulation_steps):
-            x, y = next(batches)
+            x, y, *_ = next(batches)
             with autocast(config.dtype, device):
                 loss = compiled(x, y)[1] / config.gradient_accumulation_steps
             loss.backward()
@@ -171,7 +171,7 @@ def input_alone(config: BenchConfig) -> Work:
     layer = INPUT_LAYERS[config.input_layer](config).to(device)
     for weight in layer.parameters():
         torch.nn.init.normal_(weight, std=0.02)
-    ids, _ = next(Batches(config, device))
+    ids = next(Batches(config, device)).x
 
     def call() -> None:
         x = layer(ids)
@@ -185,7 +185,7 @@ def input_alone(config: BenchConfig) -> Work:
 def loss_alone(config: BenchConfig, plain: bool) -> Work:
     """Final states to the loss and back to their gradient and the head's."""
     device = setup_device(config.device, config.tf32)
-    _, targets = next(Batches(config, device))
+    targets = next(Batches(config, device)).y
     targets = targets.flatten()
     shapes = ((len(targets), config.n_embd), (config.vocab_size, config.n_embd))
     x, weight = (torch.randn(shape, device=device).mul_(0.02).requires_grad_() for shape in shapes)

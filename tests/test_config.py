@@ -44,15 +44,29 @@ def test_the_papers_recipe(name):
         ("fixed9", "learned9", {"input_layer"}),
         ("learned16", "learned32", {"n_layer"}),
         ("learned9", "learned32", {"n_layer"}),
+        ("sft_fixed32", "sft_learned32", {"input_layer", "init_from"}),
+        ("sft_affine32", "sft_learned32", {"input_layer", "init_from"}),
     ],
 )
-def test_a_variant_is_its_baseline_and_one_line(variant, baseline, changed):
+def test_a_variant_is_its_baseline_and_one_line_a_change(variant, baseline, changed):
     ours, theirs = dataclasses.asdict(load(variant)), dataclasses.asdict(load(baseline))
     assert {name for name in ours if ours[name] != theirs[name]} == changed
     lines = Path(f"config/{variant}.py").read_text().split("\n")
     code = [line for line in lines if line and not line.startswith("#")]
-    assert len(code) == 2
+    assert len(code) == 1 + len(changed)
     assert code[0] == f"from config.{baseline} import *"
+
+
+@pytest.mark.parametrize("variant", ["learned", "fixed", "affine"])
+def test_the_papers_fine_tuning(variant):
+    config = load(f"sft_{variant}32")
+    assert (config.init_from, config.input_layer) == (f"out/{variant}32", variant)
+    assert config.input_layer == load(f"{variant}32").input_layer
+    assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (2e-5, 100, 0.01)
+    assert (config.grad_clip, config.dtype, config.tf32) == (1.0, "float32", False)
+    assert (config.batch_size, config.gradient_accumulation_steps) == (6, 100)
+    tokens = config.batch_size * load(f"{variant}32").block_size * 100
+    assert tokens == pytest.approx(0.61e6, rel=0.01)  # Table 3
 
 
 def test_depths_of_table_4():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configurator import UserError
-from data import BatchOrder, DataSet, Split, training_batches, validation_batches
+from data import BatchOrder, DataSet, Split, TextRows, TrainingData, validation_batches
 from processes import Processes
 from tests.conftest import write_data_set
 from tokenizer import Tokenizer
@@ -23,6 +23,17 @@ def data_dir(tmp_path):
     return tmp_path
 
 
+def stream_of(tokens: int) -> Split:
+    split = Split([])
+    split.tokens = tokens
+    return split
+
+
+def text_order(tokens: int, block_size: int, seed: int) -> BatchOrder:
+    """The order in which a run reads a stream of so many tokens."""
+    return TrainingData(TextRows(stream_of(tokens), block_size), 1, seed).order
+
+
 def test_windows_read_across_shards(data_dir):
     split = DataSet(data_dir).train
     assert split.tokens == 1000
@@ -35,9 +46,9 @@ def test_windows_read_across_shards(data_dir):
 
 @pytest.mark.parametrize(("tokens", "block_size"), [(1000, 10), (1007, 10), (64, 32), (333, 7)])
 def test_an_epoch_uses_every_target_once(tokens, block_size):
-    order = BatchOrder(tokens, block_size, seed=3)
+    order = text_order(tokens, block_size, seed=3)
     for epoch in range(3):
-        starts = order.starts(epoch * order.windows, order.windows)
+        starts = order.rows(epoch * order.count, order.count)
         targets = Counter(int(s) + i for s in starts for i in range(1, block_size + 1))
         assert set(targets.values()) == {1}
         assert min(targets) >= 1
@@ -46,33 +57,30 @@ def test_an_epoch_uses_every_target_once(tokens, block_size):
 
 
 def test_order_is_a_function_of_seed_and_number():
-    order = BatchOrder(5000, 10, seed=1)
-    whole = order.starts(0, 1500)  # three epochs
-    again = BatchOrder(5000, 10, seed=1)
-    pieces = [again.starts(first, 7) for first in range(1001, 1500, 7)]
+    order = text_order(5000, 10, seed=1)
+    whole = order.rows(0, 1500)  # three epochs
+    again = text_order(5000, 10, seed=1)
+    pieces = [again.rows(first, 7) for first in range(1001, 1500, 7)]
     assert np.concatenate(pieces)[:499].tolist() == whole[1001:].tolist()
-    epochs = whole[: 3 * order.windows].reshape(3, -1)
+    epochs = whole[: 3 * order.count].reshape(3, -1)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert len(set(epochs[:, 0] % 10) | set(epochs[:, 1] % 10)) > 1, "a new offset every epoch"
-    assert BatchOrder(5000, 10, seed=2).starts(0, 1500).tolist() != whole.tolist()
+    assert text_order(5000, 10, seed=2).rows(0, 1500).tolist() != whole.tolist()
 
 
 def test_order_never_changes():
     """Published runs quote their seed: these values are fixed for good."""
-    assert BatchOrder(1000, 10, seed=1).starts(0, 5).tolist() == [15, 365, 395, 355, 655]
+    assert text_order(1000, 10, seed=1).rows(0, 5).tolist() == [15, 365, 395, 355, 655]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_processes_share_each_micro_batch_in_order(data_dir, world):
-    split = DataSet(data_dir).train
-    order = BatchOrder(split.tokens, 10, seed=1)
-    streams = [
-        training_batches(split, order, 4, 3, Processes(CPU, rank, world)) for rank in range(world)
-    ]
+    training = TrainingData(DataSet(data_dir).rows("train", 10), batch_size=4, seed=1)
+    streams = [training.batches(3, Processes(CPU, rank, world)) for rank in range(world)]
     for m in (3, 4, 5):
         parts = [next(stream) for stream in streams]
         x, y = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-        starts = order.starts(4 * m, 4)
+        starts = training.order.rows(4 * m, 4)
         assert x.tolist() == ((starts[:, None] + np.arange(10)) % 256).tolist()
         assert y.tolist() == ((starts[:, None] + np.arange(1, 11)) % 256).tolist()
 
@@ -80,20 +88,24 @@ def test_processes_share_each_micro_batch_in_order(data_dir, world):
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize(("max_tokens", "windows"), [(0, 20), (55, 5), (10_000, 20)])
 def test_validation_is_the_same_windows_for_any_processes(data_dir, world, max_tokens, windows):
-    split = DataSet(data_dir).val
+    rows = DataSet(data_dir).rows("val", 10)
     seen = []
     for rank in range(world):
-        for x, y in validation_batches(split, max_tokens, 10, 3, Processes(CPU, rank, world)):
+        for x, y, layout, targets in validation_batches(
+            rows, max_tokens, 3, Processes(CPU, rank, world)
+        ):
             assert torch.equal((x + 1) % 256, y)
+            assert layout is None
+            assert targets == y.numel()
             seen += x[:, 0].tolist()
     assert sorted(seen) == [10 * i for i in range(windows)]
 
 
 def test_too_little_data_is_refused(data_dir):
     with pytest.raises(UserError, match="15 training tokens are too few for block_size=8"):
-        BatchOrder(15, 8, seed=0)
+        TrainingData(TextRows(stream_of(15), 8), batch_size=1, seed=0)
     with pytest.raises(UserError, match="do not fill one window of block_size=203"):
-        next(validation_batches(DataSet(data_dir).val, 0, 203, 1, Processes(CPU)))
+        next(validation_batches(DataSet(data_dir).rows("val", 203), 0, 1, Processes(CPU)))
 
 
 def cut_a_shard(path):

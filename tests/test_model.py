@@ -11,12 +11,15 @@ import model as model_module
 from configurator import configure
 from model import (
     GPT,
+    IGNORED,
     INPUT_LAYERS,
     GPTConfig,
     causal_attention,
     count_parameters,
     linear_cross_entropy,
     sample_token,
+    segment_layout,
+    token_nats,
 )
 from train import TrainConfig
 
@@ -184,13 +187,15 @@ def test_overfits_one_batch(input_layer):
     assert loss.item() < 0.1
 
 
+@pytest.mark.parametrize("ignored", [(), (0,), range(3, 40)])
 @pytest.mark.parametrize("chunk", [1, 64, 1000])
-def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk):
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk, ignored):
     monkeypatch.setitem(model_module.CHUNK, "cpu", chunk * 8)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(65, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(30, (65,), generator=generator)
+    targets[list(ignored)] = IGNORED
     loss = linear_cross_entropy(x, weight, targets)
     plain = torch.nn.functional.cross_entropy(x @ weight.T, targets)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
@@ -202,6 +207,33 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk)
         assert torch.allclose(got, expected, atol=1e-7)
     with torch.no_grad():
         assert linear_cross_entropy(x, weight, targets).item() == loss.item()
+    kept = targets != IGNORED
+    nats = token_nats(x[kept], weight, targets[kept])
+    assert nats.mean().item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    loss = linear_cross_entropy(x, weight, torch.full((5,), IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert not x.grad.any()
+    assert not weight.grad.any()
+
+
+def test_texts_sharing_a_row_get_the_logits_they_have_alone():
+    """Two texts in a row, then a prompt with three answers; padding behind both."""
+    gpt, ids = small_gpt(), random_ids((2, 16))
+    segments = torch.tensor([[1] * 6 + [2] * 7 + [-1] * 3, [0] * 5 + [1] * 4 + [2] * 2 + [3] * 5])
+    places = [[*range(6), *range(7), 0, 0, 0], [*range(5), *range(5, 9), 5, 6, *range(5, 10)]]
+    layout = segment_layout(segments, torch.tensor(places))
+    together = gpt(ids, layout=layout)
+    for row, own in ((0, range(6)), (0, range(6, 13)), (1, [*range(9)]),
+                     (1, [*range(5), 9, 10]), (1, [*range(5), *range(11, 16)])):  # fmt: skip
+        alone = gpt(ids[row, list(own)][None])[0]
+        assert torch.allclose(together[row, list(own)], alone, atol=1e-6)
+    one = gpt(ids, ids, segment_layout(torch.ones_like(ids), torch.arange(16).expand(2, -1)))
+    assert one.item() == pytest.approx(gpt(ids, ids).item(), rel=1e-6)
 
 
 def test_ignored_targets_have_no_loss_and_no_gradient():

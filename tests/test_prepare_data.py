@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import corpus
+import documents
 import pool
 import prepare_data
 from configurator import UserError, configure
@@ -121,7 +122,7 @@ def test_meta_states_what_the_files_hold(tmp_path: Path, vocab_size: int) -> Non
 
 def test_ngrams_come_from_training_documents_only(tmp_path: Path) -> None:
     texts = [*texts_of(60, seed=2), *(f"{'qzx' * 40} {n}" for n in range(40))]
-    val = [t for t in texts if corpus.split_of(t.encode(), 0.5) == "val"]
+    val = [t for t in texts if documents.split_of(t.encode(), 0.5) == "val"]
     train = [t for t in texts if t not in val and "qzx" not in t]
     mixed = [t for t in val if "qzx" in t] + train
     files = write_parquet(tmp_path / "a.parquet", mixed)
@@ -390,6 +391,7 @@ def test_documents_that_are_not_text_are_counted(tmp_path: Path) -> None:
     assert read_split(folder, "train")[0] == ["\ufeffbom", "yes", "😀 pair", "row"]
     assert json.loads((folder / "meta.json").read_text())["skipped"] == {
         "empty": 5, "binary": 4, "not_utf8": 3, "surrogate": 1, "not_text": 2,
+        "not_chat": 0,
     }  # fmt: skip
 
 
@@ -413,8 +415,8 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: not JSON in UTF-8"),
-        ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1: no key 'text'; found body"),
-        ("a.jsonl", b"5\n", r"a\.jsonl, line 1: no key 'text'; found int"),
+        ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1: no column 'text'; there are body"),
+        ("a.jsonl", b"5\n", r"a\.jsonl, line 1: expected an object, found int"),
         ("a.parquet", b"", r"cannot read .*a\.parquet"),
         ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
         ("a.csv", b"text\nx\n", r"cannot read .*a\.csv: expected one of"),

@@ -20,7 +20,7 @@ import torch
 import train
 from checkpoint import read_checkpoint
 from configurator import UserError
-from data import BatchOrder, DataSet
+from data import DataSet, TrainingData
 from model import GPT, count_parameters
 from processes import Processes
 from train import TrainConfig
@@ -95,7 +95,7 @@ def finish(process: subprocess.Popen) -> str:
 def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]:
     """The run as a textbook would write it: whole batches, plain loss, unfused AdamW."""
     data = DataSet(data_dir / "tiny")
-    order = BatchOrder(data.train.tokens, config.block_size, config.seed)
+    order = TrainingData(data.rows("train", config.block_size), 1, config.seed).order
     gpt = GPT(dataclasses.replace(config, vocab_size=256), config.seed)
     matrices = [w for w in gpt.parameters() if w.dim() == 2]
     scales = [w for w in gpt.parameters() if w.dim() == 1]
@@ -108,7 +108,7 @@ def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]
             lr = 1e-4 + 0.5 * (1e-3 - 1e-4) * (1 + math.cos(math.pi * (step - 4) / 16))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        tokens = torch.from_numpy(data.train.windows(order.starts(8 * step, 8), 17))
+        tokens = torch.from_numpy(data.train.windows(order.rows(8 * step, 8), 17))
         logits = gpt(tokens[:, :-1]).flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
         optimizer.zero_grad()
@@ -234,10 +234,10 @@ def test_all_variants_see_the_same_batches(words, monkeypatch):
     seen: dict[str, list] = {}
 
     class Recorder(train.GPT):
-        def forward(self, ids, targets=None):
+        def forward(self, ids, targets=None, layout=None):
             if torch.is_grad_enabled():
                 seen.setdefault(self.config.input_layer, []).append((ids, targets))
-            return super().forward(ids, targets)
+            return super().forward(ids, targets, layout)
 
     monkeypatch.setattr(train, "GPT", Recorder)
     for name in ("learned", "fixed", "affine", "compressed"):

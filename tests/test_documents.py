@@ -1,0 +1,134 @@
+"""Conversations: what is read, what is left out, and which tokens are learned."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import corpus
+from configurator import UserError
+from data import DataSet
+from documents import docstring_rows, encode_turns, read_chat, response_mask
+from prepare_data import PrepareConfig, prepare
+from tests.test_prepare_data import config, write_json_lines, write_parquet
+from tokenizer import Tokenizer, build_tokenizer
+
+TURNS = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2 ✓"), ("user", "<|user|>"),
+         ("assistant", "<|endofturn|>")]  # fmt: skip
+CHAT = {"messages": [{"role": role, "content": text} for role, text in TURNS]}
+PAIR = {"prompt": "Say hi", "response": "hi"}
+UNICODE = build_tokenizer(65536, ["Be brief. <|user|> <|endofturn|>"] * 3)
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer(256), UNICODE], ids=["bytes", "unicode"])
+def test_turns_stand_between_marks_that_no_text_can_forge(tokenizer: Tokenizer) -> None:
+    ids = encode_turns(tokenizer, TURNS).tolist()
+    names = {number: name for name, number in tokenizer.special.items()}
+    shown = [names.get(number, tokenizer.decode([number])) for number in ids]
+    marks = [name for number, name in zip(ids, shown, strict=True) if number in names]
+    expected = [mark for role, _ in TURNS for mark in (f"<|{role}|>", "<|endofturn|>")]
+    assert marks == expected
+    assert tokenizer.decode(ids) == "".join(f"<|{r}|>{text}<|endofturn|>" for r, text in TURNS)
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer(256), UNICODE], ids=["bytes", "unicode"])
+def test_only_what_the_assistant_says_is_learned(tokenizer: Tokenizer) -> None:
+    """The mask against a walk over the tokens, one state at a time."""
+    end = [tokenizer.end_of_text]
+    pair = [("user", "Say hi"), ("assistant", "hi")]
+    tokens = [*tokenizer.encode("text before"), *end, *encode_turns(tokenizer, TURNS), *end,
+              *encode_turns(tokenizer, pair), *end]  # fmt: skip
+    special, speaker, expected = tokenizer.special, "", []
+    for token in tokens:
+        expected.append(speaker == "assistant" and token != tokenizer.end_of_text)
+        if token == special["<|endofturn|>"]:
+            speaker = ""
+        for role in ("system", "user", "assistant"):
+            speaker = role if token == special[f"<|{role}|>"] else speaker
+    mask = response_mask(tokenizer, np.array(tokens, dtype=np.uint16))
+    assert mask.tolist() == expected
+    learned = [token for token, said in zip(tokens, mask, strict=True) if said]
+    said = [f"{text}<|endofturn|>" for text in ("2 ✓", "<|endofturn|>", "hi")]
+    assert tokenizer.decode(learned) == "".join(said)
+
+
+def test_prompts_and_responses_are_conversations_of_two_turns() -> None:
+    assert read_chat(PAIR).turns == [("user", "Say hi"), ("assistant", "hi")]
+    assert read_chat(CHAT).turns == TURNS
+    assert read_chat(CHAT | PAIR).turns == TURNS
+
+
+@pytest.mark.parametrize(
+    ("row", "outcome"),
+    [
+        ({"prompt": "", "response": "a"}, "empty"),
+        ({"prompt": "a", "response": " \n"}, "empty"),
+        ({"prompt": "a", "response": None}, "empty"),
+        ({"messages": []}, "empty"),
+        ({"messages": [{"role": "user", "content": "anyone?"}]}, "empty"),
+        ({"prompt": "a", "response": "\0"}, "binary"),
+        ({"prompt": "\ud800", "response": "a"}, "surrogate"),
+        ({"prompt": 1, "response": "a"}, "not_text"),
+        ({"messages": "hello"}, "not_chat"),
+        ({"messages": None}, "not_chat"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "not_chat"),
+        ({"messages": [{"from": "user", "value": "a"}]}, "not_chat"),
+        (PAIR, ""),
+    ],
+)
+def test_rows_that_teach_nothing_are_left_out_by_reason(row: dict, outcome: str) -> None:
+    assert read_chat(row).outcome == outcome
+
+
+def chats_of(folder: Path) -> list[str]:
+    data = DataSet(folder)
+    assert data.chat
+    return data.tokenizer.decode(np.concatenate(data.train.shards)).split("<|endoftext|>")[:-1]
+
+
+def test_every_kind_of_source_prepares_the_same_conversations(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{n}?", "response": f"{n}!"} for n in range(40)]
+    pairs[7]["response"] = ""
+    roles = {"prompt": "user", "response": "assistant"}
+    rows = [
+        {"messages": [{"role": roles[key], "content": text} for key, text in pair.items()]}
+        for pair in pairs
+    ]
+    (tmp_path / "hub").mkdir()
+    write_json_lines(tmp_path / "hub" / "train.jsonl", rows)
+    write_parquet(tmp_path / "t.parquet", [row["messages"] for row in rows], column="messages")
+    made = {
+        "pairs": {"files": write_json_lines(tmp_path / "a.jsonl", pairs)},
+        "table": {"files": f"{tmp_path}/t.parquet"},
+        "hub": {"source": "hub", "hub": f"{tmp_path}/hub"},
+    }
+    for name, settings in made.items():
+        wanted = config(tmp_path, dataset=name, chat=True, val_fraction=0.0, **settings)
+        folder = prepare(wanted)
+        assert chats_of(folder) == [
+            f"<|user|>{n}?<|endofturn|><|assistant|>{n}!<|endofturn|>" for n in range(40) if n != 7
+        ]
+        meta = json.loads((folder / "meta.json").read_text())
+        assert meta["skipped"]["empty"] == 1
+        assert meta["splits"]["train"]["bytes"] == sum(2 * len(f"{n}?") for n in range(40) if n - 7)
+
+
+def test_conversations_without_their_columns_are_refused(tmp_path: Path) -> None:
+    files = write_json_lines(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "b"}])
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: neither 'messages' nor 'prompt'"):
+        prepare(config(tmp_path, files=files, chat=True))
+    (tmp_path / "a.txt").write_text("no turns")
+    with pytest.raises(UserError, match=r"a\.txt holds no conversations"):
+        prepare(config(tmp_path, files=f"{tmp_path}/a.txt", chat=True, dataset="b"))
+    assert PrepareConfig(chat=True).problems() == [
+        "chat needs a name for its data set: --dataset=..."
+    ]
+
+
+def test_docstrings_follow_their_signatures() -> None:
+    rows = list(docstring_rows([json.__file__]))
+    dumps = next(row for row in rows if row["prompt"].startswith("def dumps(obj, *, skipkeys="))
+    assert dumps["response"] == "Serialize ``obj`` to a JSON formatted ``str``."
+    assert len(rows) == 4
+    assert json.__file__ in corpus.stdlib_files()

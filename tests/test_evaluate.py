@@ -1,0 +1,342 @@
+"""Scores against direct computation, chance and lm-evaluation-harness; tables and files."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import train
+from checkpoint import load_model
+from configurator import UserError
+from model import GPT, GPTConfig
+from processes import Processes
+from scoring import Scores, accuracy, make_rows, perplexity, score
+from tasks import TASKS, Item, read_items
+from tests.test_train import ROOT, SMALL
+from tokenizer import Tokenizer
+
+CPU = Processes(torch.device("cpu"))
+TOKENIZER = Tokenizer(256)
+CONTEXT = 96
+CHOICES = ("arc_challenge", "hellaswag", "boolq")
+
+
+def words(rng: np.random.Generator, least: int, most: int) -> str:
+    count = rng.integers(least, most)
+    return " ".join("".join(rng.choice(list("abdeinorst"), size=4)) for _ in range(count))
+
+
+def random_rows(name: str, count: int, seed: int) -> list[dict]:
+    """Rows of task `name` whose answers are drawn blindly; some are longer than the context."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        options = [words(rng, 1, 5) for _ in range(4)]
+        gold = int(rng.integers(4))
+        text, question = words(rng, 2, 22), words(rng, 1, 5)
+        rows.append(
+            {
+                "arc_challenge": {
+                    "id": str(number),
+                    "question": text + "?",
+                    "choices": {"text": options, "label": ["1", "2", "3", "4"]},
+                    "answerKey": str(gold + 1),
+                },
+                "hellaswag": {
+                    "activity_label": "Knots",
+                    "ctx": f"{text}. {question}",
+                    "ctx_a": f"{text} [title] knots [step]",
+                    "ctx_b": question * int(rng.integers(2)),
+                    "endings": [f"{option} [substeps]  and ." for option in options],
+                    "label": str(gold),
+                },
+                "boolq": {"question": question, "passage": text, "answer": bool(gold % 2)},
+                "squad": {
+                    "title": "Knots",
+                    "context": text,
+                    "question": question,
+                    "answers": {"text": options[:2], "answer_start": [0, 0]},
+                },
+            }[name]
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with 24 rows of every task."""
+    folder = tmp_path_factory.mktemp("rows")
+    for seed, name in enumerate(TASKS):
+        lines = [json.dumps(row) + "\n" for row in random_rows(name, 24, seed)]
+        (folder / f"{name}_validation.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out_dir(text_data, tmp_path_factory):
+    """A run that has learned a little, with a context that some prompts exceed."""
+    out = tmp_path_factory.mktemp("out") / "run"
+    settings = SMALL | {"data_dir": text_data, "out_dir": out, "block_size": CONTEXT}
+    settings |= {"n_embd": 32, "learning_rate": 1e-2, "max_steps": 30, "eval_interval": 30}
+    train.main([f"--{key}={value}" for key, value in settings.items()])
+    return out
+
+
+@pytest.fixture(scope="module")
+def gpt(out_dir):
+    return load_model(out_dir / "best.pt")[0]
+
+
+@torch.no_grad()
+def direct_nats(gpt: GPT, prompt: str, option: str) -> float:
+    """-log p(option | prompt) of one sequence, of whose prompt the end that fits is read.
+
+    Spaces that end the prompt belong to the option, as in the harness.
+    """
+    text = prompt.rstrip()
+    tokens = TOKENIZER.encode(prompt + option)
+    answer = len(tokens) - len(TOKENIZER.encode(text))
+    tokens = tokens[-(gpt.config.block_size + 1) :]
+    log_p = gpt(torch.tensor([tokens[:-1]]))[0].double().log_softmax(-1)
+    targets = torch.tensor(tokens[-answer:])
+    return -log_p[-answer:].gather(1, targets[:, None]).sum().item()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batched_nats_are_those_of_a_direct_computation(gpt, data, name):
+    items = read_items(name, str(data), 0)
+    scores = score(gpt, TOKENIZER, items, 5, CPU, name)
+    expected = [direct_nats(gpt, i.prompt, " " + option) for i in items for option in i.options]
+    assert scores.nats.shape == (len(expected),)
+    assert np.abs(scores.nats - expected).max() < 1e-4
+    longest = [len(item.prompt) + 1 + max(map(len, item.options)) for item in items]
+    assert 0 < scores.truncated == sum(length > CONTEXT + 1 for length in longest)
+    assert min(scores.tokens) > 1
+
+
+def test_a_prompt_is_read_once_for_all_its_options(gpt, data):
+    """Every position computed is a token of a prompt, once an item, or of an option."""
+    items = [item for item in read_items("arc_challenge", str(data), 0) if len(item.prompt) < 60]
+    assert len(items) > 5
+    seen = []
+    handle = gpt.blocks[0].register_forward_hook(lambda *args: seen.append(args[2].shape[:2]))
+    score(gpt, TOKENIZER, items, 1, CPU, "arc")
+    handle.remove()
+    wanted = [len(item.prompt) + sum(map(len, item.options)) for item in items]
+    assert sorted(batch * length for batch, length in seen) == sorted(wanted)
+
+
+def test_an_option_longer_than_the_context_keeps_its_end(gpt):
+    item = Item("Question:", ("a" * 150, "b"), 0)
+    rows, tokens, truncated = make_rows(TOKENIZER, [item], CONTEXT)
+    assert truncated == 1
+    assert tokens.tolist() == [CONTEXT, 2]
+    assert sorted(len(row.prompt) for row in rows) == [1, len("Question:")]
+    assert np.isfinite(score(gpt, TOKENIZER, [item], 4, CPU, "x").nats).all()
+
+
+def test_the_formats_are_the_harnesses():
+    arc, hellaswag, boolq, squad = (
+        TASKS[name].item(random_rows(name, 1, seed=5)[0])
+        for name in ("arc_challenge", "hellaswag", "boolq", "squad")
+    )
+    assert arc.prompt.startswith("Question: ")
+    assert arc.prompt.endswith("?\nAnswer:")
+    assert TASKS["hellaswag"].item(
+        {
+            "activity_label": "Tie",
+            "ctx": "Take it. then",
+            "endings": ["[step] pull", "b"],
+            "label": "1",
+        }
+    ) == Item("Tie: Take it. then", (" pull", "b"), 1)
+    row = {"activity_label": "Tie", "ctx": "", "ctx_a": "Take [step] it.", "ctx_b": "then",
+           "endings": ["a [title] b", "c"], "label": 0}  # fmt: skip
+    assert TASKS["hellaswag"].item(row) == Item("Tie: Take it. Then", ("a. b", "c"), 0)
+    assert hellaswag.prompt.startswith("Knots: ")
+    assert "[" not in hellaswag.prompt + "".join(hellaswag.options)
+    assert boolq.prompt.endswith("?\nAnswer:")
+    assert boolq.options == ("no", "yes")
+    assert TASKS["boolq"].item({"passage": "P.", "question": "is it", "label": 1}) == Item(
+        "P.\nQuestion: is it?\nAnswer:", ("no", "yes"), 1
+    )
+    parts = [part.split(" ")[0] for part in squad.prompt.split("\n\n")]
+    assert parts == ["Title:", "Background:", "Question:", "Answer:"]
+    assert len(squad.options) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_model_that_knows_nothing_scores_at_chance(seed):
+    """Random weights on 400 items with blindly drawn answers: within 3.5 standard errors."""
+    gpt = GPT(GPTConfig(vocab_size=256, block_size=256, n_layer=1, n_head=1, n_embd=16), seed)
+    for number, name in enumerate(CHOICES):
+        items = [TASKS[name].item(row) for row in random_rows(name, 400, seed=10 * seed + number)]
+        result = accuracy(score(gpt, TOKENIZER, items, 64, CPU, name))
+        assert result["chance"] == pytest.approx(0.5 if name == "boolq" else 0.25)
+        spread = math.sqrt(result["chance"] * (1 - result["chance"]) / 400)
+        for measure in ("acc", "acc_norm"):
+            assert abs(result[measure] - result["chance"]) < 3.5 * spread, (name, measure)
+            assert result[f"{measure}_stderr"] == pytest.approx(spread, rel=0.2)
+
+
+def test_a_model_that_guesses_has_the_perplexity_of_the_vocabulary():
+    gpt = GPT(GPTConfig(vocab_size=256, block_size=256, n_layer=1, n_head=1, n_embd=16), seed=0)
+    torch.nn.init.zeros_(gpt.head.weight)
+    items = [TASKS["squad"].item(row) for row in random_rows("squad", 40, seed=0)]
+    result = perplexity(score(gpt, TOKENIZER, items, 8, CPU, "squad"))
+    assert result["perplexity"] == pytest.approx(256, rel=1e-5)
+    assert result["perplexity_stderr"] == pytest.approx(0, abs=1e-3)
+    assert result["tokens"] == sum(len(" " + item.options[0]) for item in items)
+
+
+def test_the_error_of_a_perplexity_is_that_of_resampling_the_items(gpt, data):
+    scores = score(gpt, TOKENIZER, read_items("squad", str(data), 0), 8, CPU, "squad")
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(24, size=(4000, 24))
+    resampled = np.exp(scores.nats[drawn].sum(1) / scores.tokens[drawn].sum(1))
+    assert perplexity(scores)["perplexity_stderr"] == pytest.approx(resampled.std(), rel=0.15)
+
+
+def test_the_likeliest_option_wins_plain_or_by_the_byte():
+    """By hand: 6 > 2 and 3 < 4 nats; by the byte 6/4 < 2/1 (now right) and 3/2 > 4/4 (now not)."""
+    items = [Item("", ("aaaa", "b"), 0), Item("", ("é", "cccc"), 0)]
+    nats = np.array([6.0, 2.0, 3.0, 4.0])
+    result = accuracy(Scores(items, nats, np.ones(4, dtype=int), 0))
+    assert (result["acc"], result["acc_norm"]) == (0.5, 0.5)
+    first = accuracy(Scores(items[:1], nats[:2], np.ones(2, dtype=int), 0))
+    assert (first["acc"], first["acc_norm"], first["acc_stderr"]) == (0, 1, None)
+
+
+HARNESS_FILES = {
+    "arc_challenge": "tasks/arc/arc_challenge.yaml",
+    "hellaswag": "tasks/hellaswag/hellaswag.yaml",
+    "boolq": "tasks/super_glue/boolq/default.yaml",
+}
+
+
+def test_the_harness_gives_the_same_scores(gpt, data, tmp_path):
+    """lm-evaluation-harness itself on the same rows, the model behind a thin adapter."""
+    lm_eval = pytest.importorskip("lm_eval")
+    language_model = pytest.importorskip("lm_eval.api.model").LM
+
+    class Adapter(language_model):
+        def loglikelihood(self, requests):
+            return [(-direct_nats(gpt, *request.args), False) for request in requests]
+
+        loglikelihood_rolling = generate_until = None
+
+    Adapter.__abstractmethods__ = frozenset()
+    files = {}
+    for name in CHOICES:
+        lines = (data / f"{name}_validation.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        rows = [{"label": int(row["answer"]), **row} if name == "boolq" else row for row in rows]
+        table = tmp_path / f"{name}.jsonl"
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = tmp_path / f"{name}.yaml"
+        splits = dict.fromkeys(("train", "validation", "test"), str(table))
+        task = {
+            "include": str(Path(lm_eval.__file__).parent / HARNESS_FILES[name]),
+            "task": f"local_{name}",
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": splits},
+        }
+        files[name].write_text(json.dumps(task))  # JSON is YAML
+    results = lm_eval.simple_evaluate(model=Adapter(), tasks=list(map(str, files.values())),
+                                      num_fewshot=0, bootstrap_iters=2)["results"]  # fmt: skip
+    for name in CHOICES:
+        ours = accuracy(score(gpt, TOKENIZER, read_items(name, str(data), 0), 5, CPU, name))
+        theirs = results[f"local_{name}"]
+        assert theirs["sample_len"] == ours["items"] == 24
+        for measure in ("acc", "acc_norm") if name != "boolq" else ("acc",):
+            assert theirs[f"{measure},none"] == pytest.approx(ours[measure]), name
+            assert theirs[f"{measure}_stderr,none"] == pytest.approx(ours[f"{measure}_stderr"])
+
+
+def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsys):
+    argv = [f"--out_dir={out_dir},{out_dir}", f"--data_dir={text_data}", f"--data={data}",
+            "--device=cpu", f"--tasks={','.join(TASKS)}", "--limit=10"]  # fmt: skip
+    evaluate.main(argv)
+    shown = capsys.readouterr().out
+    result = json.loads((out_dir / "evaluation.json").read_text())
+    head, _, first, second = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[:4]
+    ]
+    assert head[2:] == ["val data", "val loss", "val PPL", "bits/byte", "ARC-C", "HellaSwag",
+                        "BoolQ", "SQuAD PPL"]  # fmt: skip
+    assert first == second
+    record = load_model(out_dir / "best.pt")[1]
+    assert first[:4] == [str(out_dir), "30", "tiny", f"{record['best_val_loss']:.4f}"]
+    scores = result["tasks"]
+    assert first[6:9] == [f"{100 * scores[name]['acc']:.2f}" for name in CHOICES]
+    assert first[9] == f"{scores['squad']['perplexity']:.2f}"
+    assert all(score["items"] == score["limit"] == 10 for score in scores.values())
+    assert f"± {100 * scores['boolq']['acc_stderr']:.2f}" in shown
+    evaluate.main([*argv, "--validation=False", "--tasks=boolq"])
+    assert "val loss" not in capsys.readouterr().out
+
+
+def test_two_processes_share_the_work(out_dir, data):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    argv = [f"--out_dir={out_dir}", f"--data={data}", "--device=cpu", "--validation=False"]
+    argv += [f"--tasks={','.join(TASKS)}", "--batch_size=3"]
+    evaluate.main(argv)
+    one = (out_dir / "evaluation.json").read_text()
+    (out_dir / "evaluation.json").unlink()
+    shown = subprocess.run([*command, "evaluate.py", *argv], cwd=ROOT, capture_output=True,
+                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("| boolq |") == 1  # only one process prints
+    assert (out_dir / "evaluation.json").read_text() == one
+
+
+def test_items_come_from_the_hub_by_name(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        return random_rows("boolq", 5, seed=0)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert len(read_items("boolq", "", 3)) == 3
+    assert asked == [("aps/super_glue", "boolq", "validation")]
+    monkeypatch.setattr("datasets.load_dataset", None)
+    with pytest.raises(UserError, match=r"cannot load allenai/ai2_arc for arc_challenge.*--data"):
+        read_items("arc_challenge", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", r"boolq\.jsonl, line 2: not JSON"),
+        ('{"question": "a"}', r"boolq\.jsonl, line 2 is no row of boolq: KeyError\('answer'\)"),
+        ('{"question": "a", "passage": "b", "label": 2}', "answer 2 of 2 options"),
+        ("5", "line 2 is no row of boolq"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, line, words):
+    good = json.dumps(random_rows("boolq", 1, seed=0)[0])
+    (tmp_path / "boolq.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match=words):
+        read_items("boolq", str(tmp_path), 0)
+    assert len(read_items("boolq", str(tmp_path), 1)) == 1
+
+
+def test_bad_requests_are_refused(out_dir, tmp_path):
+    for argv, words in (
+        ("--tasks=arc,boolq", "tasks: unknown 'arc', expected some of arc_challenge"),
+        ("--validation=False", "nothing to do"),
+        ("--limit=-1", "limit must be at least 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.main([f"--out_dir={out_dir}", argv])
+    with pytest.raises(UserError, match=r"has 0 files boolq\*\.jsonl"):
+        read_items("boolq", str(tmp_path), 0)
