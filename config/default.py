@@ -8,10 +8,10 @@ n_embd = 128
 block_size = 256
 
 batch_size = 4  # x 256 = 1,024 tokens a step
-max_steps = 6000  # x 1,024 = 6.1 M tokens, half of the corpus
+max_steps = 5600  # x 1,024 = 5.7 M tokens, half of the corpus
 learning_rate = 2.5e-3
 min_lr = 0.0
 warmup_steps = 200
 
-eval_interval = 1500
+eval_interval = 1400
 log_interval = 50
