@@ -102,7 +102,7 @@ class Protocol(NamedTuple):
 
 PROTOCOLS = {
     "paper": Protocol(0.001, 0.001, False, 0.1, 0, 25, 25),  # section 3.3
-    "trained": Protocol(0.1, 0.03, True, 1.0, 30_000, 75, 300),
+    "trained": Protocol(0.15, 0.03, True, 1.0, 25_000, 50, 250),
 }
 
 SUMPROD: Any = getattr(math, "sumprod", None)  # Python 3.12 and newer
