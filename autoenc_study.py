@@ -698,7 +698,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_figure(args.plot, sections, args.protocol)
     record = {
         "settings": {**vars(args), **protocol._asdict(), "seeds": list(seeds)},
-        "versions": {"python": platform.python_version(), "platform": platform.platform()},
+        "versions": {"python": platform.python_version(), "machine": platform.machine()},
         "elapsed_s": time.perf_counter() - start,
         "cpu_s": sum(os.times()[:4]),
         "speed": speed,
