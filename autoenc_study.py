@@ -1,0 +1,720 @@
+"""Token codes learned with the task against codes from an autoencoder, on small vocabularies.
+
+    python autoenc_study.py                      # the paper's protocol, every section
+    python autoenc_study.py --protocol=trained   # the same comparisons, trained until they learn
+    python autoenc_study.py --quick              # fewer seeds, sizes and sequences
+
+Standard library (and stats.py) only, Python 3.9 and newer. The paper is M. Bee, "Learning Token
+Encodings During Training Achieves Equivalent Performance with Dramatic Memory Savings" (2025); its
+section numbers are used below. It leaves much open. What was chosen here:
+
+- Task model: code (C numbers) -> 32 ReLU units -> softmax over the V tokens, with biases. The
+  hidden width and the N(0, 0.1) initial weights are those of the code that the paper names.
+- The original embeddings (V x 32) are fixed normal draws, since the paper names no other source;
+  so an autoencoder can learn nothing about the task from them. Standard deviation 0.1, like all
+  the rest, in the paper's protocol; 1 in the trained one. Standard: one linear layer each way, the
+  code linear too. Deep: a ReLU layer of 32 more each way. Variational: mean and log-variance from
+  one layer, a sample of them decoded in training, the mean taken as the code. All minimise the
+  squared error over the table, for as many epochs as the task model trains.
+- Data: Markov chains whose law is known exactly and fixed for a (data type, V). A seed draws the
+  training and held-out sequences, the embeddings and the initial weights. Methods of one seed share
+  the sequences and the task model's initial weights. The interval, Welch's test and TOST, which
+  decide the verdict, ignore this matching; where the losses of a seed rise and fall together the
+  paired test sees more.
+- Floor: the entropy of the next token given the current one (all that the model sees) under the
+  chain's law. In the complex patterns a model that sees further back could go lower.
+
+The model sees one token at a time, so a full batch is the V x V table of bigram frequencies.
+Shapes: V tokens, C = 32 / ratio, H = 32. A matrix is a list of tuples. A layer has one row for each
+of its outputs: the weights, then the bias.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.util import find_spec
+from operator import add, mul, sub
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, NoReturn
+
+import stats
+
+Row = tuple[float, ...]
+Matrix = list[Row]
+Loss = tuple[float, list[Matrix]]  # with the gradients of the parameters
+
+ORIGINAL_DIM = 32
+HIDDEN = 32
+INIT_SD = 0.1
+KL_WEIGHT = 0.1  # beside the relative squared error; at 1 most code dimensions collapse
+SEQUENCE_TOKENS = 33  # 32 bigrams
+FIRST_SEED = 42
+NOISE = {"simple": 0.05, "complex": 0.1, "structured": 0.1, "semi-random": 0.5}
+SECTIONS = ("compression", "vocabulary", "data", "baselines", "memory")
+
+
+class Condition(NamedTuple):
+    """What a run trains; with a seed and a protocol it decides every number of the run."""
+
+    vocab: int
+    ratio: int
+    data: str
+    method: str
+
+
+Runs = dict[Condition, list[dict[str, Any]]]  # one entry a seed
+
+
+class Protocol(NamedTuple):
+    """A training schedule: Adam, one step over the full batch an epoch."""
+
+    learning_rate: float
+    autoencoder_rate: float
+    cosine: bool  # both rates decay to zero, instead of staying constant
+    embedding_sd: float
+    work: int  # epochs = work / V, kept between the two bounds
+    min_epochs: int
+    max_epochs: int
+    train_sequences: int = 12_500
+    heldout_sequences: int = 2_500
+
+    def rates(self, peak: float, vocab: int) -> list[float]:
+        """The learning rate of every epoch."""
+        epochs = max(self.min_epochs, min(self.max_epochs, self.work // vocab))
+        if not self.cosine:
+            return [peak] * epochs
+        return [0.5 * peak * (1 + math.cos(math.pi * t / epochs)) for t in range(epochs)]
+
+    def quick(self) -> Protocol:
+        return self._replace(
+            train_sequences=1_250, heldout_sequences=250, max_epochs=max(25, self.max_epochs // 3)
+        )
+
+
+PROTOCOLS = {
+    "paper": Protocol(0.001, 0.001, False, 0.1, 0, 25, 25),  # section 3.3
+    "trained": Protocol(0.15, 0.03, True, 1.0, 25_000, 50, 250),
+}
+
+SUMPROD: Any = getattr(math, "sumprod", None)  # Python 3.12 and newer
+
+
+def dots_by_sumprod(a: Matrix, b: Matrix) -> Matrix:
+    """The dot product of every row of a with every row of b: (n, k), (m, k) -> (n, m)."""
+    return [tuple([SUMPROD(x, y) for y in b]) for x in a]
+
+
+def dots_by_distance(a: Matrix, b: Matrix) -> Matrix:
+    """The same as x.y = (|x|^2 + |y|^2 - |x - y|^2) / 2, with an error of 1e-16 (|x|^2 + |y|^2).
+
+    math.dist is the older Pythons' only C loop over two vectors, 3 to 4 times as fast as
+    sum(map(mul, x, y)).
+    """
+    dist, products = math.dist, []
+    squares = [(y, sum(map(mul, y, y))) for y in b]
+    for x in a:
+        xx = sum(map(mul, x, x))
+        products.append(tuple([0.5 * (xx + yy - (d := dist(x, y)) * d) for y, yy in squares]))
+    return products
+
+
+dots = dots_by_sumprod if SUMPROD else dots_by_distance
+
+
+def transpose(matrix: Sequence[Row]) -> Matrix:
+    return list(zip(*matrix))  # noqa: B905  (strict= needs Python 3.10)
+
+
+def gaussian(rng: Random, rows: int, columns: int, sd: float) -> Matrix:
+    return [tuple([rng.gauss(0, sd) for _ in range(columns)]) for _ in range(rows)]
+
+
+def network(rng: Random, *sizes: int) -> list[Matrix]:
+    """Dense layers from sizes[0] inputs to sizes[-1] outputs; the biases start at zero."""
+    return [
+        [(*row, 0.0) for row in gaussian(rng, sizes[k + 1], sizes[k], INIT_SD)]
+        for k in range(len(sizes) - 1)
+    ]
+
+
+def squares(matrix: Matrix) -> float:
+    return sum(sum(map(mul, row, row)) for row in matrix)
+
+
+def count(matrices: Sequence[Matrix]) -> int:
+    return sum(len(row) for matrix in matrices for row in matrix)
+
+
+def forward(layers: list[Matrix], inputs: Matrix) -> list[Matrix]:
+    """The inputs and the output of every layer, with a ReLU between layers."""
+    activations = [inputs]
+    for k, layer in enumerate(layers):
+        outputs = dots([(*row, 1.0) for row in activations[-1]], layer)
+        if k < len(layers) - 1:
+            outputs = [tuple([max(x, 0.0) for x in row]) for row in outputs]
+        activations.append(outputs)
+    return activations
+
+
+def backward(layers: list[Matrix], activations: list[Matrix], d: Matrix) -> tuple[Any, Matrix]:
+    """Gradients of the layers and of the inputs; d is that of the last layer's output."""
+    gradients: list[Matrix] = []
+    for k in reversed(range(len(layers))):
+        inputs = [(*row, 1.0) for row in activations[k]]
+        gradients.insert(0, dots(transpose(d), transpose(inputs)))
+        d = dots(d, transpose(layers[k])[:-1])
+        if k > 0:  # this layer's inputs came through a ReLU
+            d = [tuple(map(mul, d[i], [x > 0 for x in r])) for i, r in enumerate(activations[k])]
+    return gradients, d
+
+
+def softmax_loss(logits: Matrix, frequencies: Matrix) -> tuple[float, Matrix]:
+    """Cross-entropy in nats and its gradient; frequencies[x][y] is the share of the bigram xy."""
+    loss, gradient = 0.0, []
+    for i, row in enumerate(logits):
+        wanted = frequencies[i]
+        top, mass = max(row), sum(wanted)
+        exponentials = [math.exp(x - top) for x in row]
+        total = sum(exponentials)
+        loss += mass * (top + math.log(total)) - sum(map(mul, wanted, row))
+        scale = mass / total
+        gradient.append(tuple(map(sub, [scale * x for x in exponentials], wanted)))
+    return loss, gradient
+
+
+def task_loss(params: list[Matrix], frequencies: Matrix, frozen: Matrix | None = None) -> Loss:
+    """Of params = [codes, hidden, output], or of [hidden, output] with the codes frozen."""
+    codes, layers = (frozen, params) if frozen else (params[0], params[1:])
+    activations = forward(layers, codes)
+    loss, d = softmax_loss(activations[-1], frequencies)
+    gradients, d_codes = backward(layers, activations, d)
+    return loss, gradients if frozen else [d_codes, *gradients]
+
+
+def walk_loss(params: list[Matrix], sequences: list[list[int]]) -> tuple[float, list[Any]]:
+    """task_loss token by token instead of by the table: the same numbers, for the speed report."""
+    codes, *layers = params
+    loss, share = 0.0, 1 / sum(len(s) - 1 for s in sequences)
+    totals = [[[0.0] * len(row) for row in matrix] for matrix in params]
+    for x, y in [(s[t - 1], s[t]) for s in sequences for t in range(1, len(s))]:
+        activations = forward(layers, [codes[x]])
+        target = tuple([share * (token == y) for token in range(len(codes))])
+        token_loss, d = softmax_loss(activations[-1], [target])
+        loss += token_loss
+        gradients, d_codes = backward(layers, activations, d)
+        totals[0][x] = list(map(add, totals[0][x], d_codes[0]))
+        for k, gradient in enumerate(gradients, 1):
+            totals[k] = [list(map(add, totals[k][i], row)) for i, row in enumerate(gradient)]
+    return loss, totals
+
+
+def autoencoder(rng: Random, method: str, d_original: int, d_code: int) -> list[Matrix]:
+    """Layers of an encoder, then as many of a decoder."""
+    hidden = [HIDDEN] if method == "deep" else []
+    outputs = 2 * d_code if method == "variational" else d_code
+    encoder = network(rng, d_original, *hidden, outputs)
+    return encoder + network(rng, d_code, *hidden, d_original)
+
+
+def autoencoder_loss(params: list[Matrix], table: Matrix, noise: Matrix | None = None) -> Loss:
+    """Mean squared error of rebuilding `table` (V, d_original), and the gradients.
+
+    With `noise` (V, C) from N(0, 1) the autoencoder is variational (Kingma and Welling 2014): its
+    encoder gives C means and C log-variances, and the divergence from N(0, 1) is added, times
+    KL_WEIGHT, the scale of the error and the mean square of the table.
+    """
+    half = len(params) // 2
+    encoded = forward(params[:half], table)
+    sampled = sample_codes(encoded[-1], noise) if noise else encoded[-1]
+    decoded = forward(params[half:], sampled)
+    scale = 1 / (len(table) * len(table[0]))
+    errors = [tuple(map(sub, row, table[i])) for i, row in enumerate(decoded[-1])]
+    loss = scale * squares(errors)
+    d = [tuple([2 * scale * x for x in row]) for row in errors]
+    decoder_gradients, d = backward(params[half:], decoded, d)
+    if noise:
+        weight = KL_WEIGHT * scale * scale * squares(table)
+        divergence, d = divergence_and_gradient(encoded[-1], noise, d, weight)
+        loss += divergence
+    return loss, backward(params[:half], encoded, d)[0] + decoder_gradients
+
+
+def sample_codes(encoded: Matrix, noise: Matrix) -> Matrix:
+    """mean + deviation * noise, from rows of C means, then C log-variances."""
+    c = len(noise[0])
+    return [
+        tuple([row[j] + math.exp(row[c + j] / 2) * noise[i][j] for j in range(c)])
+        for i, row in enumerate(encoded)
+    ]
+
+
+def divergence_and_gradient(
+    encoded: Matrix, noise: Matrix, d: Matrix, weight: float
+) -> tuple[float, Matrix]:
+    """weight * KL(code || N(0, 1)), and the encoder's gradient; d is that of the sampled codes."""
+    total, gradient, c = 0.0, [], len(noise[0])
+    for i, row in enumerate(encoded):
+        d_mean, d_log_variance = [], []
+        for j in range(c):
+            mean, log_variance = row[j], row[c + j]
+            variance = math.exp(log_variance)
+            total += 0.5 * weight * (mean * mean + variance - 1 - log_variance)
+            d_mean.append(d[i][j] + weight * mean)
+            d_sample = d[i][j] * noise[i][j] * math.sqrt(variance)
+            d_log_variance.append(0.5 * (d_sample + weight * (variance - 1)))
+        gradient.append((*d_mean, *d_log_variance))
+    return total, gradient
+
+
+def adam(params: list[Matrix], loss: Callable[[list[Matrix]], Loss], rates: list[float]) -> None:
+    """Kingma and Ba (2015) with a rate for every step, updating params in place."""
+    first = [[(0.0,) * len(row) for row in matrix] for matrix in params]
+    second = [list(matrix) for matrix in first]
+    for t, rate in enumerate(rates, 1):
+        a, b = rate / (1 - 0.9**t), 1 / (1 - 0.999**t)
+        for k, gradient in enumerate(loss(params)[1]):
+            for i, g in enumerate(gradient):
+                row, m, v, span = params[k][i], first[k][i], second[k][i], range(len(g))
+                first[k][i] = m = tuple([0.9 * m[j] + 0.1 * g[j] for j in span])
+                second[k][i] = v = tuple([0.999 * v[j] + 0.001 * g[j] * g[j] for j in span])
+                steps = [a * m[j] / (math.sqrt(b * v[j]) + 1e-8) for j in span]
+                params[k][i] = tuple(map(sub, row, steps))
+
+
+class Task(NamedTuple):
+    """A stationary chain: mostly the next token of a pattern, with probability `noise` a jump.
+
+    A jump (and the start) draws a pattern by weight, a group uniformly and a token of the group
+    uniformly; patterns[k][x] are the equally likely successors of x. Every pattern leaves the law
+    of a jump's token unchanged, so that this law holds at every position.
+    """
+
+    noise: float
+    groups: list[list[int]]
+    patterns: list[list[list[int]]]
+    weights: list[float]
+
+
+def make_task(data: str, vocab: int) -> Task:
+    """The law of a data type of section 5.4, the same for every seed.
+
+    simple: separate cycles of four tokens. complex: three orders of all the tokens; which of them
+    is followed cannot be seen from one token. structured: five slots in turn, of 5% to 40% of the
+    tokens. semi-random: half the steps follow one of four orders, half are jumps.
+    """
+    rng = Random(f"{data} {vocab}")
+    tokens = list(range(vocab))
+    order = rng.sample(tokens, vocab)
+    if data == "structured":
+        edges = [round(vocab * share) for share in (0, 0.05, 0.15, 0.30, 0.60, 1)]
+        slots = [order[edges[k] : edges[k + 1]] for k in range(5)]
+        following = {x: slots[(k + 1) % 5] for k in range(5) for x in slots[k]}
+        return Task(NOISE[data], slots, [[following[x] for x in tokens]], [1.0])
+    if data == "simple":
+        cycles = [order[start : start + 4] for start in range(0, vocab, 4)]
+        after = {c[k]: [c[(k + 1) % len(c)]] for c in cycles for k in range(len(c))}
+        return Task(NOISE[data], [tokens], [[after[x] for x in tokens]], [1.0])
+    weights = [0.5, 0.3, 0.2] if data == "complex" else [0.4, 0.3, 0.2, 0.1]
+    orders = [[[x] for x in rng.sample(tokens, vocab)] for _ in weights]
+    return Task(NOISE[data], [tokens], orders, weights)
+
+
+def draw_sequences(task: Task, number: int, rng: Random) -> list[list[int]]:
+    sequences = []
+    for _ in range(number):
+        tokens: list[int] = []
+        while len(tokens) < SEQUENCE_TOKENS:
+            if not tokens or rng.random() < task.noise:
+                pattern = rng.choices(task.patterns, task.weights)[0]
+                tokens.append(rng.choice(rng.choice(task.groups)))
+            else:
+                tokens.append(rng.choice(pattern[tokens[-1]]))
+        sequences.append(tokens)
+    return sequences
+
+
+def bigram_frequencies(sequences: list[list[int]], vocab: int) -> Matrix:
+    """(V, V): the share of every bigram, all sequences together."""
+    counts = [[0] * vocab for _ in range(vocab)]
+    for s in sequences:
+        for t in range(1, len(s)):
+            counts[s[t - 1]][s[t]] += 1
+    total = sum(map(sum, counts))
+    return [tuple([n / total for n in row]) for row in counts]
+
+
+def bigram_law(task: Task, vocab: int) -> Matrix:
+    """(V, V): the exact probability of every bigram."""
+    start = [0.0] * vocab
+    for group in task.groups:
+        for x in group:
+            start[x] = 1 / (len(task.groups) * len(group))
+    law = []
+    for x in range(vocab):
+        row = [task.noise * p for p in start]
+        for k, pattern in enumerate(task.patterns):
+            for y in pattern[x]:
+                row[y] += (1 - task.noise) * task.weights[k] / len(pattern[x])
+        law.append(tuple([start[x] * p for p in row]))
+    return law
+
+
+def entropy_floor(data: str, vocab: int) -> float:
+    """H(next | current) in nats: the least loss of any model that sees one token."""
+    floor = 0.0
+    for row in bigram_law(make_task(data, vocab), vocab):
+        mass = sum(row)
+        floor -= sum(p * math.log(p / mass) for p in row if p > 0)
+    return floor
+
+
+def run(condition: Condition, seed: int, protocol: Protocol) -> dict[str, Any]:
+    """Train one method and measure it on held-out sequences; a pure function of its arguments."""
+    vocab, ratio, data, method = condition
+    d_code, rates = ORIGINAL_DIM // ratio, protocol.rates(protocol.learning_rate, vocab)
+    rng = Random(f"{seed} sequences {data} {vocab}")
+    task = make_task(data, vocab)
+    train = bigram_frequencies(draw_sequences(task, protocol.train_sequences, rng), vocab)
+    heldout = bigram_frequencies(draw_sequences(task, protocol.heldout_sequences, rng), vocab)
+    layers = network(Random(f"{seed} task model {vocab} {ratio}"), d_code, HIDDEN, vocab)
+    result = {
+        **condition._asdict(),
+        "seed": seed,
+        "epochs": len(rates),
+        "task_model": count(layers),
+    }
+    rng = Random(f"{seed} codes {vocab} {ratio} {method}")
+    if method == "learned":
+        params = [gaussian(rng, vocab, d_code, INIT_SD), *layers]
+        adam(params, lambda p: task_loss(p, train), rates)
+        codes, layers = params[0], params[1:]
+    else:
+        table = gaussian(rng, vocab, ORIGINAL_DIM, protocol.embedding_sd)
+        coder = autoencoder(rng, method, ORIGINAL_DIM, d_code)
+        codes = encode(coder, table, d_code, protocol.rates(protocol.autoencoder_rate, vocab), rng)
+        adam(layers, lambda p: task_loss(p, train, codes), rates)
+        result.update(table=count([table]), autoencoder=count(coder))
+        result["reconstruction_error"] = reconstruction_error(coder, codes, table)
+    result["codes"] = count([codes])
+    result["loss"] = softmax_loss(forward(layers, codes)[-1], heldout)[0]
+    return result
+
+
+def encode(
+    coder: list[Matrix], table: Matrix, d_code: int, rates: list[float], rng: Random
+) -> Matrix:
+    """Train an autoencoder on the table (V, d_original); its codes (V, C)."""
+    half = len(coder) // 2
+    variational = len(coder[half - 1]) == 2 * d_code
+
+    def loss(params: list[Matrix]) -> Loss:
+        noise = gaussian(rng, len(table), d_code, 1.0) if variational else None
+        return autoencoder_loss(params, table, noise)
+
+    adam(coder, loss, rates)
+    return [row[:d_code] for row in forward(coder[:half], table)[-1]]  # variational: the means
+
+
+def reconstruction_error(coder: list[Matrix], codes: Matrix, table: Matrix) -> float:
+    """The share of the table's sum of squares that decoding misses."""
+    decoded = forward(coder[len(coder) // 2 :], codes)[-1]
+    return squares([tuple(map(sub, row, table[i])) for i, row in enumerate(decoded)]) / squares(
+        table
+    )
+
+
+# The paper's figures (5.2 to 5.4): learned, traditional, and what it says of their difference.
+PAPER = {
+    "2:1": "4.602 ± 0.015, 4.595 ± 0.018, +0.16%, d 0.287, p 0.452",
+    "4:1": "4.605 ± 0.022, 4.607 ± 0.022, -0.05%, d 0.042, p 0.919",
+    "8:1": "4.606 ± 0.016, 4.605 ± 0.025, +0.02%, d 0.038, p 0.925",
+    "16:1": "4.601 ± 0.018, 4.605 ± 0.020, -0.10%, d 0.166, p 0.696",
+    "32:1": "4.606 ± 0.022, 4.604 ± 0.025, +0.06%, d 0.072, p 0.862",
+    "V = 50": "3.911 ± 0.012, 3.906 ± 0.015, +0.11%, p > 0.05",
+    "V = 100": "4.607 ± 0.018, 4.607 ± 0.020, -0.003%, p > 0.05",
+    "V = 200": "5.302 ± 0.025, 5.296 ± 0.022, +0.12%, p > 0.05",
+    "V = 500": "6.214 ± 0.030, 6.213 ± 0.028, +0.02%, p > 0.05",
+    "V = 1000": "6.905 ± 0.035, 6.909 ± 0.032, -0.06%, p > 0.05",
+    "simple": "4.608 ± 0.020, 4.607 ± 0.018, robustness 1.000",
+    "complex": "4.603 ± 0.025, 4.604 ± 0.022, robustness 0.999",
+    "structured": "4.604 ± 0.023, 4.609 ± 0.025, robustness 1.001",
+    "semi-random": "4.604 ± 0.022, 4.603 ± 0.020, robustness 0.999",
+}
+BASELINE_CLAIM = 'no figures; "equivalent or better"'
+PREAMBLE = """Protocol: {protocol}; seeds {first} to {last}. Held-out loss in nats a token, mean ±
+standard deviation; differences are learned minus autoencoder. TOST margin: {margin:.2%} of the
+autoencoder's loss. The p-values are not corrected for the number of rows. The paper's text has a
+vocabulary of 20 in 5.2 and 5.4, but its losses fit 100 (ln 100 = 4.605), so 100 here."""
+PAPER_EXAMPLES = (  # what, V, d, ratio, the paper's parameters (5.5, 6.3.1, 6.3.2)
+    ("1,000 x 32 at 8:1", 1_000, 32, 8, "32,000 → 4,000, 87.5%"),
+    ("50K x 4,096 at 8:1", 50_000, 4_096, 8, "204.8M → 25.6M, 87.5%"),
+    ("genomic, 8 x 256 at 4:1", 8, 256, 4, "2,048 → 512"),
+)
+TITLES = {
+    "compression": "Compression (5.2): V = 100, simple patterns",
+    "vocabulary": "Vocabulary (5.3): 8:1, simple patterns",
+    "data": "Data (5.4): V = 100, 8:1",
+    "baselines": "Baselines (4.3): V = 100, 8:1, simple patterns",
+    "memory": "Parameters and memory (5.5)",
+}
+
+
+def section_conditions(section: str, quick: bool) -> dict[str, Condition]:
+    """Label and autoencoder condition of every row; the learned one differs in its method only."""
+    if section == "compression":
+        return {f"{r}:1": Condition(100, r, "simple", "standard") for r in (2, 4, 8, 16, 32)}
+    if section == "vocabulary":
+        sizes = (50, 100, 200) if quick else (50, 100, 200, 500, 1000)
+        return {f"V = {v}": Condition(v, 8, "simple", "standard") for v in sizes}
+    if section == "data":
+        return {data: Condition(100, 8, data, "standard") for data in NOISE}
+    rows = {m: Condition(100, 8, "simple", m) for m in ("standard", "deep", "variational")}
+    if section == "memory" and not quick:
+        rows["standard, V = 1000"] = Condition(1000, 8, "simple", "standard")
+    return rows
+
+
+def run_all(
+    conditions: Sequence[Condition], seeds: Sequence[int], protocol: Protocol, workers: int
+) -> Runs:
+    """Every condition with every seed, over worker processes; ordered as asked, not as finished."""
+    jobs = [(c, seed) for c in conditions for seed in seeds]
+    slowest_first = sorted(jobs, key=lambda job: -job[0].vocab)
+    results, start = {}, time.perf_counter()
+    with ProcessPoolExecutor(workers) as pool:
+        futures = {pool.submit(run, *job, protocol): job for job in slowest_first}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            elapsed = time.perf_counter() - start
+            print(f"\r{len(results)}/{len(jobs)} runs, {elapsed:.0f} s", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return {c: [results[c, seed] for seed in seeds] for c in conditions}
+
+
+def compare(runs: Runs, condition: Condition, margin_share: float) -> dict[str, Any]:
+    """The statistics of one row; differences are learned minus autoencoder, in nats."""
+    learned = [r["loss"] for r in runs[condition._replace(method="learned")]]
+    other = [r["loss"] for r in runs[condition]]
+    margin = margin_share * stats.mean(other)
+    row = {
+        "learned": {"mean": stats.mean(learned), "sd": stats.sd(learned)},
+        "autoencoder": {"mean": stats.mean(other), "sd": stats.sd(other)},
+        "chance": math.log(condition.vocab),
+        "floor": entropy_floor(condition.data, condition.vocab),
+        "margin": margin,
+        "welch": dataclasses.asdict(stats.welch(learned, other)),
+        "paired": dataclasses.asdict(stats.paired(learned, other)),
+        "cohens_d": stats.cohens_d(learned, other),
+        "tost_welch_p": stats.tost_welch(learned, other, margin),
+        "tost_paired_p": stats.tost_paired(learned, other, margin),
+        "robustness": stats.mean(other) / stats.mean(learned),
+    }
+    return {**row, "verdict": verdict(row)}
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What a row may claim at the 5% level."""
+    chance, means = row["chance"], (row["learned"]["mean"], row["autoencoder"]["mean"])
+    if all(abs(mean - chance) <= 0.01 * chance for mean in means):
+        return "at chance: nothing was learned"
+    if row["tost_welch_p"] < 0.05:
+        return "equivalent"
+    if row["welch"]["p"] < 0.05:
+        return f"different: learned {'lower' if means[0] < means[1] else 'higher'}"
+    return "not resolved"
+
+
+def markdown(header: str, rows: Sequence[Sequence[object]]) -> str:
+    columns = header.split("|")
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).strip() for cell in line) + " |" for line in lines)
+
+
+def comparison_table(section: str, rows: dict[str, dict[str, Any]]) -> str:
+    header = (
+        "|learned|autoencoder|difference [95% CI]|d|Welch p|paired p|TOST p|verdict|chance|floor"
+    )
+    header += "|robustness" if section == "data" else ""
+    header += "|paper: learned, traditional, difference"
+    cells = []
+    for label, row in rows.items():
+        welch = row["welch"]
+        percent = 100 * welch["difference"] / row["autoencoder"]["mean"]
+        line = [label]
+        line += [f"{row[m]['mean']:.4f} ± {row[m]['sd']:.4f}" for m in ("learned", "autoencoder")]
+        line += [f"{percent:+.2f}%: {welch['difference']:+.4f}"]
+        line[-1] += f" [{welch['low']:+.4f}, {welch['high']:+.4f}]"
+        line += [f"{row['cohens_d']:+.2f}", f"{welch['p']:.2g}", f"{row['paired']['p']:.2g}"]
+        line += [f"{row['tost_welch_p']:.2g}"]
+        line += [row["verdict"], f"{row['chance']:.3f}", f"{row['floor']:.3f}"]
+        line += [f"{row['robustness']:.3f}"] if section == "data" else []
+        cells.append([*line, PAPER.get(label, BASELINE_CLAIM)])
+    return markdown(header, cells)
+
+
+def memory_table(runs: Runs, quick: bool) -> str:
+    """Counted from the models that ran; then the paper's worked examples, by arithmetic."""
+    header = "|table, V d|codes, V C|autoencoder|saved by the paper's formula|saved, autoencoder"
+    header += " counted|saved, task model counted too|MB of 4-byte numbers|paper"
+    cases: list[tuple[Any, ...]] = []
+    for label, condition in section_conditions("memory", quick).items():
+        ran, codes = runs[condition][0], runs[condition._replace(method="learned")][0]["codes"]
+        cases.append(
+            (f"ran: {label}", ran["table"], codes, ran["autoencoder"], ran["task_model"], "")
+        )
+    for label, vocab, d, ratio, claim in PAPER_EXAMPLES:
+        c = d // ratio
+        cases.append((label, vocab * d, vocab * c, (d + 1) * c + (c + 1) * d, None, claim))
+    rows = []
+    for label, table, codes, coder, task, claim in cases:
+        before = table + coder
+        row = [label, f"{table:,}", f"{codes:,}", f"{coder:,}", f"{1 - codes / table:.1%}"]
+        row += [f"{1 - codes / before:.1%}"]
+        row += [f"{1 - (codes + task) / (before + task):.1%}" if task else "-"]
+        row += [f"{before * 4e-6:.4g} → {codes * 4e-6:.4g}", claim or "-"]
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def measure_speed(sequences_drawn: int) -> dict[str, float]:
+    """Processor seconds of an epoch at V = 100, 8:1: by the table, and by a walk over every token.
+
+    The walk is timed on one sequence in 50 and scaled: every token costs it the same.
+    """
+    rng = Random("speed")
+    sequences = draw_sequences(make_task("simple", 100), sequences_drawn, rng)
+    params = [gaussian(rng, 100, 4, INIT_SD), *network(rng, 4, HIDDEN, 100)]
+    frequencies = bigram_frequencies(sequences, 100)
+    start = time.process_time()
+    for _ in range(10):
+        task_loss(params, frequencies)
+    middle = time.process_time()
+    walk_loss(params, sequences[::50])
+    walk_s = (time.process_time() - middle) * len(sequences) / len(sequences[::50])
+    tokens = len(sequences) * (SEQUENCE_TOKENS - 1)
+    return {"tokens": tokens, "table_s": (middle - start) / 10, "walk_s": walk_s}
+
+
+def draw_figure(path: Path, sections: dict[str, Any], protocol: str) -> None:
+    """Loss against compression and vocabulary, with chance and floor."""
+    from matplotlib.figure import Figure
+
+    shown = [name for name in ("compression", "vocabulary") if name in sections]
+    figure = Figure(figsize=(5 * len(shown), 3.6), layout="constrained")
+    for panel, name in enumerate(shown):
+        rows = sections[name]
+        axes = figure.add_subplot(1, len(shown), panel + 1)
+        for method, style in (("learned", "o-"), ("autoencoder", "s--")):
+            means = [row[method]["mean"] for row in rows.values()]
+            deviations = [row[method]["sd"] for row in rows.values()]
+            axes.errorbar(list(rows), means, deviations, fmt=style, capsize=3, label=method)
+        for bound, style in (("chance", ":"), ("floor", "-.")):
+            values = [row[bound] for row in rows.values()]
+            axes.plot(list(rows), values, style, color="grey", label=bound)
+        axes.set(title=TITLES[name], ylabel="held-out loss (nats)", ylim=(0, None))
+        axes.legend()
+    figure.suptitle(f"{protocol} protocol, mean ± standard deviation over seeds")
+    figure.savefig(path)
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="autoenc_study.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper")
+    parser.add_argument("--section", choices=("all", *SECTIONS), default="all")
+    parser.add_argument("--seeds", type=int, help="how many, from 42 on (default 10; quick: 3)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--margin", type=float, default=0.01, help="of TOST, a share of the loss")
+    parser.add_argument("--out", type=Path, help="JSON (default out/autoenc_PROTOCOL.json)")
+    parser.add_argument("--plot", type=Path, help="figure, .svg or .png; needs matplotlib")
+    parser.add_argument("--quick", action="store_true", help="a look in under a minute")
+    args = parser.parse_args(argv)
+    args.out = args.out or Path(f"out/autoenc_{args.protocol}.json")
+    if args.seeds is None:
+        args.seeds = 3 if args.quick else 10
+    if args.seeds < 2:
+        parser.error(f"--seeds={args.seeds}: a standard deviation needs 2 or more")
+    if args.workers < 1:
+        parser.error(f"--workers={args.workers}: expected 1 or more processes")
+    if not 0 < args.margin < 1:
+        parser.error(f"--margin={args.margin}: expected a share of the loss between 0 and 1")
+    if args.plot and args.plot.suffix not in (".svg", ".png"):
+        parser.error(f"--plot={args.plot}: expected a name that ends in .svg or .png")
+    if args.plot and args.section not in ("all", "compression", "vocabulary"):
+        parser.error(f"--plot draws compression and vocabulary, not --section={args.section}")
+    if args.plot and not find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    try:
+        for path in filter(None, (args.out, args.plot)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()  # not after the minutes that the study takes
+    except OSError as error:
+        parser.error(f"{path} cannot be written: {error.strerror}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    protocol, start = PROTOCOLS[args.protocol], time.perf_counter()
+    if args.quick:
+        protocol = protocol.quick()
+    names = SECTIONS if args.section == "all" else (args.section,)
+    wanted = {name: section_conditions(name, args.quick) for name in names}
+    baselines = [c for rows in wanted.values() for c in rows.values()]
+    both = [(c._replace(method="learned"), c) for c in baselines]
+    conditions = list(dict.fromkeys(c for pair in both for c in pair))
+    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    runs = run_all(conditions, seeds, protocol, args.workers)
+
+    name = f"{args.protocol}, quick" if args.quick else args.protocol
+    print(PREAMBLE.format(protocol=name, first=seeds[0], last=seeds[-1], margin=args.margin))
+    sections = {}
+    for name, rows in wanted.items():
+        print(f"\n## {TITLES[name]}\n")
+        if name == "memory":
+            print(memory_table(runs, args.quick))
+        else:
+            sections[name] = {label: compare(runs, c, args.margin) for label, c in rows.items()}
+            print(comparison_table(name, sections[name]))
+    speed = measure_speed(protocol.train_sequences)
+    print(
+        f"\nOne epoch of {speed['tokens']:,} tokens: {1e3 * speed['table_s']:.1f} ms by the table"
+        f" of bigrams, {speed['walk_s']:.1f} s by a walk over the tokens"
+        f" ({speed['walk_s'] / speed['table_s']:,.0f} times as long)."
+    )
+    if args.plot:
+        draw_figure(args.plot, sections, args.protocol)
+    record = {
+        "settings": {**vars(args), **protocol._asdict(), "seeds": list(seeds)},
+        "versions": {"python": platform.python_version(), "machine": platform.machine()},
+        "elapsed_s": time.perf_counter() - start,
+        "cpu_s": sum(os.times()[:4]),
+        "speed": speed,
+        "sections": sections,
+        "runs": [r for c in conditions for r in runs[c]],
+    }
+    args.out.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    print(
+        f"\n{record['elapsed_s']:.0f} s with {args.workers} workers, {record['cpu_s']:.0f} s of"
+        f" processor time; all numbers in {args.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""autoenc_study.py against finite differences, plain loops and exhaustive enumeration."""
+
+import ast
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import autoenc_study as study
+import stats
+
+ROOT = Path(study.__file__).parent
+TINY = study.PROTOCOLS["trained"]._replace(
+    train_sequences=300, heldout_sequences=100, min_epochs=10, max_epochs=10
+)
+
+
+# --- Imports ---
+
+
+@pytest.mark.parametrize("name", ["autoenc_study.py", "stats.py"])
+def test_only_the_standard_library_is_imported(name):
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    optional = [n for n in ast.walk(tree) if getattr(n, "name", "") == "draw_figure"]
+    inside_plot = {id(n) for function in optional for n in ast.walk(function)}
+    for node in ast.walk(tree):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            modules = [node.module]
+        for module in modules:
+            allowed = {"stats"} | ({"matplotlib"} if id(node) in inside_plot else set())
+            assert module.split(".")[0] in sys.stdlib_module_names | allowed, module
+
+
+def test_importing_needs_no_installed_package():
+    # -S leaves out site-packages, so that an import hidden from the syntax tree fails as well.
+    code = "import sys, autoenc_study; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, check=True)
+
+
+# --- Arithmetic and gradients ---
+
+
+@pytest.fixture(params=["distance", "sumprod"])
+def kernel(request, monkeypatch):
+    """Both ways to multiply, whichever the running Python prefers."""
+    if request.param == "sumprod" and study.SUMPROD is None:
+        monkeypatch.setattr(study, "SUMPROD", lambda x, y: sum(map(float.__mul__, x, y)))
+    monkeypatch.setattr(study, "dots", getattr(study, f"dots_by_{request.param}"))
+
+
+def test_dots_is_the_matrix_product(kernel):
+    rng = Random(1)
+    a, b = study.gaussian(rng, 5, 7, 3.0), study.gaussian(rng, 4, 7, 0.01)
+    for i, row in enumerate(study.dots(a, b)):
+        for j, value in enumerate(row):
+            assert value == pytest.approx(sum(a[i][k] * b[j][k] for k in range(7)), abs=1e-13)
+
+
+def randomised(layers, rng):
+    """Weights and biases large enough for every gradient to matter."""
+    return [study.gaussian(rng, len(m), len(m[0]), 0.6) for m in layers]
+
+
+def finite_difference(loss, params, k, i, j, step=1e-5):
+    def at(change):
+        moved = [list(m) for m in params]
+        row = list(moved[k][i])
+        row[j] += change
+        moved[k][i] = tuple(row)
+        return loss(moved)[0]
+
+    return (at(step) - at(-step)) / (2 * step)
+
+
+def assert_gradients(loss, params):
+    gradients = loss(params)[1]
+    assert [[len(row) for row in m] for m in gradients] == [[len(row) for row in m] for m in params]
+    largest = 0.0
+    for k, matrix in enumerate(params):
+        for i, row in enumerate(matrix):
+            for j in range(len(row)):
+                expected = finite_difference(loss, params, k, i, j)
+                assert gradients[k][i][j] == pytest.approx(expected, rel=1e-5, abs=2e-9), (k, i, j)
+                largest = max(largest, abs(expected))
+    assert largest > 1e-3
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_task_gradients_of_every_parameter(kernel, frozen):
+    vocab, rng = 7, Random(2)
+    sequences = [[rng.randrange(vocab) for _ in range(9)] for _ in range(6)]
+    frequencies = study.bigram_frequencies(sequences, vocab)
+    codes = study.gaussian(rng, vocab, 3, 1.0)
+    layers = randomised(study.network(rng, 3, 6, vocab), rng)
+    if frozen:
+        assert_gradients(lambda p: study.task_loss(p, frequencies, codes), layers)
+    else:
+        assert_gradients(lambda p: study.task_loss(p, frequencies), [codes, *layers])
+
+
+@pytest.mark.parametrize("method", ["standard", "deep", "variational"])
+def test_autoencoder_gradients_of_every_parameter(kernel, method, monkeypatch):
+    monkeypatch.setattr(study, "HIDDEN", 4)
+    rng = Random(3)
+    table = study.gaussian(rng, 5, 6, 1.0)
+    params = randomised(study.autoencoder(rng, method, 6, 2), rng)
+    noise = study.gaussian(rng, 5, 2, 1.0) if method == "variational" else None
+    assert len(params) == (4 if method == "deep" else 2)
+    assert_gradients(lambda p: study.autoencoder_loss(p, table, noise), params)
+
+
+def test_variational_loss_is_the_error_plus_the_divergence():
+    # A zero encoder codes every token as N(0, 1), which diverges by nothing; means of 1 and
+    # log-variances of 0 diverge by 1/2 nat a dimension.
+    table, noise = [(2.0, 0.0), (0.0, -2.0)], [(0.3,), (-0.7,)]
+    decoder = [(0.0, 0.0), (0.0, 0.0)]
+    zero = [[(0.0, 0.0, 0.0), (0.0, 0.0, 0.0)], decoder]
+    assert study.autoencoder_loss(zero, table, noise)[0] == pytest.approx(2.0)
+    ones = [[(0.0, 0.0, 1.0), (0.0, 0.0, 0.0)], decoder]
+    expected = 2.0 + study.KL_WEIGHT * (2 * 0.5) / 4 * 2.0  # 2 tokens, 4 entries, mean square 2
+    assert study.autoencoder_loss(ones, table, noise)[0] == pytest.approx(expected)
+
+
+def walk_in_scalars(codes, hidden, output, sequences):
+    """Loss and gradients of the task model one number at a time, nothing shared with the study."""
+    n_pairs = sum(len(s) - 1 for s in sequences)
+    gradients = [[[0.0] * len(row) for row in m] for m in (codes, hidden, output)]
+    loss, c, h = 0.0, len(codes[0]), len(hidden)
+    for s in sequences:
+        for t in range(len(s) - 1):
+            x, y = s[t], s[t + 1]
+            before = [
+                sum(hidden[u][i] * codes[x][i] for i in range(c)) + hidden[u][c] for u in range(h)
+            ]
+            after = [max(0.0, value) for value in before]
+            logits = [sum(row[u] * after[u] for u in range(h)) + row[h] for row in output]
+            normaliser = sum(math.exp(z) for z in logits)
+            loss -= math.log(math.exp(logits[y]) / normaliser) / n_pairs
+            for v, row in enumerate(output):
+                d = (math.exp(logits[v]) / normaliser - (1 if v == y else 0)) / n_pairs
+                gradients[2][v][h] += d
+                for u in range(h):
+                    gradients[2][v][u] += d * after[u]
+                    if before[u] > 0:
+                        gradients[1][u][c] += d * row[u]
+                        for i in range(c):
+                            gradients[1][u][i] += d * row[u] * codes[x][i]
+                            gradients[0][x][i] += d * row[u] * hidden[u][i]
+    return loss, gradients
+
+
+def test_bigram_table_equals_the_walk_over_tokens(kernel):
+    vocab, rng = 20, Random(4)
+    sequences = study.draw_sequences(study.make_task("complex", vocab), 12, rng)
+    params = [study.gaussian(rng, vocab, 4, 1.0)]
+    params += randomised(study.network(rng, 4, 8, vocab), rng)
+    loss, gradients = walk_in_scalars(*params, sequences)
+    table = study.task_loss(params, study.bigram_frequencies(sequences, vocab))
+    for found_loss, found in (table, study.walk_loss(params, sequences)):
+        assert found_loss == pytest.approx(loss, rel=1e-12)
+        for matrix, expected in zip(found, gradients, strict=True):
+            for row, expected_row in zip(matrix, expected, strict=True):
+                assert list(row) == pytest.approx(expected_row, rel=1e-9, abs=1e-13)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_adam_follows_its_paper(cosine):
+    # Algorithm 1 of Kingma and Ba on f(w) = w^2 / 2, whose gradient is w.
+    params = [[(2.0, -0.5)]]
+    protocol = TINY._replace(cosine=cosine, min_epochs=7, max_epochs=7)
+    study.adam(params, lambda p: (0.0, [[p[0][0]]]), protocol.rates(0.1, vocab=9))
+    for start, end in ((2.0, params[0][0][0]), (-0.5, params[0][0][1])):
+        w, m, v = start, 0.0, 0.0
+        for t in range(1, 8):
+            rate = 0.1 * (math.cos(math.pi * (t - 1) / 14) ** 2 if cosine else 1)
+            m, v = 0.9 * m + 0.1 * w, 0.999 * v + 0.001 * w**2
+            w -= rate * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        assert end == pytest.approx(w, rel=1e-12)
+
+
+# --- Data and floor ---
+
+
+def enumerated_law(task, vocab, positions=6):
+    """The bigram law at every position, from all (pattern, token) states of the generator."""
+    jump = {}
+    for k, weight in enumerate(task.weights):
+        for group in task.groups:
+            for x in group:
+                chance = weight / sum(task.weights) / len(task.groups) / len(group)
+                jump[k, x] = jump.get((k, x), 0) + chance
+    now = jump
+    for _ in range(positions):
+        law, after = Counter(), Counter()
+        for (k, x), p in now.items():
+            moves = {state: task.noise * q for state, q in jump.items()}
+            for y in task.patterns[k][x]:
+                moves[k, y] += (1 - task.noise) / len(task.patterns[k][x])
+            for (j, y), q in moves.items():
+                law[x, y] += p * q
+                after[j, y] += p * q
+        yield law
+        now = after
+
+
+@pytest.mark.parametrize("data", study.NOISE)
+def test_floor_is_the_enumerated_conditional_entropy(data):
+    vocab = 22
+    task = study.make_task(data, vocab)
+    for law in enumerated_law(task, vocab):
+        assert sum(law.values()) == pytest.approx(1)
+        mass = Counter()
+        for (x, _), p in law.items():
+            mass[x] += p
+        floor = sum(p * math.log(mass[x] / p) for (x, _), p in law.items())
+        assert study.entropy_floor(data, vocab) == pytest.approx(floor, rel=1e-12)
+        table = study.bigram_law(task, vocab)
+        assert all(table[x][y] == pytest.approx(law[x, y]) for x in range(vocab) for y in range(22))
+
+
+def test_floor_of_simple_patterns_in_closed_form():
+    for vocab in (50, 100, 1000):
+        other = 0.05 / vocab  # any token after a jump
+        follows = 0.95 + other
+        expected = -follows * math.log(follows) - (vocab - 1) * other * math.log(other)
+        assert study.entropy_floor("simple", vocab) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("data", study.NOISE)
+def test_sequences_follow_the_law(data):
+    vocab, number = 20, 1500
+    task = study.make_task(data, vocab)
+    sequences = study.draw_sequences(task, number, Random(5))
+    assert {len(s) for s in sequences} == {study.SEQUENCE_TOKENS}
+    law = study.bigram_law(task, vocab)
+    # The mean code length under the true law estimates the floor: within five standard errors.
+    lengths = [
+        stats.mean([-math.log(law[x][y] / sum(law[x])) for x, y in pairwise(s)]) for s in sequences
+    ]
+    error = stats.sd(lengths) / math.sqrt(number)
+    assert abs(stats.mean(lengths) - study.entropy_floor(data, vocab)) < 5 * error
+    pairs = Counter(pair for s in sequences for pair in pairwise(s))
+    table = study.bigram_frequencies(sequences, vocab)
+    total = sum(pairs.values())
+    assert all(table[x][y] == pairs[x, y] / total for x in range(vocab) for y in range(vocab))
+
+
+# --- Runs ---
+
+
+def test_a_learned_encoding_reaches_the_floor():
+    protocol = TINY._replace(
+        train_sequences=2000, heldout_sequences=2000, min_epochs=150, max_epochs=150
+    )
+    result = study.run(study.Condition(20, 2, "simple", "learned"), 1, protocol)
+    excess = result["loss"] - study.entropy_floor("simple", 20)
+    assert -0.01 < excess < 0.05
+
+
+def test_autoencoders_learn_to_rebuild_the_table():
+    protocol = TINY._replace(train_sequences=10, min_epochs=200, max_epochs=200)
+    for method in ("standard", "deep", "variational"):
+        result = study.run(study.Condition(20, 2, "simple", method), 1, protocol)
+        assert result["reconstruction_error"] < 0.15, method
+
+
+def test_results_do_not_depend_on_workers():
+    conditions = [study.Condition(20, 8, "structured", m) for m in ("learned", "variational")]
+    alone = study.run_all(conditions, [42, 43, 44], TINY, workers=1)
+    assert study.run_all(conditions, [42, 43, 44], TINY, workers=3) == alone
+    assert list(alone) == conditions
+    assert len({r["loss"] for results in alone.values() for r in results}) == 6
+
+
+def test_parameters_are_those_of_the_models():
+    sizes = {"standard": 33 * 4 + 5 * 32, "variational": 33 * 8 + 5 * 32}
+    sizes["deep"] = 33 * 32 + 33 * 4 + 5 * 32 + 33 * 32
+    for method, size in sizes.items():
+        result = study.run(study.Condition(20, 8, "simple", method), 1, TINY)
+        assert result["autoencoder"] == size
+        assert (result["table"], result["codes"]) == (20 * 32, 20 * 4)
+        assert result["task_model"] == 5 * 32 + 33 * 20
+
+
+# --- Verdicts ---
+
+
+def rows_of(learned, other, vocab):
+    condition = study.Condition(vocab, 8, "simple", "standard")
+    runs = {condition: [{"loss": x} for x in other]}
+    runs[condition._replace(method="learned")] = [{"loss": x} for x in learned]
+    return study.compare(runs, condition, 0.01)
+
+
+def test_verdicts():
+    chance = math.log(100)
+    near = [chance * f for f in (0.991, 0.995, 1.001)]
+    assert rows_of(near, near, 100)["verdict"] == "at chance: nothing was learned"
+    learned = [1.0, 1.001, 0.999]
+    assert rows_of(learned, [1.001, 1.002, 1.0], 100)["verdict"] == "equivalent"
+    assert rows_of(learned, [1.2, 1.21, 1.19], 100)["verdict"] == "different: learned lower"
+    assert rows_of([1.2, 1.21, 1.19], learned, 100)["verdict"] == "different: learned higher"
+    # Not significant (p > 0.05), and yet nothing to call equivalent.
+    wide = rows_of([1.0, 1.3, 0.8], [1.1, 0.9, 1.2], 100)
+    assert wide["welch"]["p"] > 0.5
+    assert wide["verdict"] == "not resolved"
+    # One method at chance is not enough for the first verdict.
+    assert rows_of(near, learned, 100)["verdict"] == "different: learned higher"
+
+
+def test_only_tost_says_equivalent():
+    rng = Random(6)
+    seen = Counter()
+    for _ in range(300):
+        shift, spread = rng.choice([0, 0.005, 0.02]), rng.choice([0.001, 0.01, 0.1])
+        a = [1 + rng.gauss(0, spread) for _ in range(4)]
+        b = [1 + shift + rng.gauss(0, spread) for _ in range(4)]
+        row = rows_of(a, b, 20)
+        ninety = stats.welch(a, b, confidence=0.90)
+        within = -row["margin"] < ninety.low and ninety.high < row["margin"]
+        assert (row["verdict"] == "equivalent") == within
+        seen[row["verdict"].split(":")[0]] += 1
+    assert set(seen) == {"equivalent", "different", "not resolved"}
+
+
+# --- The program ---
+
+
+def test_quick_study_end_to_end(tmp_path):
+    command = [sys.executable, "autoenc_study.py", "--quick", "--seeds=2", "--workers=2"]
+    command += [f"--out={tmp_path}/new/r.json", f"--plot={tmp_path}/new/f.svg"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for title in study.TITLES.values():
+        assert f"\n## {title}\n" in done.stdout
+    for figures in (*study.PAPER.values(), "204.8M → 25.6M, 87.5%"):
+        assert figures in done.stdout or figures.startswith("6.")  # V = 500 and 1000 are left out
+    assert "TOST margin: 1.00%" in done.stdout
+    assert "at chance: nothing was learned" in done.stdout
+    assert "by a walk over the tokens" in done.stdout
+    record = json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8"))
+    assert f"{len(record['runs'])}/{len(record['runs'])} runs" in done.stderr
+    assert record["settings"]["seeds"] == [42, 43]
+    assert record["settings"]["learning_rate"] == 0.001
+    assert {r["epochs"] for r in record["runs"]} == {25}
+    assert set(record["sections"]) == set(study.SECTIONS) - {"memory"}
+    assert record["speed"]["walk_s"] > 20 * record["speed"]["table_s"]
+    assert "<svg" in (tmp_path / "new" / "f.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds=1"], "--seeds=1: a standard deviation needs 2 or more"),
+        (["--seeds=many"], "invalid int value: 'many'"),
+        (["--workers=0"], "--workers=0: expected 1 or more processes"),
+        (["--margin=1"], "--margin=1.0: expected a share of the loss between 0 and 1"),
+        (["--protocol=papers"], "invalid choice: 'papers'"),
+        (["--section=5.2"], "invalid choice: '5.2'"),
+        (["--plot=figure.gif"], "expected a name that ends in .svg or .png"),
+        (["--plot=f.svg", "--section=data"], "not --section=data"),
+        (["--out=autoenc_study.py/x.json"], "autoenc_study.py/x.json cannot be written"),
+        (["--sedes=3"], "unrecognized arguments: --sedes=3"),
+    ],
+)
+def test_bad_arguments_get_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        study.main(arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_missing_matplotlib_is_named_before_the_study_runs(capsys, monkeypatch):
+    monkeypatch.setattr(study, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        study.main(["--plot=f.svg"])
+    assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", study.PROTOCOLS)
+def test_kept_results_are_what_their_losses_say(protocol):
+    record = json.loads((ROOT / "results" / f"autoenc_{protocol}.json").read_text(encoding="utf-8"))
+    assert record["settings"]["seeds"] == list(range(42, 52))
+    runs = {}
+    for r in record["runs"]:
+        condition = study.Condition(*(r[field] for field in study.Condition._fields))
+        runs.setdefault(condition, []).append(r)
+    for name, rows in record["sections"].items():
+        for label, condition in study.section_conditions(name, quick=False).items():
+            row = study.compare(runs, condition, 0.01)
+            assert row["verdict"] == rows[label]["verdict"]
+            assert row["welch"]["p"] == pytest.approx(rows[label]["welch"]["p"], rel=1e-6)
+    if protocol == "trained":
+        best = record["sections"]["compression"]["2:1"]
+        assert 0 < best["learned"]["mean"] - best["floor"] < 0.05

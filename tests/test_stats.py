@@ -1,0 +1,219 @@
+"""stats.py against closed forms, published tables and published analyses; no SciPy needed."""
+
+import itertools
+import math
+import re
+
+import pytest
+
+import stats
+
+# Student (1908), Biometrika 6: extra hours of sleep under two drugs, the `sleep` data of R.
+SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SLEEP_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+# NIST StRD "AtmWtAg" (Powell, Murphy and Gramlich 1982): the atomic weight of silver by two
+# instruments, here 1e7 * (value - 107.868), which is a whole number.
+SILVER_1 = [1568, 1465, 1572, 1785, 1446, 1903, 1526, 1494, 1616, 1587, 1519, 1486]
+SILVER_1 += [1419, 1569, 1508, 1672, 1385, 1518, 1662, 1424, 1360, 1333, 1610, 1477]
+SILVER_2 = [1079, 1344, 1513, 1197, 1604, 1385, 1642, 1365, 1151, 1082, 1517, 1448]
+SILVER_2 += [1198, 1482, 1334, 1609, 1101, 1512, 1469, 1360, 1254, 1261, 1450, 1368]
+
+# The `clinic` data of the R package multeq, two groups of 15: the first two endpoints.
+# The expected numbers are those R's packages equivalence (tost) and stats (t.test) print for them.
+CLINIC_1A = [2.84, 2.51, 2.41, 2.95, 3.14, 3.79, 4.14, 3.85, 3.02, 3.45, 5.37, 3.81]
+CLINIC_1A += [4.19, 3.16, 3.84]
+CLINIC_1B = [2.60, 2.82, 2.18, 3.46, 4.01, 3.04, 3.47, 4.06, 2.91, 3.59, 4.51, 3.16]
+CLINIC_1B += [3.86, 3.31, 3.02]
+CLINIC_2A = [4.00, 3.26, 4.14, 3.42, 3.25, 4.34, 4.97, 4.31, 3.11, 3.41, 5.02, 4.21]
+CLINIC_2A += [4.59, 5.30, 4.32]
+CLINIC_2B = [3.76, 3.66, 3.65, 3.60, 3.48, 2.87, 3.24, 3.92, 3.99, 4.21, 4.21, 3.31]
+CLINIC_2B += [3.61, 2.97, 2.73]
+
+
+def close(expected: float, digits: int = 6):
+    return pytest.approx(expected, rel=0.5 * 10.0**-digits)
+
+
+def t_between(t: float, df: int) -> float:
+    """P(-t < T < t) by the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    theta = math.atan(t / math.sqrt(df))
+    if df % 2 == 0:
+        term = total = 1.0
+        for k in range(1, df // 2):
+            term *= (2 * k - 1) / (2 * k) * math.cos(theta) ** 2
+            total += term
+        return math.sin(theta) * total
+    total, term = 0.0, math.cos(theta)
+    for k in range(1, (df - 1) // 2 + 1):
+        total += term
+        term *= 2 * k / (2 * k + 1) * math.cos(theta) ** 2
+    return 2 / math.pi * (theta + math.sin(theta) * total)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 18, 29, 60, 121])
+def test_t_cdf_is_the_finite_series(df):
+    for t in (0.0, 0.1, 0.7, 1.0, 1.96, 2.5, 4.0, 12.7):
+        inside = t_between(t, df)
+        assert stats.t_cdf(t, df) - stats.t_cdf(-t, df) == pytest.approx(inside, abs=1e-12)
+        assert stats.t_cdf(t, df) == pytest.approx(0.5 + inside / 2, abs=1e-12)
+
+
+def test_beta_inc_is_the_binomial_tail():
+    # Abramowitz and Stegun 26.5.24: I_p(k, n - k + 1) = P(at least k of n successes).
+    for n, p in itertools.product((1, 4, 9, 40), (0.01, 0.3, 0.5, 0.9)):
+        for k in range(1, n + 1):
+            tail = math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+            assert stats.beta_inc(k, n - k + 1, p) == pytest.approx(tail, rel=1e-11)
+
+
+def test_small_tail_keeps_its_relative_precision():
+    # df = 2 has the closed form P(T < t) = (1 + t / sqrt(2 + t^2)) / 2, about 1 / (2 t^2) far out.
+    t = -1e8
+    assert stats.t_cdf(t, 2) == pytest.approx(1 / (2 * t * t), rel=1e-12)
+    assert stats.t_cdf(-math.inf, 5) == 0
+    assert stats.t_cdf(math.inf, 5) == 1
+
+
+# NIST/SEMATECH e-Handbook 1.3.6.7.2, upper critical values (0.90, 0.95, 0.975, 0.99, 0.995, 0.999).
+NIST_CRITICAL = {
+    1: (3.078, 6.314, 12.706, 31.821, 63.657, 318.309),
+    2: (1.886, 2.920, 4.303, 6.965, 9.925, 22.327),
+    5: (1.476, 2.015, 2.571, 3.365, 4.032, 5.893),
+    9: (1.383, 1.833, 2.262, 2.821, 3.250, 4.297),
+    18: (1.330, 1.734, 2.101, 2.552, 2.878, 3.610),
+    30: (1.310, 1.697, 2.042, 2.457, 2.750, 3.385),
+    100: (1.290, 1.660, 1.984, 2.364, 2.626, 3.174),
+}
+
+
+@pytest.mark.parametrize("df", NIST_CRITICAL)
+def test_t_quantile_prints_the_nist_table(df):
+    probabilities = (0.90, 0.95, 0.975, 0.99, 0.995, 0.999)
+    assert tuple(round(stats.t_quantile(p, df), 3) for p in probabilities) == NIST_CRITICAL[df]
+
+
+def test_t_quantile_against_closed_forms():
+    for p in (0.001, 0.025, 0.2, 0.5, 0.9, 0.975, 0.9995):
+        # df = 1 is Cauchy; df = 2 and df = 4 by Shaw (2006), "Sampling Student's T distribution".
+        cauchy = math.tan(math.pi * (p - 0.5))
+        assert stats.t_quantile(p, 1) == pytest.approx(cauchy, rel=1e-12, abs=1e-12)
+        a = 4 * p * (1 - p)
+        assert stats.t_quantile(p, 2) == pytest.approx((2 * p - 1) * math.sqrt(2 / a), abs=1e-12)
+        q = math.cos(math.acos(math.sqrt(a)) / 3) / math.sqrt(a)
+        expected = math.copysign(2 * math.sqrt(max(q - 1, 0)), p - 0.5)
+        assert stats.t_quantile(p, 4) == pytest.approx(expected, rel=1e-9, abs=1e-7)
+
+
+def test_quantile_inverts_the_cdf_at_fractional_degrees_of_freedom():
+    for df, p in itertools.product((0.7, 3.3, 17.776, 250.5), (0.001, 0.3, 0.6, 0.99)):
+        assert stats.t_cdf(stats.t_quantile(p, df), df) == pytest.approx(p, rel=1e-12)
+
+
+def test_mean_and_sd_and_interval_of_textbook_data():
+    # Student's differences: mean 1.58, and R's t.test interval 0.7001142 to 2.4598858.
+    differences = [b - a for a, b in zip(SLEEP_1, SLEEP_2, strict=True)]
+    assert stats.mean(differences) == close(1.58, 12)
+    low, high = stats.mean_interval(differences)
+    assert (low, high) == (close(0.7001142), close(2.4598858))
+    # Whole numbers with a known answer: the squares of 2, 4, 4, 4, 5, 5, 7, 9 about 5 sum to 32.
+    assert stats.sd([2, 4, 4, 4, 5, 5, 7, 9]) == close(math.sqrt(32 / 7), 14)
+
+
+def test_welch_on_students_sleep_data():
+    # R, example(t.test): t = -1.8608, df = 17.776, p = 0.07939, interval -3.3654832 to 0.2054832.
+    result = stats.welch(SLEEP_1, SLEEP_2)
+    assert (result.low, result.high) == (close(-3.3654832), close(0.2054832))
+    assert round(result.t, 4) == -1.8608
+    assert round(result.df, 3) == 17.776
+    assert round(result.p, 5) == 0.07939
+    assert result.difference == close(-1.58, 12)
+
+
+def test_paired_on_students_sleep_data():
+    # R, t.test(paired = TRUE): t = -4.0621, df = 9, p = 0.002833.
+    result = stats.paired(SLEEP_1, SLEEP_2)
+    assert (result.low, result.high) == (close(-2.4598858), close(-0.7001142))
+    assert (round(result.t, 4), result.df, round(result.p, 6)) == (-4.0621, 9, 0.002833)
+
+
+def test_welch_against_nist_certified_anova():
+    # With equal group sizes t^2 is the F of a one-way analysis of variance, certified by NIST to
+    # 15 digits; and d = t sqrt(2 / n).
+    result = stats.welch(SILVER_1, SILVER_2)
+    assert result.t**2 == close(15.9467335677930, 12)
+    assert stats.cohens_d(SILVER_1, SILVER_2) == close(math.sqrt(15.9467335677930 * 2 / 24), 12)
+
+
+def test_welch_against_r_on_the_clinic_data():
+    result = stats.welch(CLINIC_1A, CLINIC_1B)
+    assert result.t == close(0.650438363512706, 12)
+    assert result.df == close(26.7484787582315, 12)
+    assert result.p == close(2 * 0.2604786501355416, 12)
+    ninety = stats.welch(CLINIC_1A, CLINIC_1B, confidence=0.90)
+    assert ninety.se == close(0.2531625991083627, 12)
+    assert ninety.low == close(-0.2666862980722534, 12)
+    assert ninety.high == close(0.596019631405587, 12)
+
+
+def test_paired_against_r_on_the_clinic_data():
+    result = stats.paired(CLINIC_1A, CLINIC_1B)
+    assert (result.df, result.t) == (14, close(1.213001548676048, 12))
+    assert result.p == close(0.245199929713149, 12)
+    assert (result.low, result.high) == (
+        close(-0.1264911434745851, 12),
+        close(0.4558244768079186, 12),
+    )
+
+
+def test_tost_against_r_on_the_clinic_data():
+    # equivalence::tost(..., epsilon = 0.6), unpaired (Welch) and paired.
+    assert stats.tost_welch(CLINIC_1A, CLINIC_1B, 0.6) == close(0.04853083976236974, 12)
+    assert stats.tost_welch(CLINIC_2A, CLINIC_2B, 0.6) == close(0.4317936812594803, 12)
+    assert stats.tost_paired(CLINIC_1A, CLINIC_1B, 0.6) == close(0.003166881489265175, 12)
+    assert stats.tost_paired(CLINIC_2A, CLINIC_2B, 0.6) == close(0.4412034046017588, 12)
+
+
+def test_tost_agrees_with_the_ninety_percent_interval():
+    for margin in (0.2, 0.5, 0.59, 0.6, 0.7, 1.0):
+        interval = stats.welch(CLINIC_1B, CLINIC_1A, confidence=0.90)
+        inside = -margin < interval.low and interval.high < margin
+        assert (stats.tost_welch(CLINIC_1B, CLINIC_1A, margin) < 0.05) == inside
+
+
+def test_swapping_the_methods_changes_only_the_sign():
+    forward, backward = stats.welch(SLEEP_1, SLEEP_2), stats.welch(SLEEP_2, SLEEP_1)
+    assert (forward.low, forward.high) == (-backward.high, -backward.low)
+    assert (forward.t, forward.p) == (-backward.t, backward.p)
+    assert stats.cohens_d(SLEEP_1, SLEEP_2) == -stats.cohens_d(SLEEP_2, SLEEP_1)
+    assert stats.tost_welch(SLEEP_1, SLEEP_2, 3) == stats.tost_welch(SLEEP_2, SLEEP_1, 3)
+
+
+def test_identical_runs_are_equal_and_equivalent():
+    same = [0.5, 0.7, 0.6]
+    result = stats.paired(same, same)
+    assert (result.difference, result.t, result.p) == (0, 0, 1)
+    assert stats.tost_paired(same, same, 1e-9) == 0
+    assert stats.cohens_d([1, 1], [1, 1]) == 0
+    shifted = stats.welch([2, 2, 2], [1, 1, 1])
+    assert (shifted.t, shifted.p, shifted.low, shifted.high) == (math.inf, 0, 1, 1)
+    assert stats.tost_welch([2, 2], [1, 1], 0.5) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: stats.mean([]), "sample=[]: expected one or more finite numbers"),
+        (lambda: stats.mean([1.0, math.nan]), "expected one or more finite numbers"),
+        (lambda: stats.sd([1.0]), "a standard deviation needs 2 or more numbers"),
+        (lambda: stats.paired([1, 2], [1, 2, 3]), "paired samples have 2 and 3 numbers"),
+        (lambda: stats.welch([1, 2], [1, 2], confidence=95), "confidence=95"),
+        (lambda: stats.tost_welch([1, 2], [1, 2], 0), "margin=0: expected a positive number"),
+        (lambda: stats.t_cdf(1, 0), "expected a number t and df > 0"),
+        (lambda: stats.t_quantile(1, 5), "expected 0 < p < 1"),
+        (lambda: stats.beta_inc(1, 1, 1.5), "0 <= x <= 1"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
