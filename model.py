@@ -1,6 +1,6 @@
 """A GPT whose input layer is switchable: learned, fixed, frozen, affine, compressed or random.
 
-Read from the top: configuration, input layers, attention, block, GPT, loss, generation.
+Read from the top: configuration, input layers, attention, block, GPT, generation.
 All variants share every line but the input layer, and for one seed every weight but
 the input layer's (Bochkov, sections 3 and 4).
 
@@ -11,7 +11,7 @@ V vocabulary size, K code width.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from codes import bits, code_width, random_affine_map, random_codes, recode, tile
 from configurator import setting
+from loss import linear_cross_entropy
 
 ROPE_BASE = 10_000.0
 LONG_TEXT, QUERIES = 512, 128  # attention on a CPU: its longest text, and queries a block
-IGNORED = -100  # a target that has no loss, as in PyTorch
-CHUNK = {"cpu": 2048, "cuda": 8192}  # tokens at a time in the loss, over the bytes of a number
 
 
 @dataclass(frozen=True)
@@ -441,97 +440,6 @@ def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
     shares = torch.rand(len(p), 1, dtype=exact, device=p.device, generator=generator)
     drawn = torch.searchsorted(ends, shares * ends[:, -1:], right=True).squeeze(-1)
     return drawn.clamp_(max=p.shape[-1] - 1)  # a share may round to 1
-
-
-# ---------------------------------------------------------------------------------------------
-# Loss
-
-
-def _softmax(logits: Tensor, targets: Tensor) -> Tensor:
-    """Losses (n,) in float32; the logits (n, V) become their softmax, in place."""
-    log_p = logits.float()  # the logits themselves where they are float32
-    torch.log_softmax(log_p, -1, out=log_p)
-    losses = -log_p.gather(1, targets.unsqueeze(1)).squeeze(1)
-    log_p.exp_()
-    if log_p is not logits:
-        logits.copy_(log_p)
-    return losses
-
-
-def _add(total: Tensor, part: Tensor) -> None:
-    """total += part, whose number type is another; compiled, in one pass."""
-    total += part
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Head and cross-entropy a chunk of tokens at a time, gradients included.
-
-    The gradient of a chunk's logits, softmax - one-hot, is at hand while they are, so both
-    matrix products of the backward pass are done there and the logits can go. What is V wide
-    is passed over as seldom as possible, in memory that all chunks share.
-    """
-
-    @staticmethod
-    @torch.compiler.disable(recursive=False)  # compile `_softmax` alone: the chunks share memory
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        N, V = len(x), len(weight)
-        kept = targets != IGNORED
-        targets = targets.where(kept, 0)
-        x = x * kept.unsqueeze(1)  # an ignored token adds nothing to the gradient of the weights
-        w = weight.to(x.dtype)
-        losses, grad_x = x.new_empty(N, dtype=torch.float32), torch.empty_like(x)
-        training = any(ctx.needs_input_grad)
-        grad_weight = torch.zeros_like(weight) if training else weight
-        size = min(N, CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size())
-        logits, row = x.new_empty(size, V), torch.arange(size, device=x.device)
-        for start in range(0, N, size):
-            rows = slice(start, start + size)
-            index = targets[rows]
-            p = torch.mm(x[rows], w.T, out=logits[: len(index)])  # (size, V)
-            losses[rows] = _softmax(p, index)
-            if not training:
-                continue
-            p[row[: len(p)], index] = torch.expm1(-losses[rows]).to(p.dtype)  # p(target) - 1
-            torch.mm(p, w, out=grad_x[rows])
-            if x.dtype == weight.dtype:
-                grad_weight.addmm_(p.T, x[rows])
-            else:
-                _add(grad_weight, p.T @ x[rows])  # summed in float32
-        count = kept.sum().clamp(min=1)
-        ctx.gradients = grad_x.mul_(kept.unsqueeze(1) / count), grad_weight, count
-        return (losses * kept).sum() / count
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        # Handed over: a second V x C copy of the gradient would cost as much as the optimizer.
-        grad_x, grad_weight, count = ctx.gradients
-        del ctx.gradients
-        return grad_x * grad, grad_weight.mul_(grad / count), None
-
-
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the logits x @ weight.T, which are never held all at once.
-
-    x (N, C), weight (V, C), targets (N,) int64; float32 scalar: the mean over the targets that
-    are not IGNORED, 0 if all are. Under autocast the products are in its dtype and the softmax in
-    float32.
-    """
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    if not torch.is_grad_enabled():
-        x, weight = x.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(x, weight, targets)
-
-
-@torch.no_grad()
-def token_nats(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Each target's -log p under the logits x @ weight.T, (N,) float32; shapes as above."""
-    size = CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size()
-    parts = [
-        F.cross_entropy(F.linear(some, weight).float(), some_targets, reduction="none")
-        for some, some_targets in zip(x.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat(parts)
 
 
 # ---------------------------------------------------------------------------------------------

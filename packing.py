@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from documents import response_mask
-from model import IGNORED
+from loss import IGNORED
 from tokenizer import Tokenizer
 
 PADDING = -1  # the segment of the positions that no example fills

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model import GPT, Layout, segment_layout, token_nats
+from loss import token_nats
+from model import GPT, Layout, segment_layout
 from processes import Processes
 from tasks import Item
 from tokenizer import Tokenizer

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from configurator import setting
 from data import Batch, DataSet, TrainingData
 from evaluate import autocast
-from model import GPT, INPUT_LAYERS, count_parameters, linear_cross_entropy
+from loss import linear_cross_entropy
+from model import GPT, INPUT_LAYERS, count_parameters
 from processes import Processes, setup_device
 from start import TrainConfig
 from train import Trainer

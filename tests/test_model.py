@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-import model as model_module
+import loss as loss_module
 from configurator import configure
+from loss import IGNORED, linear_cross_entropy, token_nats
 from model import (
     GPT,
-    IGNORED,
     INPUT_LAYERS,
     GPTConfig,
     causal_attention,
     count_parameters,
-    linear_cross_entropy,
     sample_token,
     segment_layout,
-    token_nats,
 )
 from train import TrainConfig
 
@@ -190,7 +188,7 @@ def test_overfits_one_batch(input_layer):
 @pytest.mark.parametrize("ignored", [(), (0,), range(3, 40)])
 @pytest.mark.parametrize("chunk", [1, 64, 1000])
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk, ignored):
-    monkeypatch.setitem(model_module.CHUNK, "cpu", chunk * 8)
+    monkeypatch.setitem(loss_module.CHUNK, "cpu", chunk * 8)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(65, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)

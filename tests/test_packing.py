@@ -6,7 +6,8 @@ import torch
 
 from data import Batch, TrainingData, validation_batches
 from documents import encode_turns
-from model import GPT, IGNORED, GPTConfig
+from loss import IGNORED
+from model import GPT, GPTConfig
 from packing import ChatRows, pack
 from processes import Processes
 from tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from checkpoint import load_model, read_checkpoint
 from configurator import UserError
 from data import DataSet, TrainingData
 from documents import encode_turns
-from model import IGNORED
+from loss import IGNORED
 from tests.conftest import write_data_set
 from tests.test_train import SMALL, assert_same_run, finish, metrics_of, start, weights_of
 from tokenizer import Tokenizer

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import train
 from checkpoint import read_checkpoint
 from configurator import UserError
 from data import DataSet, TrainingData
-from model import GPT
+from model import GPT, count_parameters
 from processes import Processes
 from train import TrainConfig
 
@@ -70,16 +71,16 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def start(argv: list[str], processes: int = 1) -> subprocess.Popen:
-    """train.py in a process of its own, or in several under torchrun."""
+def start(argv: list, processes: int = 1, program: str = "train.py") -> subprocess.Popen:
+    """A program in a process of its own, or in several under torchrun."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
         command += ["--standalone"]
     return subprocess.Popen(
-        [*command, "train.py", *argv],
+        [*command, program, *argv],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -148,6 +149,38 @@ def test_two_processes_give_the_losses_of_one(words, tmp_path):
     for a, b in zip(one, two, strict=True):
         for key in a:
             assert b[key] == pytest.approx(a[key], rel=1e-5), key
+
+
+def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_data, tmp_path):
+    out = tmp_path / "events.json"
+    process = start([text_data, out], processes=2, program="tests/allreduce.py")
+    assert process.wait(120) == 0, finish(process)
+    events = json.loads(out.read_text())
+    config = TrainConfig(vocab_size=256, n_layer=2, n_head=2, n_embd=256)
+    gradients = [size for what, size in events if what == "gradient"]
+    reduced = [size for what, size in events if what == "reduce"]
+    assert sum(gradients) == 3 * count_parameters(config)[0]  # three micro-steps
+    assert sum(reduced) == count_parameters(config)[0]
+    assert len(reduced) > 1
+    first = next(i for i, (what, _) in enumerate(events) if what == "reduce")
+    before = sum(size for what, size in events[:first] if what == "gradient")
+    assert 2 / 3 * sum(gradients) < before < sum(gradients)  # in the last, and not at its end
+
+
+def test_bfloat16_training_is_near_the_plain_loop(words, text_data, tmp_path):
+    train.main(words(dtype="bfloat16"))
+    expected = plain_losses(TrainConfig(**SMALL), text_data, 20)
+    losses = [line["train_loss"] for line in metrics_of(tmp_path / "run")]
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert losses != expected
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_plain_loop(words, text_data, tmp_path):
+    process = start(words(compile=True, eval_interval=20), processes=2)
+    assert process.wait(300) == 0, finish(process)
+    losses = [line["train_loss"] for line in metrics_of(tmp_path / "run")]
+    assert losses == pytest.approx(plain_losses(TrainConfig(**SMALL), text_data, 20), rel=1e-5)
 
 
 def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
