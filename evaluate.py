@@ -124,6 +124,7 @@ class EvaluateConfig:
 
     @property
     def task_names(self) -> list[str]:
+        """The tasks to do, in the order given."""
         return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
@@ -138,7 +139,13 @@ def evaluate_run(
     result |= {"step": record["step"], "tasks": {}}
     if config.validation:
         name = config.dataset or record["config"]["dataset"]
-        data = DataSet(Path(config.data_dir) / name, processes.first)
+        folder = Path(config.data_dir) / name
+        if not folder.is_dir():
+            raise UserError(
+                f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
+                " --dataset=... of the same tokenizer, or --validation=False"
+            )
+        data = DataSet(folder, processes.first)
         if data.tokenizer.sha256 != tokenizer.sha256:
             raise UserError(f"{data.path} has another tokenizer than {path}")
         batch_size = max(1, config.batch_size // processes.world)

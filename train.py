@@ -281,6 +281,19 @@ recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens
 {start} {config.out_dir}"""
 
 
+def show_sample(trainer: Trainer) -> None:
+    """Print a text, or the reply to the first prompt of the validation data."""
+    model, tokenizer = trainer.raw_model, trainer.data.tokenizer
+    sample = SampleConfig(max_new_tokens=SAMPLE_TOKENS, dtype=trainer.config.dtype)
+    if not trainer.data.chat:
+        write_sample(model, tokenizer, sample, 0)
+        return
+    tokens = trainer.data.val.shards[0].tolist()
+    prompt = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
+    print(tokenizer.decode(prompt), end="")
+    write_on(model, tokenizer, prompt, sample, 0)
+
+
 def close(trainer: Trainer, argv: list[str]) -> None:
     """Print how the run ended, a short sample, and what to try next."""
     config = trainer.config
@@ -290,16 +303,9 @@ def close(trainer: Trainer, argv: list[str]) -> None:
         return
     print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}")
     print("a sample:")
-    sample = SampleConfig(max_new_tokens=SAMPLE_TOKENS, dtype=config.dtype)
-    tokenizer, next_sample, next_run = trainer.data.tokenizer, "--prompt='import '", ""
-    if trainer.data.chat:  # the answer to the first prompt held out
-        tokens = trainer.data.val.shards[0].tolist()
-        prompt = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
-        print(tokenizer.decode(prompt), end="")
-        write_on(trainer.raw_model, tokenizer, prompt, sample, 0)
-        next_sample = "--chat"
-    else:
-        write_sample(trainer.raw_model, tokenizer, sample, 0)
+    show_sample(trainer)
+    next_sample = "--chat" if trainer.data.chat else "--prompt='import '"
+    next_run = ""
     if not trainer.base:
         other = "learned" if config.input_layer != "learned" else "fixed"
         changed = ("--input_layer", "--out_dir", "--init_from")

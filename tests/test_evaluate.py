@@ -335,6 +335,7 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
         ("--tasks=arc,boolq", "tasks: unknown 'arc', expected some of arc_challenge"),
         ("--validation=False", "nothing to do"),
         ("--limit=-1", "limit must be at least 0"),
+        ("--dataset=nothing", r"no data set data.nothing to validate .*--validation=False"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate.main([f"--out_dir={out_dir}", argv])
