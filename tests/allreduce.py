@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from data import DataSet, training_batches
+from data import DataSet
 from processes import join_processes
 from train import TrainConfig, Trainer
 
@@ -31,7 +31,7 @@ def main(data_dir: str, out: str) -> None:
             weight.register_post_accumulate_grad_hook(
                 lambda weight: events.append(("gradient", weight.numel()))
             )
-        batches = training_batches(trainer.data.train, trainer.order, 2, 0, processes)
+        batches = trainer.rows.batches(0, processes)
         trainer.train_step(batches)  # DDP arranges its buckets in the first
         events.clear()
         trainer.train_step(batches)

@@ -34,9 +34,9 @@ def write(out_dir, *argv: str) -> str:
 
 
 def test_a_sample_continues_the_prompt(out_dir):
-    text = write(out_dir, "--prompt=table ", "--max_new_tokens=60")
+    text = write(out_dir, "--prompt=table ", "--max_new_tokens=300", "--temperature=0.5")
     assert text.startswith("table ")
-    assert len(text.encode()) >= 60
+    assert len(text.encode()) >= 300
     assert set(text[6:].split()) & {"table", "code", "bit", "token", "fixed", "input."}
 
 

@@ -37,6 +37,8 @@ SMALL = {
     "batch_size": 4,
     "gradient_accumulation_steps": 2,
     "max_steps": 20,
+    "learning_rate": 1e-3,
+    "min_lr": 1e-4,
     "warmup_steps": 4,
     "eval_interval": 5,
     "log_interval": 1,
