@@ -376,7 +376,7 @@ class GPT(nn.Module):
             return self.head(x)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference_mode would cast the weights anew for every token under autocast
     def generate(
         self,
         ids: Tensor,
