@@ -358,3 +358,19 @@ def test_sampling_follows_the_cut_distribution():
     sharp = (p**2 / (p**2).sum()).tolist()
     assert frequencies(temperature=0.5) == pytest.approx(sharp, abs=0.015)
     assert frequencies(temperature=0) == [1, 0, 0, 0, 0]
+
+
+def test_sampling_reaches_every_token_of_a_large_vocabulary_in_proportion():
+    p = torch.rand(700, generator=torch.Generator().manual_seed(0)) ** 3
+    p[300:320] = 0
+    p /= p.sum()
+    generator = torch.Generator().manual_seed(1)
+    logits, draws = p.log().repeat(10_000, 1), 200_000
+    drawn = [sample_token(logits, 1.0, 0, 1.0, generator) for _ in range(20)]
+    counts = torch.bincount(torch.cat(drawn), minlength=700)
+    assert len(counts) == 700
+    assert counts[300:320].sum() == 0
+    kept = p * draws > 5
+    chi_square = ((counts - p * draws) ** 2 / (p * draws))[kept].sum().item()
+    freedom = int(kept.sum())
+    assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)
