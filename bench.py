@@ -19,8 +19,6 @@ import io
 import json
 import multiprocessing
 import platform
-import resource
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +29,7 @@ import torch
 
 from checkpoint import git_commit
 from configurator import UserError, configure, help_text, run_main
-from processes import Processes, setup_device
+from processes import Processes, peak_mb, setup_device
 from start import DEFAULT_CONFIG, open_data, resolve
 from workloads import TABLES, BenchConfig, Row, Work, rows_of
 
@@ -45,7 +43,7 @@ def serve(pipe: Connection, row: Row) -> None:
         pipe.send({"amount": work.amount, "unit": work.unit, "flops": work.flops})
         while pipe.recv():
             pipe.send(take_turn(work, row.config))
-        pipe.send(peak_mb(row.config.device))
+        pipe.send(peak_mb(torch.device(row.config.device)))
 
 
 def take_turn(work: Work, config: BenchConfig) -> tuple[float, float]:
@@ -57,14 +55,6 @@ def take_turn(work: Work, config: BenchConfig) -> tuple[float, float]:
             torch.cuda.synchronize()
         calls, elapsed = calls + 1, time.perf_counter() - started
     return elapsed / calls, (work.waited_s() - waited) / elapsed
-
-
-def peak_mb(device: str) -> float:
-    """The most memory of this process: on the GPU, else all that was resident."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def measure(rows: list[Row]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from configurator import UserError
 from model import GPT, GPTConfig
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.resolve()
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
@@ -114,8 +115,9 @@ def git_commit() -> str | None:
 
 
 def code_sha256() -> str:
-    """One hash over the Python files of the program, in the order of their names."""
+    """One hash over the program's files that are loaded, in the order of their names."""
+    loaded = {Path(getattr(module, "__file__", None) or ".") for module in sys.modules.values()}
     total = hashlib.sha256()
-    for path in sorted(HERE.glob("*.py")):
+    for path in sorted({path.resolve() for path in loaded} & set(HERE.glob("*.py"))):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()

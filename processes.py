@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,3 +90,11 @@ def setup_device(name: str, tf32: bool = False, local_rank: int = 0) -> torch.de
         if rounding.abs().max() > 1e-3:  # float32 errs by 1e-5 here, bfloat16 by 0.1
             torch.set_float32_matmul_precision("highest")
     return device
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory this process has held, in MB: on its GPU, else all that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

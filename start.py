@@ -8,6 +8,7 @@ the command says otherwise is an error.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from shards import file_sha256
 
 DEFAULT_CONFIG = "config/default.py"
 DOCSTRINGS = "docstrings"
-EMBEDDED = (PrepareConfig().dataset, DOCSTRINGS)
+EMBEDDED = re.compile(rf"{PrepareConfig().dataset}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
 
 LEAST = {
     "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 1, "eval_interval": 1,
@@ -203,12 +204,20 @@ def check_same_run(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def open_data(config: TrainConfig, processes: Processes) -> DataSet:
-    """The data set of the run; the two made of the standard library on first use."""
+    """The data set of the run.
+
+    Those made of the standard library are prepared on first use: stdlib, stdlib-4096 (and other
+    vocabularies) and docstrings.
+    """
     path = Path(config.data_dir) / config.dataset
-    if config.dataset in EMBEDDED and not (path / "meta.json").is_file():
-        chat = config.dataset == DOCSTRINGS
+    embedded = EMBEDDED.fullmatch(config.dataset)
+    if embedded and not (path / "meta.json").is_file():
+        settings: dict[str, Any] = {"data_dir": config.data_dir, "dataset": config.dataset}
+        settings["chat"] = config.dataset == DOCSTRINGS
+        if embedded["vocab_size"]:
+            settings["vocab_size"] = int(embedded["vocab_size"])
         if processes.first:
-            prepare(PrepareConfig(data_dir=config.data_dir, dataset=config.dataset, chat=chat))
+            prepare(build(PrepareConfig, settings))
         processes.wait()
     return DataSet(path, verify=processes.first)
 

@@ -180,3 +180,57 @@ def _tost(result: Comparison, margin: float) -> float:
         raise ValueError(f"margin={margin}: expected a positive number in the unit of the samples")
     # Of the two one-sided tests the one with the larger p decides: that of the nearer bound.
     return t_cdf(_ratio(abs(result.difference) - margin, result.se), result.df)
+
+
+def pairs_needed(difference: float, sd: float, margin: float, most: int = 1000) -> int | None:
+    """How many pairs would settle a comparison whose differences have this mean and deviation.
+
+    The fewest at which a TOST or a two-sided t-test, both at the 5% level, would succeed in 4
+    studies of 5, were the mean and the deviation the true ones (the normal approximation to power
+    with Student quantiles; Chow et al., Sample Size Calculations, section 3.2). None above `most`.
+    """
+    inside = margin - abs(difference)
+    for n in range(2, most + 1):
+        se = sd / math.sqrt(n)
+        power = t_quantile(0.8, n - 1)
+        # A mean near zero can fail on either side, so the TOST is asked for 0.9 on each.
+        equivalent = inside > (t_quantile(0.95, n - 1) + t_quantile(0.9, n - 1)) * se
+        if equivalent or abs(difference) > (t_quantile(0.975, n - 1) + power) * se:
+            return n
+    return None
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Spread of treatments against the rest, blocks taken out: standard deviations and F-test."""
+
+    treatments_sd: float  # of the means over blocks
+    blocks_sd: float  # of the means over treatments
+    residual_sd: float  # of what neither explains
+    f: float
+    p: float
+
+
+def blocked_anova(rows: Sequence[Sample]) -> Blocked:
+    """Two-way analysis of variance, one number a cell: rows are treatments, columns blocks.
+
+    `f` = treatments' mean square over the residual's; `p` for "all treatments are the same"
+    (Montgomery, Design and Analysis of Experiments, section 4.1). ValueError unless there are two
+    or more of each and all rows are as long.
+    """
+    k, n = len(rows), len(rows[0]) if rows else 0
+    if k < 2 or n < 2 or any(len(row) != n for row in rows):
+        raise ValueError(
+            f"{k} rows of {[len(row) for row in rows]} numbers: expected 2 or more, as long each"
+        )
+    by_row = [mean(row) for row in rows]
+    by_column = [mean([row[j] for row in rows]) for j in range(n)]
+    centre = mean(by_row)
+    squares = math.fsum(
+        (rows[i][j] - by_row[i] - by_column[j] + centre) ** 2 for i in range(k) for j in range(n)
+    )
+    df = (k - 1) * (n - 1)
+    f = _ratio(n * sd(by_row) ** 2, squares / df)
+    # P(F > f) through the incomplete beta function (Abramowitz and Stegun 26.6.2)
+    p = 0.0 if math.isinf(f) else beta_inc(df / 2, (k - 1) / 2, df / (df + (k - 1) * f))
+    return Blocked(sd(by_row), sd(by_column), math.sqrt(squares / df), f, p)

@@ -27,7 +27,7 @@ from configurator import UserError, help_text, run_main
 from data import Batch, DataSet, TrainingData
 from evaluate import Evaluation, autocast, validate
 from model import GPT, count_parameters
-from processes import Processes, join_processes
+from processes import Processes, join_processes, peak_mb
 from sample import SampleConfig, write_on, write_sample
 from start import (
     Start,
@@ -203,6 +203,7 @@ class Trainer:
                 self.result = self.evaluate()
                 progress.write(f"step {self.step:>6,}: {self.result}, {speed:,.0f} tokens/s")
                 line |= self.result.as_metrics()
+                line["peak_mb"] = round(peak_mb(self.processes.device), 1)
             if metrics:
                 metrics.write(line)
             if evaluating:

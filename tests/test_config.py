@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from compare import CompareConfig
 from configurator import configure
 from prepare_data import PrepareConfig
 from train import TrainConfig
@@ -18,7 +19,7 @@ def load(name: str) -> TrainConfig:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_file_loads(file):
-    cls = PrepareConfig if file.stem.startswith("data_") else TrainConfig
+    cls = {"data": PrepareConfig, "study": CompareConfig}.get(file.stem.split("_")[0], TrainConfig)
     configure(cls, [str(file)])
 
 

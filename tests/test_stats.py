@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import re
 
 import pytest
@@ -217,3 +218,51 @@ def test_identical_runs_are_equal_and_equivalent():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+# Montgomery, Design and Analysis of Experiments, Table 4.3: vascular grafts, 4 extrusion
+# pressures (treatments) on 6 batches of resin (blocks).
+GRAFTS = [
+    [90.3, 89.2, 98.2, 93.9, 87.4, 97.9],
+    [92.5, 89.5, 90.6, 94.7, 87.0, 95.8],
+    [85.5, 90.8, 89.6, 86.2, 88.0, 93.4],
+    [82.5, 89.5, 85.6, 87.4, 78.9, 90.7],
+]
+
+
+def test_blocked_anova_prints_montgomerys_table():
+    found = stats.blocked_anova(GRAFTS)
+    assert found.f == pytest.approx(8.11, abs=0.005)
+    assert found.p == pytest.approx(0.0019, abs=0.00005)
+    assert found.residual_sd**2 == pytest.approx(7.33, abs=0.005)
+    assert 6 * found.treatments_sd**2 == pytest.approx(59.39, abs=0.005)  # mean squares
+    assert 4 * found.blocks_sd**2 == pytest.approx(38.45, abs=0.005)
+
+
+def test_blocked_anova_of_two_treatments_is_the_paired_test():
+    test = stats.paired(SLEEP_1, SLEEP_2)
+    found = stats.blocked_anova([SLEEP_1, SLEEP_2])
+    assert found.f == pytest.approx(test.t**2)
+    assert found.p == pytest.approx(test.p)
+
+
+@pytest.mark.parametrize(
+    ("difference", "sd", "margin"), [(0.0, 1.0, 1.0), (0.1, 1.0, 1.0), (1.0, 1.0, 0.1)]
+)
+def test_as_many_pairs_as_needed_succeed_four_times_in_five(difference, sd, margin):
+    n = stats.pairs_needed(difference, sd, margin)
+    assert n is not None
+    rng, wins = random.Random(0), {n: 0, n // 2: 0}
+    for size in wins:
+        for _ in range(400):
+            sample = [rng.gauss(difference, sd) for _ in range(size)]
+            zeros = [0.0] * size
+            equivalent = stats.tost_paired(sample, zeros, margin) < 0.05
+            wins[size] += equivalent or stats.paired(sample, zeros).p < 0.05
+    assert 0.72 < wins[n] / 400 < 0.95
+    assert wins[n // 2] < wins[n]
+
+
+def test_what_lies_on_the_margin_is_never_equivalent():
+    assert stats.pairs_needed(0.0, 1.0, 1e-3, most=100) is None
+    assert stats.pairs_needed(1.0, 0.0, 0.1) == 2

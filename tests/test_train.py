@@ -26,7 +26,7 @@ from processes import Processes
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
-TIMES = {"elapsed_s", "tokens_per_s"}  # all that may differ between two runs of one seed
+COSTS = {"elapsed_s", "tokens_per_s", "peak_mb"}  # all that may differ between two runs of one seed
 SMALL = {
     "dataset": "tiny",
     "device": "cpu",
@@ -58,7 +58,7 @@ def words(text_data, tmp_path):
 
 def metrics_of(out_dir: Path) -> list[dict]:
     lines = (out_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in COSTS} for line in lines]
 
 
 def weights_of(out_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:

@@ -1,0 +1,4 @@
+# Between the table and the bits: learned codes of width 64 down to 4, tiled to 128.
+from config.study_bytes import *
+
+variants = "learned; fixed; " + "; ".join(f"compressed compression={c}" for c in (2, 4, 8, 16, 32))

@@ -1,0 +1,10 @@
+# What the bits cost against the table, by tokens seen, at two depths. K = 12.
+from config.default import *
+
+variants = "; ".join(f"{layer} n_layer={L}" for L in (2, 6) for layer in ("learned", "fixed"))
+dataset = "stdlib-4096"
+
+min_lr = learning_rate  # no decay: every point is worth as much as an end
+max_steps = 2000
+eval_interval = 100
+eval_tokens = 65_536

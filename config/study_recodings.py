@@ -1,0 +1,4 @@
+# Does it matter which number a token has? Eight affine recodings of the same ids.
+from config.study_bytes import *
+
+variants = "fixed; " + "; ".join(f"affine code_seed={seed}" for seed in range(1, 9))

@@ -1,0 +1,144 @@
+"""The figures of compare.py, from what report.py knows; each as PNG and as SVG.
+
+Lines differ in dash and marker too, so that they can be told apart in black and white.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from stats import mean
+
+Row = dict[str, Any]  # of a variant, as report.json has it
+COLORS = ("#000000", "#c1440e", "#1f5fa8", "#7a9a01", "#8a5fa8", "#b8860b", "#5a5a5a", "#d4699a")
+STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 3)))
+MARKERS = "osD^vP*X"
+
+
+def draw_figures(directory: Path, groups: list[list[Row]], margin: float) -> list[str]:
+    """Draw what these groups of variants allow into `directory`; the names of the files."""
+    drawn = {"loss": loss_figure(groups)}
+    if any("low" in row.get("against_baseline", {}) for group in groups for row in group):
+        drawn["differences"] = difference_figure(groups, margin)
+        drawn["price"] = price_figure(groups, margin)
+    if sweep := sweep_figure(groups):
+        drawn["sweep"] = sweep
+    for name, figure in drawn.items():
+        figure.savefig(directory / f"{name}.png", dpi=110)
+        figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+    return [f"{name}.png" for name in drawn] + [f"{name}.svg" for name in drawn]
+
+
+def style(number: int) -> dict[str, Any]:
+    i = number % len(COLORS)
+    return {"color": COLORS[i], "linestyle": STYLES[i], "marker": MARKERS[i], "markersize": 4}
+
+
+def loss_figure(groups: list[list[Row]]) -> Figure:
+    """Validation loss against tokens, with the band over seeds; a panel a group."""
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(max(6.4, 4 * columns), 4 * lines), layout="constrained")
+    for number, group in enumerate(groups):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        for i, row in enumerate(group):
+            tokens = [point["tokens"] for point in row["curve"]]
+            losses = [point["val_loss"] for point in row["curve"]]
+            axes.plot(tokens, [mean(some) for some in losses], label=row["variant"], **style(i))
+            low, high = [min(some) for some in losses], [max(some) for some in losses]
+            axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.2, linewidth=0)
+        axes.set(xlabel="tokens", ylabel="validation loss (nats a token)", title=group[0]["group"])
+        axes.xaxis.set_major_formatter(short)
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.suptitle("mean over seeds; band: lowest to highest seed", fontsize="medium")
+    return figure
+
+
+def short(tokens: float, _: object) -> str:
+    return f"{tokens / 1e6:g} M" if tokens < 1e9 else f"{tokens / 1e9:g} B"
+
+
+def difference_figure(groups: list[list[Row]], margin: float) -> Figure:
+    """The last paired differences to the baseline, with their intervals and every seed."""
+    shown = [(group[0], row) for group in groups for row in group[1:]]
+    figure = Figure(figsize=(6.4, 1.4 + 0.36 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, (base, row) in enumerate(shown):
+        found, centre = row["against_baseline"], mean(base["val_loss"])
+        pairs = zip(row["val_loss"], base["val_loss"], strict=True)
+        seeds = [100 * (ours - theirs) / centre for ours, theirs in pairs]
+        interval = [100 * found[end] / centre for end in ("low", "high")]
+        axes.plot(interval, [y, y], color="black", linewidth=1.5, marker="|", markersize=9)
+        axes.plot(seeds, [y] * len(seeds), "o", color="grey", markersize=4, markerfacecolor="none")
+        axes.plot(100 * found["relative"], y, "D", color="black", markersize=6)
+    margin_band(axes.axvspan, axes.axvline, margin)
+    labels = [f"{row['variant']} - {base['variant']}" for base, row in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel("difference to the baseline, % of its loss (below 0: better)")
+    figure.suptitle("diamond: mean; bar: 95% interval; circles: seeds", fontsize="medium")
+    return figure
+
+
+def margin_band(span: Callable[..., Any], line: Callable[..., Any], margin: float) -> None:
+    span(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
+    line(0, color="black", linewidth=0.8)
+
+
+def price_figure(groups: list[list[Row]], margin: float) -> Figure:
+    """The paired difference to the baseline against tokens seen, in per cent of its loss."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    shown = [(group[0], row) for group in groups for row in group[1:]]
+    for i, (base, row) in enumerate(shown):
+        points = [point for point in row["curve"] if "relative" in point]
+        tokens = [point["tokens"] for point in points]
+        label = f"{row['variant']} - {base['variant']}"
+        axes.plot(tokens, [100 * point["relative"] for point in points], label=label, **style(i))
+        if len(shown) <= 4 and "low" in points[-1]:
+            low, high = ([100 * p[end] / p["baseline"] for p in points] for end in ("low", "high"))
+            axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.15, linewidth=0)
+    margin_band(axes.axhspan, axes.axhline, margin)
+    axes.set(xlabel="tokens seen", ylabel="difference to the baseline, % of its loss")
+    axes.xaxis.set_major_formatter(short)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    note = f"grey: ±{margin:.0%} of the loss" + "; bands: 95% intervals" * (len(shown) <= 4)
+    figure.suptitle(f"what the input layer costs, by tokens seen ({note})", fontsize="medium")
+    return figure
+
+
+def sweep_figure(groups: list[list[Row]]) -> Figure | None:
+    """The last result against what the groups differ in, if that is one number."""
+    keys = [group[0]["group"].partition("=") for group in groups]
+    if len(groups) < 2 or len({name for name, _, _ in keys}) > 1:
+        return None
+    try:
+        xs = [float(value) for _, _, value in keys]
+    except ValueError:
+        return None
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    kinds = dict.fromkeys(row["settings"]["input_layer"] for group in groups for row in group)
+    for i, kind in enumerate(kinds):
+        rows = [row for group in groups for row in group if row["settings"]["input_layer"] == kind]
+        means = [row["bits_per_byte"] for row in rows]
+        per_nat = [row["bits_per_byte"] / row["mean_val_loss"] for row in rows]
+        ends = [
+            [
+                abs(end(row["val_loss"]) * k - m)
+                for row, k, m in zip(rows, per_nat, means, strict=True)
+            ]
+            for end in (min, max)
+        ]
+        axes.errorbar(xs, means, ends, capsize=3, label=kind, **style(i))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(xs, [value for _, _, value in keys])
+    axes.set(xlabel=keys[0][0], ylabel="validation bits per byte")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.suptitle("mean over seeds; bars: lowest to highest seed", fontsize="medium")
+    return figure

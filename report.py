@@ -1,0 +1,410 @@
+"""What compare.py says of finished runs: whether they are matched, tables, verdicts, JSON.
+
+A run is what train.py left in its directory. Variants share a seed's batches and all initial
+weights but the input layer's, so they are compared seed by seed: the paired difference to the
+baseline with Student's 95% interval, and a verdict with a margin that was set beforehand.
+
+    equivalent   two one-sided paired t-tests at 5% place the difference within the margin
+    better       not that, and the interval is below zero
+    worse        not that, and the interval is above zero
+    not resolved none of these; with the seeds that would settle it if what was seen were true
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configurator import UserError
+from figures import draw_figures
+from model import INPUT_LAYERS, GPTConfig, count_parameters
+from stats import Sample, blocked_anova, mean, paired, pairs_needed, tost_paired
+
+INPUT_FIELDS = {"input_layer", "compression", "code_seed", "random_width"}
+# What neither decides what a run computes nor how its loss is measured.
+FREE_FIELDS = {"out_dir", "data_dir", "init_from", "log_interval", "seed"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table; those of one group agree in all but the input layer."""
+
+    label: str
+    settings: dict[str, Any]  # what its runs set, besides seed and directory
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left: run.json, and the lines of metrics.jsonl."""
+
+    path: Path
+    record: dict[str, Any]
+    lines: list[dict[str, float]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.record["config"]
+        return config
+
+    @property
+    def evaluations(self) -> list[dict[str, float]]:
+        return [line for line in self.lines if "val_loss" in line]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The evaluation that counts: the last, not the best, which would be a choice."""
+        return self.evaluations[-1]
+
+    @property
+    def complete(self) -> bool:
+        return self.last["step"] == self.config["max_steps"]
+
+
+def read_run(path: Path) -> Run | None:
+    """The run in `path`; None if it has no evaluation yet."""
+    files = path / "run.json", path / "metrics.jsonl"
+    if not all(file.is_file() for file in files):
+        return None
+    lines = []
+    for line in files[1].read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that is being written
+            lines.append(json.loads(line))
+    run = Run(path, json.loads(files[0].read_text()), lines)
+    return run if run.evaluations else None
+
+
+def unmatched_settings(configs: dict[str, dict[str, Any]], also_inputs: bool = False) -> list[str]:
+    """A line for every setting, besides the input layer's, in which `configs` (by label) differ."""
+    free = FREE_FIELDS if not also_inputs else FREE_FIELDS - {"seed"}
+    found = []
+    for name in next(iter(configs.values())):
+        if name in free or (name in INPUT_FIELDS and not also_inputs):
+            continue
+        values = {label: config.get(name) for label, config in configs.items()}
+        if len(set(map(repr, values.values()))) > 1:
+            found.append(f"{name}: " + ", ".join(f"{v!r} ({label})" for label, v in values.items()))
+    return found
+
+
+def unmatched_runs(runs: dict[str, list[Run]]) -> list[str]:
+    """A line for everything besides the input layer in which runs (by label, by seed) differ."""
+    first = {label: those[0] for label, those in runs.items()}
+    found = unmatched_settings({label: run.config for label, run in first.items()})
+    facts: dict[str, dict[str, Any]] = {
+        label: {
+            "tokenizer": those[0].record["tokenizer_sha256"][:12],
+            "data": those[0].record["data_sha256"][:12],
+            "seeds": [run.config["seed"] for run in those],
+            "tokens": [run.last["tokens"] for run in those],
+        }
+        for label, those in runs.items()
+    }
+    return found + unmatched_settings(facts)
+
+
+def input_memory(config: GPTConfig) -> dict[str, int]:
+    """Bytes of the input layer in training: its weights, what they cost, and fixed tables."""
+    with torch.device("meta"):
+        layer = INPUT_LAYERS[config.input_layer](config)
+    trained = sum(weight.numel() for weight in layer.parameters())
+    return {
+        "parameters": 4 * trained,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        "fixed": sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers()),
+    }
+
+
+def compared(ours: Sample, theirs: Sample, margin: float) -> dict[str, Any]:
+    """The paired difference ours - theirs in nats, its interval, and the verdict on it.
+
+    `margin` is a share of the mean of `theirs`. With one pair there is no verdict.
+    """
+    base = mean(theirs)
+    difference = mean(ours) - base
+    result: dict[str, Any] = {"baseline": base, "difference": difference}
+    result["relative"] = difference / base
+    if len(ours) < 2:
+        return result | {"verdict": "one seed, no verdict"}
+    test = paired(ours, theirs)
+    nats = margin * base
+    p = tost_paired(ours, theirs, nats)
+    result |= {"low": test.low, "high": test.high, "p": test.p, "tost_p": p, "margin": nats}
+    if p < 0.05:
+        verdict = f"equivalent within {margin:.2%}".replace(".00%", "%")
+    elif test.low > 0 or test.high < 0:
+        verdict = "worse" if difference > 0 else "better"
+    else:
+        needed = pairs_needed(difference, test.se * math.sqrt(len(ours)), nats)
+        seeds = f"{needed} would" if needed else "over 1,000 would be needed"
+        verdict = f"not resolved with {len(ours)} seeds ({seeds})"
+        result["seeds_needed"] = needed
+    return result | {"verdict": verdict}
+
+
+def curve(runs: list[Run], base: list[Run], margin: float) -> list[dict[str, Any]]:
+    """Loss by tokens, one point an evaluation that all of these runs have."""
+    points = []
+    for lines in zip(*(run.evaluations for run in runs), strict=False):
+        tokens = lines[0]["tokens"]
+        losses = [line["val_loss"] for line in lines]
+        point = {"tokens": tokens, "val_loss": losses}
+        point["val_bits_per_byte"] = [line["val_bits_per_byte"] for line in lines]
+        if runs is not base:
+            theirs = [
+                line["val_loss"]
+                for run in base
+                for line in run.evaluations
+                if line["tokens"] == tokens
+            ]
+            if len(theirs) == len(losses):
+                point |= compared(losses, theirs, margin)
+        points.append(point)
+    return points
+
+
+def entered(points: list[dict[str, Any]]) -> float | None:
+    """The tokens from which on every point is equivalent; None if the last is not."""
+    since = None
+    for point in points:
+        inside = point.get("verdict", "").startswith("equivalent")
+        since = (since or point["tokens"]) if inside else None
+    return since
+
+
+def summary(variant: Variant, runs: list[Run], base: list[Run], margin: float) -> dict[str, Any]:
+    """All that is known of a variant, as report.json has it."""
+    names = {field.name for field in dataclasses.fields(GPTConfig)}
+    config = GPTConfig(**{k: v for k, v in runs[0].config.items() if k in names})
+    total, inputs = count_parameters(config)
+    losses = [run.last["val_loss"] for run in runs]
+    result: dict[str, Any] = {
+        "variant": variant.label,
+        "group": variant.group,
+        "settings": variant.settings,
+        "seeds": [run.config["seed"] for run in runs],
+        "input_parameters": inputs,
+        "parameters": total,
+        "tokens": max(run.last["tokens"] for run in runs),
+        "val_loss": losses,
+        "mean_val_loss": mean(losses),
+        "perplexity": math.exp(mean(losses)),
+        "bits_per_byte": mean([run.last["val_bits_per_byte"] for run in runs]),
+        "seed_range": (max(losses) - min(losses)) / mean(losses),
+        "input_bytes": input_memory(config),
+        "peak_mb": max(line.get("peak_mb", math.nan) for run in runs for line in run.evaluations),
+        "tokens_per_s": statistics.median(
+            line["tokens_per_s"] for run in runs for line in run.lines
+        ),
+        "seconds": [run.last["elapsed_s"] for run in runs],
+        "curve": curve(runs, base, margin),
+    }
+    if runs is not base:
+        result["against_baseline"] = compared(losses, [r.last["val_loss"] for r in base], margin)
+        result["equivalent_from_tokens"] = entered(result["curve"])
+    return result
+
+
+def write_report(
+    directory: Path,
+    groups: list[list[tuple[Variant, list[Run | None]]]],
+    margin: float,
+    unmatched: bool = False,
+) -> str:
+    """Compare the runs of each group; write report.json, report.md and figures; return the text.
+
+    A variant's runs are by seed, None where there is none yet. Seeds of which a group does not
+    have every run, complete, are left out, and said. Raises UserError if runs that should be
+    matched are not (unless `unmatched`), or if no seed is left.
+    """
+    notes: list[str] = []
+    reported = []
+    for group in groups:
+        runs, missing = whole_seeds(group, unmatched)
+        notes += [f"left out: {what}" for what in missing]
+        if not all(runs.values()):
+            raise UserError("\n".join(["no seed has all its runs", *missing]))
+        differing = unmatched_runs(runs)
+        if differing and not unmatched:
+            raise not_matched(differing)
+        notes += [f"NOT MATCHED, {line}" for line in differing]
+        base = next(iter(runs.values()))
+        reported.append([summary(v, runs[v.label], base, margin) for v, _ in group])
+        if differing:
+            for row in reported[-1][1:]:
+                row["against_baseline"]["verdict"] = "not matched"
+                row["equivalent_from_tokens"] = None
+    every = [run for group in groups for _, those in group for run in those if run]
+    notes += differing_circumstances(every)
+    rows = [row for group in reported for row in group]
+    recodings = [found for group in reported if (found := spread_of_recodings(group))]
+    text = "\n\n".join(
+        part for part in (result_table(rows), verdict_table(rows, margin), cost_table(rows),
+        *map(recoding_text, recodings), "\n".join(notes)) if part
+    )  # fmt: skip
+    made_by = {k: v for k, v in every[0].record.items() if k in CIRCUMSTANCES}
+    result = {"margin": margin, "made_by": made_by, "notes": notes, "variants": rows}
+    result["recodings"] = recodings
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+    (directory / "report.md").write_text(text + "\n")
+    files = draw_figures(directory, reported, margin)
+    return f"\n{text}\n\nin {directory}: report.json, report.md, {', '.join(files)}"
+
+
+def not_matched(found: list[str]) -> UserError:
+    return UserError(
+        "not matched: besides the input layer these differ in\n"
+        + "\n".join(f"  {line}" for line in found)
+        + "\n(--unmatched reports them all the same, without a verdict)"
+    )
+
+
+def whole_seeds(
+    group: list[tuple[Variant, list[Run | None]]], unmatched: bool
+) -> tuple[dict[str, list[Run]], list[str]]:
+    """By variant the runs of the seeds that all variants have; and what is missing."""
+    good = [[bool(run and (run.complete or unmatched)) for run in runs] for _, runs in group]
+    keep = [all(column) for column in zip(*good, strict=True)]
+    missing = []
+    for (variant, runs), row in zip(group, good, strict=True):
+        for number, (run, is_good) in enumerate(zip(runs, row, strict=True), 1):
+            if not is_good:
+                at = f"at step {run.last['step']:,} of {run.config['max_steps']:,}" if run else ""
+                missing.append(f"{variant.label}, run {number}: {at or 'no evaluation yet'}")
+    kept = {
+        variant.label: [run for run, kept in zip(runs, keep, strict=True) if kept and run]
+        for variant, runs in group
+    }
+    return kept, missing
+
+
+CIRCUMSTANCES = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
+
+
+def differing_circumstances(runs: list[Run]) -> list[str]:
+    """Notes on what was not the same for all runs, though it should not decide the result."""
+    notes = []
+    for name in ("device", "threads", "torch", "code_sha256"):
+        values = sorted({str(run.record.get(name))[:12] for run in runs})
+        if len(values) > 1:
+            notes.append(f"note: the runs differ in {name}: {', '.join(values)}")
+    return notes
+
+
+def spread_of_recodings(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Whether variants that differ in `code_seed` alone spread more than seeds explain."""
+    alike: dict[str, list[Sample]] = {}
+    for row in rows:
+        rest = {k: v for k, v in row["settings"].items() if k != "code_seed"}
+        alike.setdefault(json.dumps(rest), []).append(row["val_loss"])
+    table = max(alike.values(), key=len)
+    if len(table) < 2 or len(table[0]) < 2:
+        return None
+    found = blocked_anova(table)
+    return {"recodings": len(table), "seeds": len(table[0]), **dataclasses.asdict(found)}
+
+
+def recoding_text(found: dict[str, Any]) -> str:
+    return (
+        f"{found['recodings']} recodings x {found['seeds']} seeds: the means of recodings have a"
+        f" standard deviation of {found['treatments_sd']:.4f} nats,\nthose of seeds"
+        f" {found['blocks_sd']:.4f}, the rest of a run {found['residual_sd']:.4f}; all recodings"
+        f" alike: F = {found['f']:.2f}, p = {found['p']:.2g}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+
+
+def markdown(header: str, rows: list[list[str]]) -> str:
+    """A table whose columns are as wide as their widest cell; all but the first to the right."""
+    names = [name.strip() for name in header.split("|")]
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    lines = [names, ["-" * (widths[0])] + ["-" * (width - 1) + ":" for width in widths[1:]], *rows]
+    out = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        cells[0] = line[0].ljust(widths[0])
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def millions(n: float) -> str:
+    """Tokens or parameters, short: 5.73 M."""
+    for size, letter in ((1e9, " B"), (1e6, " M")):
+        if n >= size:
+            return f"{n / size:.4g}{letter}"
+    return f"{n:,.0f}"
+
+
+def result_table(rows: list[dict[str, Any]]) -> str:
+    return markdown(
+        "variant | input parameters | all | tokens | val loss | perplexity | bits/byte | range",
+        [
+            [
+                row["variant"],
+                f"{row['input_parameters']:,}",
+                f"{row['parameters']:,}",
+                millions(row["tokens"]),
+                f"{row['mean_val_loss']:.4f}",
+                f"{row['perplexity']:.3f}",
+                f"{row['bits_per_byte']:.4f}",
+                f"{row['seed_range']:.2%}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def verdict_table(rows: list[dict[str, Any]], margin: float) -> str:
+    lines, base = [], ""
+    for row in rows:
+        found = row.get("against_baseline")
+        if not found:
+            base = row["variant"]
+            continue
+        interval = f" [{found['low']:+.4f}, {found['high']:+.4f}]" if "low" in found else ""
+        since = row["equivalent_from_tokens"]
+        lines.append(
+            [
+                f"{row['variant']} - {base}",
+                f"{found['difference']:+.4f}{interval}",
+                f"{found['relative']:+.2%}",
+                found["verdict"],
+                millions(since) if since else "-",
+            ]
+        )
+    if not lines:
+        return ""
+    header = "paired by seed | nats [95% interval] | of the loss | verdict | equivalent from"
+    return markdown(header, lines)
+
+
+def cost_table(rows: list[dict[str, Any]]) -> str:
+    def mb(size: float) -> str:
+        return f"{size / 1e6:,.3f}"
+
+    return markdown(
+        "input layer, MB | parameters | gradients | optimizer | fixed | peak of a run | tokens/s",
+        [
+            [
+                row["variant"],
+                *(
+                    mb(row["input_bytes"][k])
+                    for k in ("parameters", "gradients", "optimizer", "fixed")
+                ),
+                f"{row['peak_mb']:,.0f}",
+                f"{row['tokens_per_s']:,.0f}",
+            ]
+            for row in rows
+        ],
+    )
