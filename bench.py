@@ -77,6 +77,8 @@ def measure(rows: list[Row]) -> list[dict[str, Any]]:
         for i, pipe in enumerate(pipes):
             pipe.send(False)
             known[i]["peak_mb"] = round(pipe.recv(), 1)
+        for worker in workers:
+            worker.join()  # it ends by itself, cleaner than by force
     except EOFError as error:
         raise UserError("a row failed, as said above; --only leaves its table out") from error
     finally:

@@ -206,18 +206,18 @@ class Runner:
     def run(self) -> None:
         """Return when all are complete. UserError, with its last words, if one fails."""
         bar = {"total": sum(tokens for _, tokens in self.all), "unit": "tokens", "ncols": 80}
-        with terminating(), tqdm(**bar, unit_scale=True, initial=self.done()) as progress:
+        bar |= {"unit_scale": True, "initial": self.done(), "smoothing": 0.05}
+        with terminating(), tqdm(**bar) as progress:
             try:
                 while self.waiting or self.active:
-                    while self.waiting and len(self.active) < self.jobs:
+                    if self.waiting and len(self.active) < self.jobs:
                         self.start(self.waiting.pop(0)[0])
                     time.sleep(0.2)
-                    for path in [
-                        p for p, process in self.active.items() if process.poll() is not None
-                    ]:
-                        self.finish(path, self.active.pop(path))
+                    for path, process in list(self.active.items()):
+                        if process.poll() is not None:
+                            self.check(path, self.active.pop(path))
                     left = len(self.waiting) + len(self.active)
-                    progress.set_description_str(f"{left} of {len(self.all)} runs left")
+                    progress.set_description_str(f"{left} of {len(self.all)} runs left", False)
                     progress.update(self.done() - progress.n)
             finally:
                 for process in self.active.values():
@@ -238,8 +238,10 @@ class Runner:
                 env=self.environment,
             )
 
-    def finish(self, path: Path, process: subprocess.Popen[bytes]) -> None:
-        if process.returncode:
+    def check(self, path: Path, process: subprocess.Popen[bytes]) -> None:
+        """UserError if the run that has ended did not come to its end."""
+        run = read_run(path)
+        if process.returncode or run is None or not run.complete:
             log = (path / "log.txt").read_text(errors="replace").strip().splitlines()
             raise UserError(
                 "\n".join([f"{path} failed; the end of {path / 'log.txt'}:", *log[-5:]])

@@ -347,8 +347,12 @@ def millions(n: float) -> str:
 
 
 def result_table(rows: list[dict[str, Any]]) -> str:
-    return markdown(
-        "variant | input parameters | all | tokens | val loss | perplexity | bits/byte | range",
+    seeds = len(rows[0]["seeds"])
+    return (
+        f"Means over {seeds} seeds. Trainable parameters at the input and in all; range:"
+        " (max - min) / mean.\n\n"
+    ) + markdown(
+        "variant | at input | in all | tokens | loss | ppl | bits/B | range",
         [
             [
                 row["variant"],
@@ -379,29 +383,24 @@ def verdict_table(rows: list[dict[str, Any]], margin: float) -> str:
                 f"{row['variant']} - {base}",
                 f"{found['difference']:+.4f}{interval}",
                 f"{found['relative']:+.2%}",
-                found["verdict"],
-                millions(since) if since else "-",
+                found["verdict"] + (f", from {millions(since)} tokens on" if since else ""),
             ]
         )
     if not lines:
         return ""
-    header = "paired by seed | nats [95% interval] | of the loss | verdict | equivalent from"
-    return markdown(header, lines)
+    return f"Paired by seed; margin {margin:.2%} of the baseline's loss.\n\n" + markdown(
+        "variant - baseline | nats [95% interval] | in % | verdict", lines
+    )
 
 
 def cost_table(rows: list[dict[str, Any]]) -> str:
-    def mb(size: float) -> str:
-        return f"{size / 1e6:,.3f}"
-
-    return markdown(
-        "input layer, MB | parameters | gradients | optimizer | fixed | peak of a run | tokens/s",
+    parts = ("parameters", "gradients", "optimizer", "fixed")
+    return "MB of the input layer, and the peak of a whole run.\n\n" + markdown(
+        "variant | parameters | gradients | optimizer | fixed | peak | tokens/s",
         [
             [
                 row["variant"],
-                *(
-                    mb(row["input_bytes"][k])
-                    for k in ("parameters", "gradients", "optimizer", "fixed")
-                ),
+                *(f"{row['input_bytes'][part] / 1e6:,.3f}" for part in parts),
                 f"{row['peak_mb']:,.0f}",
                 f"{row['tokens_per_s']:,.0f}",
             ]

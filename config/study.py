@@ -4,6 +4,6 @@ from config.default import *
 variants = "learned; fixed; affine"
 seeds = "1,2,3"
 
-max_steps = 3200  # x 1,024 = 3.3 M tokens a run
-eval_interval = 320
+max_steps = 2800  # x 1,024 = 2.9 M tokens a run
+eval_interval = 280
 eval_tokens = 262_144

@@ -5,6 +5,6 @@ variants = "; ".join(f"{layer} n_layer={L}" for L in (2, 6) for layer in ("learn
 dataset = "stdlib-4096"
 
 min_lr = learning_rate  # no decay: every point is worth as much as an end
-max_steps = 2000
-eval_interval = 100
+max_steps = 1600
+eval_interval = 80
 eval_tokens = 65_536

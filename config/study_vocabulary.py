@@ -6,7 +6,7 @@ variants = "; ".join(
     f"{layer} dataset=stdlib-{V}" for V in _sizes for layer in ("learned", "fixed")
 )
 
-max_steps = 400
+max_steps = 300
 warmup_steps = 100
-eval_interval = 200
+eval_interval = 150
 eval_tokens = 0  # all, so that every vocabulary is measured on the same text

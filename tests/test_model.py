@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import loss as loss_module
+import model as model_module
 from configurator import configure
 from loss import IGNORED, linear_cross_entropy, token_nats
 from model import (
@@ -94,6 +95,22 @@ def test_every_input_layer_trains_and_keeps_ids_apart(input_layer):
     assert len({tuple(row) for row in vectors[0].tolist()}) == 50
     gpt(random_ids((2, 8)), random_ids((2, 8), 1)).backward()
     assert all(weight.grad.abs().sum() > 0 for weight in gpt.parameters())
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_large_states_make_anew_gives_the_same_gradients(monkeypatch, bfloat16):
+    ids, targets, gelu = random_ids((3, 16)), random_ids((3, 16), 1), model_module.F.gelu
+    results, calls = [], []
+    for large in (10**9, 1):
+        monkeypatch.setattr(model_module, "LARGE", large)
+        monkeypatch.setattr(model_module.F, "gelu", lambda x: calls.append(1) or gelu(x))
+        gpt = small_gpt()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = gpt(ids, targets)
+        loss.backward()
+        results.append([loss, *(weight.grad for weight in gpt.parameters())])
+    assert len(calls) == 2 + 2 * 2  # of two layers, then twice
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
 def test_frozen_equals_fixed_exactly():
