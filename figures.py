@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 from stats import mean
 
 Row = dict[str, Any]  # of a variant, as report.json has it
-COLORS = ("#000000", "#c1440e", "#1f5fa8", "#7a9a01", "#8a5fa8", "#b8860b", "#5a5a5a", "#d4699a")
-STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 3)))
-MARKERS = "osD^vP*X"
+COLORS = (
+    "#000000", "#c1440e", "#1f5fa8", "#7a9a01", "#8a5fa8",
+    "#b8860b", "#5a5a5a", "#d4699a", "#2a9d8f", "#8b4513",
+)  # fmt: skip
+DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 3)))
+MARKERS = "osD^vP*X<>"
 
 
 def draw_figures(directory: Path, groups: list[list[Row]], margin: float) -> list[str]:
@@ -32,8 +35,10 @@ def draw_figures(directory: Path, groups: list[list[Row]], margin: float) -> lis
 
 
 def style(number: int) -> dict[str, Any]:
-    i = number % len(COLORS)
-    return {"color": COLORS[i], "linestyle": STYLES[i], "marker": MARKERS[i], "markersize": 4}
+    """Of line `number`; those of 40 lines all differ."""
+    marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+    color = COLORS[number % len(COLORS)]
+    return {"color": color, "linestyle": dash, "marker": marker, "markersize": 4}
 
 
 def loss_figure(groups: list[list[Row]]) -> Figure:

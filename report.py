@@ -244,7 +244,8 @@ def write_report(
     every = [run for group in groups for _, those in group for run in those if run]
     notes += differing_circumstances(every)
     rows = [row for group in reported for row in group]
-    recodings = [found for group in reported if (found := spread_of_recodings(group))]
+    spreads = [spread_of_recodings(group, margin) for group in reported]
+    recodings = [found for found in spreads if found]
     text = "\n\n".join(
         part for part in (result_table(rows), verdict_table(rows, margin), cost_table(rows),
         *map(recoding_text, recodings), "\n".join(notes)) if part
@@ -299,8 +300,11 @@ def differing_circumstances(runs: list[Run]) -> list[str]:
     return notes
 
 
-def spread_of_recodings(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Whether variants that differ in `code_seed` alone spread more than seeds explain."""
+def spread_of_recodings(rows: list[dict[str, Any]], margin: float) -> dict[str, Any] | None:
+    """Whether variants that differ in `code_seed` alone spread more than seeds explain.
+
+    And how their mean compares with the baseline, if that is none of them.
+    """
     alike: dict[str, list[Sample]] = {}
     for row in rows:
         rest = {k: v for k, v in row["settings"].items() if k != "code_seed"}
@@ -308,17 +312,27 @@ def spread_of_recodings(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     table = max(alike.values(), key=len)
     if len(table) < 2 or len(table[0]) < 2:
         return None
-    found = blocked_anova(table)
-    return {"recodings": len(table), "seeds": len(table[0]), **dataclasses.asdict(found)}
+    found: dict[str, Any] = {"recodings": len(table), "seeds": len(table[0])}
+    found |= dataclasses.asdict(blocked_anova(table))
+    if rows[0]["val_loss"] not in table:
+        by_seed = [mean(losses) for losses in zip(*table, strict=True)]
+        found["against_baseline"] = compared(by_seed, rows[0]["val_loss"], margin)
+        found["baseline"] = rows[0]["variant"]
+    return found
 
 
 def recoding_text(found: dict[str, Any]) -> str:
-    return (
-        f"{found['recodings']} recodings x {found['seeds']} seeds: the means of recodings have a"
-        f" standard deviation of {found['treatments_sd']:.4f} nats,\nthose of seeds"
-        f" {found['blocks_sd']:.4f}, the rest of a run {found['residual_sd']:.4f}; all recodings"
-        f" alike: F = {found['f']:.2f}, p = {found['p']:.2g}"
-    )
+    text = f"""\
+{found["recodings"]} recodings x {found["seeds"]} seeds, standard deviations in nats: \
+{found["treatments_sd"]:.4f} between recodings,
+{found["blocks_sd"]:.4f} between seeds, {found["residual_sd"]:.4f} left; all recodings alike: \
+F = {found["f"]:.2f}, p = {found["p"]:.2g}"""
+    if "against_baseline" in found:
+        mean_of = found["against_baseline"]
+        text += f"""
+mean of the recodings - {found["baseline"]}: {mean_of["difference"]:+.4f} \
+[{mean_of["low"]:+.4f}, {mean_of["high"]:+.4f}], {mean_of["relative"]:+.2%}: {mean_of["verdict"]}"""
+    return text
 
 
 # ---------------------------------------------------------------------------------------------
