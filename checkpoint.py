@@ -102,7 +102,9 @@ def write_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) 
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**record, **made_by}, indent=2)
-    (out_dir / "run.json").write_text(text + "\n")
+    temporary = out_dir / "run.tmp"
+    temporary.write_text(text + "\n")
+    os.replace(temporary, out_dir / "run.json")
 
 
 def git_commit() -> str | None:

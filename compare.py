@@ -32,8 +32,19 @@ from tqdm import tqdm
 
 from checkpoint import HERE
 from configurator import UserError, build, given_values, help_text, run_main, setting
+from data import DataSet
+from model import GPTConfig
 from processes import Processes
-from report import INPUT_FIELDS, Variant, not_matched, read_run, unmatched_settings, write_report
+from report import (
+    FREE_FIELDS,
+    INPUT_FIELDS,
+    Run,
+    Variant,
+    differences,
+    not_matched,
+    read_run,
+    write_report,
+)
 from start import TrainConfig, open_data, resolve
 
 DEFAULT_STUDY = "config/study.py"
@@ -104,23 +115,55 @@ class Study:
 
     def run_config(self, variant: Variant, seed: int) -> TrainConfig:
         """The configuration of one run; UserError with all that is impossible about it."""
-        return build(TrainConfig, self.run_settings(variant, seed))
+        settings = self.run_settings(variant, seed)
+        return build(TrainConfig, architecture_of(base_of(variant)) | settings)
 
     def run_settings(self, variant: Variant, seed: int) -> dict[str, Any]:
         """What the config file of a run assigns."""
-        base = variant.settings.get("init_from", "scratch")
         return variant.settings | {
             "seed": seed,
             "out_dir": str(self.run_dir(variant, seed)),
-            "init_from": base if base.startswith("resume") else f"resume,{base}",
+            "init_from": f"resume,{base_of(variant)}",
         }
+
+    def stored_run(self, variant: Variant, seed: int) -> Run | None:
+        """What there is of a run; UserError if it is another than this study's."""
+        path = self.run_dir(variant, seed)
+        run = read_run(path)
+        if run:
+            now = dataclasses.asdict(self.run_config(variant, seed))
+            now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
+            free = FREE_FIELDS - {"seed"}
+            if found := differences({"there": [run.config], "in the study": [now]}, free):
+                raise UserError(
+                    "\n".join([f"{path} holds another run:", *found])
+                    + "\ndelete it, or choose another --runs_dir"
+                )
+        return run
 
     def write(self) -> None:
         """study.json, from which `--report` reads what the study is."""
         own = {name: getattr(self.config, name) for name in sorted(OWN_FIELDS)}
-        text = json.dumps({**own, "runs": [dataclasses.asdict(v) for v in self.variants]}, indent=1)
+        variants = [dataclasses.asdict(variant) for variant in self.variants]
+        text = json.dumps({"compare": own, "variants": variants}, indent=1)
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "study.json").write_text(text + "\n")
+
+
+def base_of(variant: Variant) -> str:
+    """What a run of `variant` starts from when it is new: scratch, or a run to fine-tune."""
+    init_from: str = variant.settings.get("init_from", "scratch")
+    return init_from.removeprefix("resume").lstrip(",") or "scratch"
+
+
+def architecture_of(base: str) -> dict[str, Any]:
+    """The settings that the run to fine-tune decides."""
+    if base == "scratch":
+        return {}
+    run = read_run(Path(base))
+    if run is None:
+        raise UserError(f"init_from={base!r}: there is no run")
+    return {field.name: run.config[field.name] for field in dataclasses.fields(GPTConfig)}
 
 
 def configure_study(argv: Sequence[str]) -> Study:
@@ -128,50 +171,76 @@ def configure_study(argv: Sequence[str]) -> Study:
     files = [word for word in argv if not word.startswith("-")] or [DEFAULT_STUDY]
     options = [word for word in argv if word.startswith("-")]
     each = [given_values(CompareConfig, [file, *options]) for file in files]
-    given = each[0]
-    given.setdefault("study_dir", "out/" + "-".join(Path(file).stem for file in files))
-    config = build(CompareConfig, given)
-    train = [{k: v for k, v in values.items() if k not in OWN_FIELDS} for values in each]
+    own = [{k: v for k, v in values.items() if k in OWN_FIELDS} for values in each]
+    recipes = [{k: v for k, v in values.items() if k not in OWN_FIELDS} for values in each]
+    if any(values != own[0] for values in own):
+        raise UserError(f"{', '.join(sorted(OWN_FIELDS))}: set them alike in all files, or here")
+    if len(files) > 1 and "variants" in own[0]:
+        raise UserError("variants: one config file has them; several files are a variant each")
+    given = recipes[0] | own[0]
+    given["study_dir"] = given.get("study_dir") or "out/" + "-".join(Path(f).stem for f in files)
+    config = build(CompareConfig, architecture_of(base_of(Variant("", recipes[0]))) | given)
     if len(files) > 1:
-        if "variants" in given:
-            raise UserError("variants: one config file has them; several files are a variant each")
-        labels = [Path(file).stem for file in files]
-        variants = [Variant(*pair) for pair in zip(labels, train, strict=True)]
+        variants = [
+            Variant(Path(file).stem, recipe) for file, recipe in zip(files, recipes, strict=True)
+        ]
     else:
-        variants = [variant_of(text, train[0]) for text in config.variants.split(";")]
-        labels = [variant.label for variant in variants]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"variants: one is there twice in {', '.join(labels)}")
-    return Study(config, variants)
+        texts = [text for text in config.variants.split(";") if text.strip()]
+        variants = [variant_of(text, recipes[0]) for text in texts]
+    study = Study(config, variants)
+    paths = [path for _, _, path in study.runs()]
+    if not paths or len(set(paths)) < len(paths):
+        labels = ", ".join(repr(variant.label) for variant in variants)
+        raise UserError(f"variants {labels}: expected one or more, none of them twice")
+    return study
 
 
 def variant_of(text: str, recipe: dict[str, Any]) -> Variant:
     """A variant from its words, as "affine code_seed=2": what it changes of the recipe."""
     words = [word if "=" in word else f"input_layer={word}" for word in text.split()]
     changes = given_values(TrainConfig, [f"--{word}" for word in words])
-    apart = [word for word in words if word.partition("=")[0] not in INPUT_FIELDS]
-    return Variant(" ".join(text.split()), recipe | changes, " ".join(apart))
+    group = [f"{k}={v}" for k, v in sorted(changes.items()) if k not in INPUT_FIELDS]
+    kind = [
+        word
+        for word, full in zip(text.split(), words, strict=True)
+        if full.partition("=")[0] in INPUT_FIELDS
+    ]
+    return Variant(" ".join(text.split()), recipe | changes, " ".join(group), " ".join(kind))
 
 
-def read_study(directory: Path) -> Study:
-    """The study whose study.json is in `directory`."""
+def read_study(directory: Path, options: Sequence[str]) -> Study:
+    """The study whose study.json is in `directory`; of its settings `options` change two."""
+    changes = given_values(CompareConfig, options)
+    if unknown := changes.keys() - {"margin", "unmatched"}:
+        raise UserError(f"--report takes --margin and --unmatched, not {', '.join(unknown)}")
     file = directory / "study.json"
     if not file.is_file():
         raise UserError(f"no study in {directory}: there is no {file} (compare.py makes one)")
-    stored = json.loads(file.read_text())
-    variants = [Variant(**variant) for variant in stored.pop("runs")]
-    return Study(CompareConfig(**stored | {"study_dir": str(directory)}), variants)
+    try:
+        stored = json.loads(file.read_text())
+        variants = [Variant(**variant) for variant in stored.pop("variants")]
+        own = {**stored["compare"], "study_dir": str(directory)}
+        return Study(build(CompareConfig, own | changes), variants)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}): run the study again") from error
 
 
 def check_before(study: Study) -> None:
     """Prepare or open all data; UserError for what is impossible or not matched."""
-    for variant in study.variants:
-        config = study.run_config(variant, study.config.seed_list[0])
-        data = open_data(config, Processes(torch.device("cpu")))
-        resolve(config, data, study.config.nproc)
+    known: dict[tuple[str, str], DataSet] = {}
     for variants in grouped(study.variants):
-        configs = {v.label: dataclasses.asdict(study.run_config(v, 0)) for v in variants}
-        if (found := unmatched_settings(configs)) and not study.config.unmatched:
+        facts: dict[str, list[dict[str, Any]]] = {}
+        for variant in variants:
+            config = study.run_config(variant, study.config.seed_list[0])
+            key = config.data_dir, config.dataset
+            if key not in known:
+                known[key] = open_data(config, Processes(torch.device("cpu")))
+            data = known[key]
+            fact = dataclasses.asdict(resolve(config, data, study.config.nproc))
+            fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
+            facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
+        found = differences(facts, FREE_FIELDS | INPUT_FIELDS)
+        if found and not study.config.unmatched:
             raise not_matched(found)
 
 
@@ -188,34 +257,32 @@ class Runner:
         self.study = study
         self.waiting: list[tuple[Path, int]] = []  # with their tokens at the end
         self.active: dict[Path, subprocess.Popen[bytes]] = {}
+        self.failed: list[str] = []
         for variant, seed, path in study.runs():
-            config = study.run_config(variant, seed)
-            if not is_complete(path, config):
+            run = study.stored_run(variant, seed)
+            if run is None or not run.complete:
+                config = study.run_config(variant, seed)
                 self.waiting.append((path, config.max_steps * config.tokens_per_step))
-                path.mkdir(parents=True, exist_ok=True)
-                lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
-                (path / "config.py").write_text("".join(lines))
         self.all = list(self.waiting)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         nproc, jobs = study.config.nproc, study.config.jobs
-        on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+        on_cpu = study.config.device == "cpu" or not torch.cuda.is_available()
         self.jobs = jobs or (max(1, min((cores or 1) // nproc, len(self.all))) if on_cpu else 1)
         threads = max(1, (cores or 1) // (self.jobs * nproc))
         self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
 
-    def run(self) -> None:
-        """Return when all are complete. UserError, with its last words, if one fails."""
+    def run(self) -> list[str]:
+        """Do all runs; what there is to say of those that failed."""
+        for variant, seed, path in self.study.runs():
+            lines = [f"{k} = {v!r}\n" for k, v in self.study.run_settings(variant, seed).items()]
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.py").write_text("".join(lines))
         bar = {"total": sum(tokens for _, tokens in self.all), "unit": "tokens", "ncols": 80}
         bar |= {"unit_scale": True, "initial": self.done(), "smoothing": 0.05}
-        with terminating(), tqdm(**bar) as progress:
+        with tqdm(**bar) as progress:
             try:
                 while self.waiting or self.active:
-                    if self.waiting and len(self.active) < self.jobs:
-                        self.start(self.waiting.pop(0)[0])
-                    time.sleep(0.2)
-                    for path, process in list(self.active.items()):
-                        if process.poll() is not None:
-                            self.check(path, self.active.pop(path))
+                    self.look_after()
                     left = len(self.waiting) + len(self.active)
                     progress.set_description_str(f"{left} of {len(self.all)} runs left", False)
                     progress.update(self.done() - progress.n)
@@ -224,6 +291,22 @@ class Runner:
                     process.terminate()  # it saves
                 for process in self.active.values():
                     process.wait()
+        return self.failed
+
+    def look_after(self) -> None:
+        """Start a run where there is room, wait a little, and see which have ended."""
+        if self.waiting and len(self.active) < self.jobs:
+            self.start(self.waiting.pop(0)[0])
+        time.sleep(0.2)
+        for path, process in list(self.active.items()):
+            if process.poll() is None:
+                continue
+            del self.active[path]
+            run = read_run(path)
+            if process.returncode or run is None or not run.complete:
+                log = (path / "log.txt").read_text(errors="replace").strip().splitlines()
+                said = [line for line in log if line.startswith("error:")] or log[-3:]
+                self.failed += [f"{path} failed, says {path / 'log.txt'}:", *said]
 
     def start(self, path: Path) -> None:
         command = [sys.executable]
@@ -236,15 +319,6 @@ class Runner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
-            )
-
-    def check(self, path: Path, process: subprocess.Popen[bytes]) -> None:
-        """UserError if the run that has ended did not come to its end."""
-        run = read_run(path)
-        if process.returncode or run is None or not run.complete:
-            log = (path / "log.txt").read_text(errors="replace").strip().splitlines()
-            raise UserError(
-                "\n".join([f"{path} failed; the end of {path / 'log.txt'}:", *log[-5:]])
             )
 
     def done(self) -> int:
@@ -260,21 +334,6 @@ def tokens_of(path: Path) -> int:
         with contextlib.suppress(json.JSONDecodeError):  # being written
             return int(json.loads(line)["tokens"])
     return 0
-
-
-def is_complete(path: Path, config: TrainConfig) -> bool:
-    """Whether the run in `path` has ended; UserError if it is not the run of `config`."""
-    run = read_run(path)
-    if run is None or not run.complete:
-        return False
-    now = dataclasses.asdict(config) | {"vocab_size": run.config["vocab_size"]}
-    if found := unmatched_settings({"there": run.config, "asked for": now}, also_inputs=True):
-        raise UserError(
-            "\n".join(
-                [f"{path} holds another run:", *found, "delete it, or choose another --runs_dir"]
-            )
-        )
-    return True
 
 
 @contextlib.contextmanager
@@ -296,25 +355,44 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(help_text(CompareConfig, USAGE))
         return
-    if argv and argv[0].partition("=")[0] == "--report":
-        words = [word for word in (argv[0].partition("=")[2], *argv[1:]) if word]
-        if len(words) != 1:
+    with terminating():
+        try:
+            compare(argv)
+        except KeyboardInterrupt:
+            raise UserError("stopped; the runs are saved and the same command goes on") from None
+
+
+def compare(argv: list[str]) -> None:
+    """What `main` does, but for how it stops."""
+    failed: list[str] = []
+    words = [word.partition("=") for word in argv]
+    if "--report" in [name for name, _, _ in words]:
+        named = [value if name == "--report" else name for name, _, value in words]
+        places = [word for word in named if word and not word.startswith("-")]
+        if len(places) != 1:
             raise UserError("--report: expected one directory, as --report out/study")
-        study = read_study(Path(words[0]))
+        options = [w for w in argv if w.startswith("-") and not w.startswith("--report")]
+        study = read_study(Path(places[0]), options)
     else:
         study = configure_study(argv)
         check_before(study)
+        runner = Runner(study)
         study.write()
-        try:
-            Runner(study).run()
-        except KeyboardInterrupt:
-            raise UserError("stopped; the runs are saved and the same command goes on") from None
+        failed = runner.run()
     seeds = study.config.seed_list
     groups = [
-        [(variant, [read_run(study.run_dir(variant, seed)) for seed in seeds]) for variant in group]
+        [(variant, [study.stored_run(variant, seed) for seed in seeds]) for variant in group]
         for group in grouped(study.variants)
     ]
-    print(write_report(study.directory, groups, study.config.margin, study.config.unmatched))
+    try:
+        print(
+            write_report(
+                study.directory, groups, seeds, study.config.margin, study.config.unmatched
+            )
+        )
+    finally:
+        if failed:
+            raise UserError("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Lines differ in dash and marker too, so that they can be told apart in black and white.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ MARKERS = "osD^vP*X<>"
 
 
 def draw_figures(directory: Path, groups: list[list[Row]], margin: float) -> list[str]:
-    """Draw what these groups of variants allow into `directory`; the names of the files."""
+    """Draw what these groups of variants allow into `directory`; the names, without suffix."""
     drawn = {"loss": loss_figure(groups)}
     if any("low" in row.get("against_baseline", {}) for group in groups for row in group):
         drawn["differences"] = difference_figure(groups, margin)
@@ -31,7 +32,7 @@ def draw_figures(directory: Path, groups: list[list[Row]], margin: float) -> lis
     for name, figure in drawn.items():
         figure.savefig(directory / f"{name}.png", dpi=110)
         figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
-    return [f"{name}.png" for name in drawn] + [f"{name}.svg" for name in drawn]
+    return list(drawn)
 
 
 def style(number: int) -> dict[str, Any]:
@@ -68,13 +69,14 @@ def short(tokens: float, _: object) -> str:
 
 def difference_figure(groups: list[list[Row]], margin: float) -> Figure:
     """The last paired differences to the baseline, with their intervals and every seed."""
-    shown = [(group[0], row) for group in groups for row in group[1:]]
+    pairs = [(group[0], row) for group in groups for row in group[1:]]
+    shown = [(base, row) for base, row in pairs if "low" in row["against_baseline"]]
     figure = Figure(figsize=(6.4, 1.4 + 0.36 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     for y, (base, row) in enumerate(shown):
         found, centre = row["against_baseline"], mean(base["val_loss"])
-        pairs = zip(row["val_loss"], base["val_loss"], strict=True)
-        seeds = [100 * (ours - theirs) / centre for ours, theirs in pairs]
+        both = zip(row["val_loss"], base["val_loss"], strict=True)
+        seeds = [100 * (ours - theirs) / centre for ours, theirs in both]
         interval = [100 * found[end] / centre for end in ("low", "high")]
         axes.plot(interval, [y, y], color="black", linewidth=1.5, marker="|", markersize=9)
         axes.plot(seeds, [y] * len(seeds), "o", color="grey", markersize=4, markerfacecolor="none")
@@ -101,48 +103,51 @@ def price_figure(groups: list[list[Row]], margin: float) -> Figure:
     for i, (base, row) in enumerate(shown):
         points = [point for point in row["curve"] if "relative" in point]
         tokens = [point["tokens"] for point in points]
+        if not points:
+            continue
         label = f"{row['variant']} - {base['variant']}"
         axes.plot(tokens, [100 * point["relative"] for point in points], label=label, **style(i))
         if len(shown) <= 4 and "low" in points[-1]:
             low, high = ([100 * p[end] / p["baseline"] for p in points] for end in ("low", "high"))
             axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.15, linewidth=0)
+        if since := row["equivalent_from_tokens"]:
+            share = next(100 * p["relative"] for p in points if p["tokens"] == since)
+            axes.plot(since, share, "o", color="black", markersize=13, fillstyle="none")
     margin_band(axes.axhspan, axes.axhline, margin)
     axes.set(xlabel="tokens seen", ylabel="difference to the baseline, % of its loss")
     axes.xaxis.set_major_formatter(short)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-    note = f"grey: ±{margin:.0%} of the loss" + "; bands: 95% intervals" * (len(shown) <= 4)
-    figure.suptitle(f"what the input layer costs, by tokens seen ({note})", fontsize="medium")
+    notes = [f"grey: ±{100 * margin:g}%"] + ["bands: 95% intervals"] * (len(shown) <= 4)
+    if any(row["equivalent_from_tokens"] for _, row in shown):
+        notes.append("circle: equivalent from here")
+    figure.suptitle("the price of the input layer (" + "; ".join(notes) + ")", fontsize="medium")
     return figure
 
 
 def sweep_figure(groups: list[list[Row]]) -> Figure | None:
-    """The last result against what the groups differ in, if that is one number."""
-    keys = [group[0]["group"].partition("=") for group in groups]
-    if len(groups) < 2 or len({name for name, _, _ in keys}) > 1:
+    """The last result against what the groups differ in, if that is one number above 0."""
+    keys = [re.fullmatch(r"(\w+)=(?:\w+-)?([\d.e+-]+)", group[0]["group"]) for group in groups]
+    found = [(key[1], float(key[2])) for key in keys if key]
+    if len(found) < max(2, len(groups)) or len({name for name, _ in found}) > 1:
         return None
-    try:
-        xs = [float(value) for _, _, value in keys]
-    except ValueError:
+    if min(x for _, x in found) <= 0:
         return None
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    kinds = dict.fromkeys(row["settings"]["input_layer"] for group in groups for row in group)
-    for i, kind in enumerate(kinds):
-        rows = [row for group in groups for row in group if row["settings"]["input_layer"] == kind]
-        means = [row["bits_per_byte"] for row in rows]
-        per_nat = [row["bits_per_byte"] / row["mean_val_loss"] for row in rows]
-        ends = [
-            [
-                abs(end(row["val_loss"]) * k - m)
-                for row, k, m in zip(rows, per_nat, means, strict=True)
-            ]
-            for end in (min, max)
-        ]
-        axes.errorbar(xs, means, ends, capsize=3, label=kind, **style(i))
+    placed = [(x, row) for (_, x), group in zip(found, groups, strict=True) for row in group]
+    for i, kind in enumerate(dict.fromkeys(row["kind"] for _, row in placed)):
+        own = sorted(((x, row) for x, row in placed if row["kind"] == kind), key=lambda xy: xy[0])
+        xs, means = [x for x, _ in own], [row["bits_per_byte"] for _, row in own]
+        ranges = []
+        for _, row in own:
+            bits = row["bits_per_byte"] / row["mean_val_loss"]
+            low, high = (bits * end(row["val_loss"]) for end in (min, max))
+            ranges.append((row["bits_per_byte"] - low, high - row["bits_per_byte"]))
+        axes.errorbar(xs, means, list(zip(*ranges, strict=True)), capsize=3, label=kind, **style(i))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(xs, [value for _, _, value in keys])
-    axes.set(xlabel=keys[0][0], ylabel="validation bits per byte")
+    axes.set_xticks([x for _, x in found], [f"{x:g}" for _, x in found])
+    axes.set(xlabel=found[0][0], ylabel="validation bits per byte")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     figure.suptitle("mean over seeds; bars: lowest to highest seed", fontsize="medium")

@@ -37,7 +37,8 @@ class Variant:
 
     label: str
     settings: dict[str, Any]  # what its runs set, besides seed and directory
-    group: str = ""
+    group: str = ""  # what the group sets of its own, as "n_layer=2"
+    kind: str = ""  # the rest of the label; empty: all of it
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def evaluations(self) -> list[dict[str, float]]:
-        return [line for line in self.lines if "val_loss" in line]
+        return [line for line in self.lines if math.isfinite(line.get("val_loss", math.nan))]
 
     @property
     def last(self) -> dict[str, float]:
@@ -64,49 +65,56 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return self.last["step"] == self.config["max_steps"]
+        return bool(self.evaluations) and self.last["step"] == self.config["max_steps"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a matched run has in common with this one."""
+        base = self.record.get("base") or {}
+        return {name: v for name, v in self.config.items() if name not in FREE_FIELDS} | {
+            "tokenizer": self.record["tokenizer_sha256"][:12],
+            "data": self.record["data_sha256"][:12],
+            "fine-tuned from": (base.get("step"), base.get("data_sha256")),
+            "tokens": self.last["tokens"] if self.evaluations else 0,
+        }
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in `path`; None if it has no evaluation yet."""
-    files = path / "run.json", path / "metrics.jsonl"
-    if not all(file.is_file() for file in files):
+    """The run in `path`; None if there is none that has begun."""
+    try:
+        record = json.loads((path / "run.json").read_text())
+        text = (path / "metrics.jsonl").read_text()
+    except (OSError, json.JSONDecodeError):
         return None
     lines = []
-    for line in files[1].read_text().splitlines():
+    for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # a line that is being written
             lines.append(json.loads(line))
-    run = Run(path, json.loads(files[0].read_text()), lines)
-    return run if run.evaluations else None
+    return Run(path, record, lines)
 
 
-def unmatched_settings(configs: dict[str, dict[str, Any]], also_inputs: bool = False) -> list[str]:
-    """A line for every setting, besides the input layer's, in which `configs` (by label) differ."""
-    free = FREE_FIELDS if not also_inputs else FREE_FIELDS - {"seed"}
+def differences(facts: dict[str, list[dict[str, Any]]], free: set[str]) -> list[str]:
+    """A line for every fact, besides those `free`, in which runs (by label, by seed) differ."""
     found = []
-    for name in next(iter(configs.values())):
-        if name in free or (name in INPUT_FIELDS and not also_inputs):
+    for name in dict.fromkeys(name for those in facts.values() for one in those for name in one):
+        values = {label: [one.get(name) for one in those] for label, those in facts.items()}
+        if name in free or len({repr(v) for those in values.values() for v in those}) == 1:
             continue
-        values = {label: config.get(name) for label, config in configs.items()}
-        if len(set(map(repr, values.values()))) > 1:
-            found.append(f"{name}: " + ", ".join(f"{v!r} ({label})" for label, v in values.items()))
+        shown = [
+            f"{those[0] if all(v == those[0] for v in those) else those!r} ({label})"
+            for label, those in values.items()
+        ]
+        found.append(f"{name}: {', '.join(shown)}")
     return found
 
 
-def unmatched_runs(runs: dict[str, list[Run]]) -> list[str]:
-    """A line for everything besides the input layer in which runs (by label, by seed) differ."""
-    first = {label: those[0] for label, those in runs.items()}
-    found = unmatched_settings({label: run.config for label, run in first.items()})
-    facts: dict[str, dict[str, Any]] = {
-        label: {
-            "tokenizer": those[0].record["tokenizer_sha256"][:12],
-            "data": those[0].record["data_sha256"][:12],
-            "seeds": [run.config["seed"] for run in those],
-            "tokens": [run.last["tokens"] for run in those],
-        }
-        for label, those in runs.items()
-    }
-    return found + unmatched_settings(facts)
+def not_matched(found: list[str]) -> UserError:
+    """What to say of variants between which `found` differs."""
+    return UserError(
+        "not matched: besides the input layer these differ in\n"
+        + "\n".join(f"  {line}" for line in found)
+        + "\n(--unmatched reports them all the same, without a verdict)"
+    )
 
 
 def input_memory(config: GPTConfig) -> dict[str, int]:
@@ -164,7 +172,7 @@ def curve(runs: list[Run], base: list[Run], margin: float) -> list[dict[str, Any
                 for line in run.evaluations
                 if line["tokens"] == tokens
             ]
-            if len(theirs) == len(losses):
+            if len(theirs) == len(losses):  # else not matched
                 point |= compared(losses, theirs, margin)
         points.append(point)
     return points
@@ -188,6 +196,7 @@ def summary(variant: Variant, runs: list[Run], base: list[Run], margin: float) -
     result: dict[str, Any] = {
         "variant": variant.label,
         "group": variant.group,
+        "kind": variant.kind or variant.label,
         "settings": variant.settings,
         "seeds": [run.config["seed"] for run in runs],
         "input_parameters": inputs,
@@ -195,7 +204,7 @@ def summary(variant: Variant, runs: list[Run], base: list[Run], margin: float) -
         "tokens": max(run.last["tokens"] for run in runs),
         "val_loss": losses,
         "mean_val_loss": mean(losses),
-        "perplexity": math.exp(mean(losses)),
+        "perplexity": math.exp(min(mean(losses), 700.0)),  # the largest that a float holds
         "bits_per_byte": mean([run.last["val_bits_per_byte"] for run in runs]),
         "seed_range": (max(losses) - min(losses)) / mean(losses),
         "input_bytes": input_memory(config),
@@ -215,6 +224,7 @@ def summary(variant: Variant, runs: list[Run], base: list[Run], margin: float) -
 def write_report(
     directory: Path,
     groups: list[list[tuple[Variant, list[Run | None]]]],
+    seeds: list[int],
     margin: float,
     unmatched: bool = False,
 ) -> str:
@@ -222,69 +232,85 @@ def write_report(
 
     A variant's runs are by seed, None where there is none yet. Seeds of which a group does not
     have every run, complete, are left out, and said. Raises UserError if runs that should be
-    matched are not (unless `unmatched`), or if no seed is left.
+    matched are not (unless `unmatched`), or if there is nothing to report.
     """
     notes: list[str] = []
-    reported = []
+    reported: list[list[dict[str, Any]]] = []
+    spreads = []
     for group in groups:
-        runs, missing = whole_seeds(group, unmatched)
+        runs, missing = whole_seeds(group, seeds, unmatched)
         notes += [f"left out: {what}" for what in missing]
         if not all(runs.values()):
-            raise UserError("\n".join(["no seed has all its runs", *missing]))
-        differing = unmatched_runs(runs)
+            continue
+        facts = {label: [run.facts for run in those] for label, those in runs.items()}
+        differing = differences(facts, INPUT_FIELDS)
         if differing and not unmatched:
             raise not_matched(differing)
         notes += [f"NOT MATCHED, {line}" for line in differing]
         base = next(iter(runs.values()))
-        reported.append([summary(v, runs[v.label], base, margin) for v, _ in group])
+        rows = [summary(variant, runs[variant.label], base, margin) for variant, _ in group]
         if differing:
-            for row in reported[-1][1:]:
-                row["against_baseline"]["verdict"] = "not matched"
-                row["equivalent_from_tokens"] = None
+            withdraw_verdicts(rows)
+        else:
+            spreads.append(spread_of_recodings(rows, margin))
+        reported.append(rows)
+    if not reported:
+        raise UserError("\n".join(["no seed has all its runs", *notes]))
     every = [run for group in groups for _, those in group for run in those if run]
     notes += differing_circumstances(every)
     rows = [row for group in reported for row in group]
-    spreads = [spread_of_recodings(group, margin) for group in reported]
     recodings = [found for found in spreads if found]
-    text = "\n\n".join(
-        part for part in (result_table(rows), verdict_table(rows, margin), cost_table(rows),
-        *map(recoding_text, recodings), "\n".join(notes)) if part
-    )  # fmt: skip
-    made_by = {k: v for k, v in every[0].record.items() if k in CIRCUMSTANCES}
-    result = {"margin": margin, "made_by": made_by, "notes": notes, "variants": rows}
-    result["recodings"] = recodings
+    best = best_of_each(reported, margin)
+    parts = [result_table(rows), verdict_table(rows, margin), cost_table(rows)]
+    parts += [*map(recoding_text, recodings), best_text(best), "\n".join(notes)]
+    text = "\n\n".join(part for part in parts if part)
+    result = {
+        "margin": margin,
+        "made_by": {name: every[0].record.get(name) for name in CIRCUMSTANCES},
+        "notes": notes,
+        "variants": rows,
+        "recodings": recodings,
+        "best": best,
+    }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     (directory / "report.md").write_text(text + "\n")
     files = draw_figures(directory, reported, margin)
-    return f"\n{text}\n\nin {directory}: report.json, report.md, {', '.join(files)}"
-
-
-def not_matched(found: list[str]) -> UserError:
-    return UserError(
-        "not matched: besides the input layer these differ in\n"
-        + "\n".join(f"  {line}" for line in found)
-        + "\n(--unmatched reports them all the same, without a verdict)"
-    )
+    names = ", ".join(f"{name}.png/.svg" for name in files)
+    return f"\n{text}\n\nin {directory}: report.json, report.md,\n{names}"
 
 
 def whole_seeds(
-    group: list[tuple[Variant, list[Run | None]]], unmatched: bool
+    group: list[tuple[Variant, list[Run | None]]], seeds: list[int], unmatched: bool
 ) -> tuple[dict[str, list[Run]], list[str]]:
     """By variant the runs of the seeds that all variants have; and what is missing."""
-    good = [[bool(run and (run.complete or unmatched)) for run in runs] for _, runs in group]
-    keep = [all(column) for column in zip(*good, strict=True)]
+
+    def usable(run: Run | None) -> bool:
+        return run is not None and (run.complete or (unmatched and bool(run.evaluations)))
+
+    keep = [all(usable(runs[i]) for _, runs in group) for i in range(len(seeds))]
     missing = []
-    for (variant, runs), row in zip(group, good, strict=True):
-        for number, (run, is_good) in enumerate(zip(runs, row, strict=True), 1):
-            if not is_good:
-                at = f"at step {run.last['step']:,} of {run.config['max_steps']:,}" if run else ""
-                missing.append(f"{variant.label}, run {number}: {at or 'no evaluation yet'}")
+    for variant, runs in group:
+        for seed, run in zip(seeds, runs, strict=True):
+            if not usable(run):
+                at = "no evaluation yet"
+                if run and run.evaluations:
+                    at = f"at step {run.last['step']:,} of {run.config['max_steps']:,}"
+                missing.append(f"{variant.label}, seed {seed}: {at}")
     kept = {
         variant.label: [run for run, kept in zip(runs, keep, strict=True) if kept and run]
         for variant, runs in group
     }
     return kept, missing
+
+
+def withdraw_verdicts(rows: list[dict[str, Any]]) -> None:
+    """Of runs that are not matched differences are shown and nothing is concluded."""
+    for row in rows[1:]:
+        row["equivalent_from_tokens"] = None
+        for found in (row["against_baseline"], *row["curve"]):
+            if "verdict" in found:
+                found["verdict"] = "not matched"
 
 
 CIRCUMSTANCES = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
@@ -323,16 +349,55 @@ def spread_of_recodings(rows: list[dict[str, Any]], margin: float) -> dict[str, 
 
 def recoding_text(found: dict[str, Any]) -> str:
     text = f"""\
-{found["recodings"]} recodings x {found["seeds"]} seeds, standard deviations in nats: \
-{found["treatments_sd"]:.4f} between recodings,
-{found["blocks_sd"]:.4f} between seeds, {found["residual_sd"]:.4f} left; all recodings alike: \
+{found["recodings"]} recodings x {found["seeds"]} seeds; standard deviation that is due to the \
+recoding {found["treatments_sd"]:.4f} nats,
+to the seed {found["blocks_sd"]:.4f}, to neither {found["residual_sd"]:.4f}; all recodings alike: \
 F = {found["f"]:.2f}, p = {found["p"]:.2g}"""
     if "against_baseline" in found:
-        mean_of = found["against_baseline"]
-        text += f"""
-mean of the recodings - {found["baseline"]}: {mean_of["difference"]:+.4f} \
-[{mean_of["low"]:+.4f}, {mean_of["high"]:+.4f}], {mean_of["relative"]:+.2%}: {mean_of["verdict"]}"""
+        pooled = found["against_baseline"]
+        text += f"\nmean of the recodings - {found['baseline']}: {difference_text(pooled)}:"
+        text += f" {pooled['verdict']}"
     return text
+
+
+def best_of_each(groups: list[list[dict[str, Any]]], margin: float) -> list[dict[str, Any]]:
+    """Each kind of input layer where its mean loss is lowest, against the first kind at its own.
+
+    For groups that differ in the recipe alone, as in a sweep of learning rates; else nothing.
+    """
+    shape = {field.name for field in dataclasses.fields(GPTConfig)} | {"dataset"}
+    changed = {word.partition("=")[0] for group in groups for word in group[0]["group"].split()}
+    if len(groups) < 2 or not changed or changed & shape:
+        return []
+    rows = [row for group in groups for row in group]
+    most = max((row["seeds"] for row in rows), key=len)
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["seeds"] != most:
+            continue  # the mean of fewer could be lower by luck
+        known = best.setdefault(row["kind"], row)
+        if row["mean_val_loss"] < known["mean_val_loss"]:
+            best[row["kind"]] = row
+    first, *others = best.values()
+    return [
+        {"variant": row["variant"], "against": first["variant"]}
+        | compared(row["val_loss"], first["val_loss"], margin)
+        for row in others
+    ]
+
+
+def best_text(best: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{found['variant']} - {found['against']}: {difference_text(found)}: {found['verdict']}"
+        for found in best
+    ]
+    return "\n".join(["Each at its best (chosen after looking):", *lines] if lines else [])
+
+
+def difference_text(found: dict[str, Any]) -> str:
+    """+0.0100 [-0.0796, +0.0996], +0.93%"""
+    interval = f" [{found['low']:+.4f}, {found['high']:+.4f}]" if "low" in found else ""
+    return f"{found['difference']:+.4f}{interval}, {found['relative']:+.2%}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -361,9 +426,9 @@ def millions(n: float) -> str:
 
 
 def result_table(rows: list[dict[str, Any]]) -> str:
-    seeds = len(rows[0]["seeds"])
+    seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in rows})))
     return (
-        f"Means over {seeds} seeds. Trainable parameters at the input and in all; range:"
+        f"Seeds: {seeds} a variant. Trainable parameters at the input and in all; range:"
         " (max - min) / mean.\n\n"
     ) + markdown(
         "variant | at input | in all | tokens | loss | ppl | bits/B | range",
@@ -390,13 +455,13 @@ def verdict_table(rows: list[dict[str, Any]], margin: float) -> str:
         if not found:
             base = row["variant"]
             continue
-        interval = f" [{found['low']:+.4f}, {found['high']:+.4f}]" if "low" in found else ""
         since = row["equivalent_from_tokens"]
+        nats, _, share = difference_text(found).rpartition(", ")
         lines.append(
             [
                 f"{row['variant']} - {base}",
-                f"{found['difference']:+.4f}{interval}",
-                f"{found['relative']:+.2%}",
+                nats,
+                share,
                 found["verdict"] + (f", from {millions(since)} tokens on" if since else ""),
             ]
         )
@@ -409,7 +474,10 @@ def verdict_table(rows: list[dict[str, Any]], margin: float) -> str:
 
 def cost_table(rows: list[dict[str, Any]]) -> str:
     parts = ("parameters", "gradients", "optimizer", "fixed")
-    return "MB of the input layer, and the peak of a whole run.\n\n" + markdown(
+    return (
+        "MB of the input layer, and the peak of a whole run; tokens/s as measured, which is of"
+        " runs side by side\nunless --jobs=1.\n\n"
+    ) + markdown(
         "variant | parameters | gradients | optimizer | fixed | peak | tokens/s",
         [
             [

@@ -11,6 +11,7 @@ equivalence take a TOST, with a margin chosen before looking.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def t_cdf(t: float, df: float) -> float:
     return tail if t < 0 else 1 - tail
 
 
+@functools.lru_cache(maxsize=None)
 def t_quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p, by bisection. ValueError unless 0 < p < 1 and df > 0."""
     if not 0 < p < 1:
@@ -202,11 +204,11 @@ def pairs_needed(difference: float, sd: float, margin: float, most: int = 1000) 
 
 @dataclass(frozen=True)
 class Blocked:
-    """Spread of treatments against the rest, blocks taken out: standard deviations and F-test."""
+    """What treatments, blocks and the rest contribute (standard deviations), and the F-test."""
 
-    treatments_sd: float  # of the means over blocks
-    blocks_sd: float  # of the means over treatments
-    residual_sd: float  # of what neither explains
+    treatments_sd: float
+    blocks_sd: float
+    residual_sd: float
     f: float
     p: float
 
@@ -215,8 +217,9 @@ def blocked_anova(rows: Sequence[Sample]) -> Blocked:
     """Two-way analysis of variance, one number a cell: rows are treatments, columns blocks.
 
     `f` = treatments' mean square over the residual's; `p` for "all treatments are the same"
-    (Montgomery, Design and Analysis of Experiments, section 4.1). ValueError unless there are two
-    or more of each and all rows are as long.
+    (Montgomery, Design and Analysis of Experiments, section 4.1). The standard deviations are the
+    analysis-of-variance estimates: what the rest adds to a mean is taken out, down to 0.
+    ValueError unless there are two or more of each and all rows are as long.
     """
     k, n = len(rows), len(rows[0]) if rows else 0
     if k < 2 or n < 2 or any(len(row) != n for row in rows):
@@ -230,7 +233,10 @@ def blocked_anova(rows: Sequence[Sample]) -> Blocked:
         (rows[i][j] - by_row[i] - by_column[j] + centre) ** 2 for i in range(k) for j in range(n)
     )
     df = (k - 1) * (n - 1)
-    f = _ratio(n * sd(by_row) ** 2, squares / df)
+    rest = squares / df
+    spread = sd(by_row) ** 2, sd(by_column) ** 2
+    f = _ratio(n * spread[0], rest)
     # P(F > f) through the incomplete beta function (Abramowitz and Stegun 26.6.2)
     p = 0.0 if math.isinf(f) else beta_inc(df / 2, (k - 1) / 2, df / (df + (k - 1) * f))
-    return Blocked(sd(by_row), sd(by_column), math.sqrt(squares / df), f, p)
+    treatments, blocks = max(0, spread[0] - rest / n), max(0, spread[1] - rest / k)
+    return Blocked(math.sqrt(treatments), math.sqrt(blocks), math.sqrt(rest), f, p)

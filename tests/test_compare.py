@@ -69,7 +69,8 @@ def by_hand(tmp_path: Path, margin: float = 0.01, unmatched: bool = False, **var
             runs.append(report.read_run(path))
         settings = {"input_layer": config["input_layer"], "code_seed": config["code_seed"]}
         group.append((report.Variant(name, settings), runs))
-    return report.write_report(tmp_path / "report", [group], margin, unmatched)
+    seeds = list(range(1, max(len(runs) for _, runs in group) + 1))
+    return report.write_report(tmp_path / "report", [group], seeds, margin, unmatched)
 
 
 def test_a_study_runs_reports_and_does_not_run_again(text_data, tmp_path, capsys, monkeypatch):
@@ -142,15 +143,23 @@ def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data
         recipe(tmp_path, text_data, "a", input_layer="learned"),
         recipe(tmp_path, text_data, "b", n_layer=1, learning_rate=2e-3),
     ]
-    with pytest.raises(UserError, match=r"n_layer: 2 \(a\), 1 \(b\)\n *learning_rate: 0.001 \(a\)"):
+    with pytest.raises(
+        UserError, match=r"(?s)n_layer: 2 \(a\), 1 \(b\)\n.*learning_rate: 0.001 \(a\)"
+    ):
         compare.main([*files, f"--study_dir={tmp_path / 'study'}"])
     assert not (tmp_path / "study").exists()
 
 
-def test_a_run_that_fails_is_named_with_its_last_words(text_data, tmp_path):
-    file = recipe(tmp_path, text_data, learning_rate=1e9, grad_clip=0.0, max_steps=200)
-    with pytest.raises(UserError, match=r"(?s)learned-s1 failed; the end of .*log.txt:.*stopped"):
-        compare.main([file, f"--study_dir={tmp_path / 'study'}", "--variants=learned"])
+def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, capsys):
+    file = recipe(tmp_path, text_data, grad_clip=0.0, max_steps=40, eval_interval=20)
+    words = [file, f"--study_dir={tmp_path / 'study'}", "--seeds=1,2"]
+    variants = "learned learning_rate=1e9; learned; fixed"
+    said = r"(?s)learned-learning_rate=1e9-s1 failed, says .*log.txt:\nerror: .*stopped"
+    with pytest.raises(UserError, match=said):
+        compare.main([*words, f"--variants={variants}"])
+    printed = capsys.readouterr().out
+    assert "fixed - learned" in printed
+    assert "left out: learned learning_rate=1e9, seed 2: no evaluation yet" in printed
 
 
 def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
@@ -165,12 +174,15 @@ def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
     [
         (["--seeds=1,x"], "seeds='1,x': expected whole numbers"),
         (["--seeds=1,1"], "one is there twice"),
+        (["--variants=;"], "expected one or more"),
         (["--margin=0"], "margin=0.0: expected a share"),
-        (["--variants=fixed; fixed"], "one is there twice in fixed, fixed"),
+        (["--variants=fixed; fixed"], "none of them twice"),
         (["--variants=fixd"], "input_layer='fixd'"),
         (["--variants=affine codeseed=2"], "unknown setting 'codeseed'"),
         (["--report"], "expected one directory"),
         (["--report", "nowhere"], "no study in nowhere"),
+        (["--margin=0.02", "--report", "nowhere"], "no study in nowhere"),
+        (["--report=nowhere", "--seeds=1"], "takes --margin and --unmatched, not seeds"),
     ],
 )
 def test_bad_input_is_named(words, message):
@@ -227,6 +239,7 @@ def test_the_paper_would_not_be_resolved_by_three_seeds(tmp_path):
     ("changes", "line"),
     [
         ({"data_sha256": "other"}, r"data: 'data_sha256' \(learned\), 'other' \(fixed\)"),
+        ({"base": {"step": 5, "data_sha256": "x"}}, r"fine-tuned from: \(None, None\) \(learned\)"),
         ({"tokenizer_sha256": "other"}, "tokenizer: "),
         ({"config": {"lr": 0.2}}, r"lr: 0.1 \(learned\), 0.2 \(fixed\)"),
         ({"config": {"n_embd": 32, "lr": 0.2}}, r"(?s)n_embd: 16.*lr: 0.1"),
@@ -237,12 +250,56 @@ def test_what_is_not_matched_is_refused_with_all_that_differs(tmp_path, changes,
         by_hand(tmp_path, learned=[1.0, 1.1], fixed=([1.0, 1.2], changes))
 
 
+def test_a_single_seed_that_is_not_matched_is_refused(tmp_path):
+    for seed in (1, 2):
+        path = tmp_path / f"a-s{seed}"
+        config = SHAPE | OTHERS | {"input_layer": "learned", "seed": seed, "lr": 0.1 * seed}
+        written_run(path, 1.0, config)
+    runs = [report.read_run(tmp_path / f"a-s{seed}") for seed in (1, 2)]
+    group = [(report.Variant("a", {"input_layer": "learned"}), runs)]
+    with pytest.raises(UserError, match=r"lr: \[0.1, 0.2\] \(a\)"):
+        report.write_report(tmp_path / "report", [group], [1, 2], 0.01)
+
+
+def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path):
+    losses = {
+        ("learned", 0.1): [1.0, 1.1, 1.2],
+        ("fixed", 0.1): [1.2, 1.3, 1.4],
+        ("learned", 0.2): [1.1, 1.2, 1.3],
+        ("fixed", 0.2): [1.05, 1.151, 1.249],
+        ("learned", 0.4): [1.1, 1.2],
+        ("fixed", 0.4): [1.1],
+        ("learned", 0.8): [],
+    }
+    groups = {}
+    for (layer, rate), those in losses.items():
+        runs = []
+        for seed, loss in enumerate(those, 1):
+            path = tmp_path / f"{layer}-{rate}-s{seed}"
+            config = SHAPE | OTHERS | {"input_layer": layer, "seed": seed, "learning_rate": rate}
+            written_run(path, loss, config)
+            runs.append(report.read_run(path))
+        runs += [None] * (3 - len(runs))
+        settings = {"input_layer": layer, "learning_rate": rate}
+        name = f"learning_rate={rate}"
+        variant = report.Variant(f"{layer} {name}", settings, name, layer)
+        groups.setdefault(rate, []).append((variant, runs))
+    text = report.write_report(tmp_path / "report", list(groups.values()), [1, 2, 3], 0.01)
+    (best,) = json.loads((tmp_path / "report" / "report.json").read_text())["best"]
+    assert best["variant"] == "fixed learning_rate=0.2"
+    assert best["against"] == "learned learning_rate=0.1"
+    assert best["difference"] == pytest.approx(0.05)
+    assert best["verdict"] == "worse"
+    assert "left out: fixed learning_rate=0.4, seed 2" in text
+    assert "sweep.png" in text
+
+
 def test_a_run_stopped_early_is_left_out_or_reported_without_a_verdict(tmp_path):
     early = {"learned": [1.0, 1.1], "affine": ([1.0, 1.2], {"steps": 9})}
-    with pytest.raises(UserError, match="affine, run 1: at step 9 of 10"):
+    with pytest.raises(UserError, match="affine, seed 1: at step 9 of 10"):
         by_hand(tmp_path / "a", **early)
     text = by_hand(tmp_path / "b", unmatched=True, **early)
-    assert "NOT MATCHED, tokens: [1000, 1000] (learned), [900, 900] (affine)" in text
+    assert "NOT MATCHED, tokens: 1000 (learned), 900 (affine)" in text
     assert "| not matched |" in text.replace("  ", "")
 
 

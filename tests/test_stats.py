@@ -235,8 +235,23 @@ def test_blocked_anova_prints_montgomerys_table():
     assert found.f == pytest.approx(8.11, abs=0.005)
     assert found.p == pytest.approx(0.0019, abs=0.00005)
     assert found.residual_sd**2 == pytest.approx(7.33, abs=0.005)
-    assert 6 * found.treatments_sd**2 == pytest.approx(59.39, abs=0.005)  # mean squares
-    assert 4 * found.blocks_sd**2 == pytest.approx(38.45, abs=0.005)
+    # its mean squares are those of the residual plus 6 or 4 times the variance of each
+    assert 6 * found.treatments_sd**2 + 7.33 == pytest.approx(59.39, abs=0.01)
+    assert 4 * found.blocks_sd**2 + 7.33 == pytest.approx(38.45, abs=0.01)
+
+
+def test_blocked_anova_finds_nothing_in_noise_and_what_there_is():
+    rng, found = random.Random(0), []
+    for _ in range(300):
+        codes, seeds = [rng.gauss(0, 2) for _ in range(8)], [rng.gauss(0, 1) for _ in range(8)]
+        table = [[code + seed + rng.gauss(0, 0.5) for seed in seeds] for code in codes]
+        found.append(stats.blocked_anova(table))
+    for name, expected in (("treatments_sd", 2), ("blocks_sd", 1), ("residual_sd", 0.5)):
+        squares = [getattr(one, name) ** 2 for one in found]
+        assert stats.mean(squares) == pytest.approx(expected**2, rel=0.1)
+    noise = [[[rng.gauss(0, 1) for _ in range(3)] for _ in range(8)] for _ in range(400)]
+    small = [stats.blocked_anova(table).p < 0.05 for table in noise]
+    assert 0.02 < stats.mean(small) < 0.09
 
 
 def test_blocked_anova_of_two_treatments_is_the_paired_test():

@@ -169,6 +169,19 @@ def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_dat
     assert 2 / 3 * sum(gradients) < before < sum(gradients)  # in the last, and not at its end
 
 
+def test_the_peak_of_memory_is_this_process_own():
+    code = "from processes import peak_mb; import torch; print(peak_mb(torch.device('cpu')))"
+    held = bytearray(1_500_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    command = [sys.executable, "-c", code]
+    small = float(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    code += "; x = torch.ones(200_000_000); print(peak_mb(torch.device('cpu')))"
+    command = [sys.executable, "-c", code]
+    both = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.split()
+    assert small < 1000
+    assert 780 < float(both[1]) - float(both[0]) < 850
+
+
 def test_bfloat16_training_is_near_the_plain_loop(words, text_data, tmp_path):
     train.main(words(dtype="bfloat16"))
     expected = plain_losses(TrainConfig(**SMALL), text_data, 20)
