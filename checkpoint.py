@@ -7,6 +7,7 @@ record says what made it: step, best loss, configuration, tokenizer, hashes of d
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import platform
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,21 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
     model = GPT(config)
     model.load_state_dict(state["model"])
     return model.to(device or "cpu").eval(), record
+
+
+@contextlib.contextmanager
+def sole_writer(out_dir: Path) -> Iterator[None]:
+    """Hold `out_dir` for this process; UserError if another one writes to it."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with open(out_dir / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing to {out_dir}: wait for its end, or choose another"
+                " --out_dir"
+            ) from error
+        yield
 
 
 class Metrics:

@@ -428,8 +428,8 @@ def millions(n: float) -> str:
 def result_table(rows: list[dict[str, Any]]) -> str:
     seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in rows})))
     return (
-        f"Seeds: {seeds} a variant. Trainable parameters at the input and in all; range:"
-        " (max - min) / mean.\n\n"
+        f"Means over {seeds} seeds. Parameters: trainable ones at the input and in all.\n"
+        "Range: (max - min) / mean over seeds.\n\n"
     ) + markdown(
         "variant | at input | in all | tokens | loss | ppl | bits/B | range",
         [
@@ -475,8 +475,8 @@ def verdict_table(rows: list[dict[str, Any]], margin: float) -> str:
 def cost_table(rows: list[dict[str, Any]]) -> str:
     parts = ("parameters", "gradients", "optimizer", "fixed")
     return (
-        "MB of the input layer, and the peak of a whole run; tokens/s as measured, which is of"
-        " runs side by side\nunless --jobs=1.\n\n"
+        "MB of the input layer, and the peak of a whole run; tokens/s of a run as it was,\n"
+        "beside others unless --jobs=1.\n\n"
     ) + markdown(
         "variant | parameters | gradients | optimizer | fixed | peak | tokens/s",
         [

@@ -22,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Metrics, code_sha256, write_checkpoint, write_run_json
+from checkpoint import Metrics, code_sha256, sole_writer, write_checkpoint, write_run_json
 from configurator import UserError, help_text, run_main
 from data import Batch, DataSet, TrainingData
 from evaluate import Evaluation, autocast, validate
@@ -333,15 +333,17 @@ def main(argv: list[str]) -> None:
         if trainer.step >= config.max_steps:
             print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
             return
-        metrics = None
-        if processes.first:
-            print(describe(trainer), flush=True)
-            write_run_json(Path(config.out_dir), trainer.record(), processes.device)
-            metrics = Metrics(Path(config.out_dir) / "metrics.jsonl", trainer.step)
-        bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step", "ncols": 80}
-        with finishing_the_step(trainer), tqdm(**bar, disable=not processes.first) as progress:
-            trainer.run(metrics, progress)
-        if processes.first:
+        first = processes.first
+        with sole_writer(trainer.out_dir) if first else contextlib.nullcontext():
+            metrics = None
+            if first:
+                print(describe(trainer), flush=True)
+                write_run_json(trainer.out_dir, trainer.record(), processes.device)
+                metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step)
+            bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step", "ncols": 80}
+            with finishing_the_step(trainer), tqdm(**bar, disable=not first) as progress:
+                trainer.run(metrics, progress)
+        if first:
             close(trainer, argv)
 
 

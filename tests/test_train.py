@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import train
-from checkpoint import read_checkpoint
+from checkpoint import read_checkpoint, sole_writer
 from configurator import UserError
 from data import DataSet, TrainingData
 from model import GPT, count_parameters
@@ -221,6 +221,16 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
         kills += 1
     assert kills == 3
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_second_writer_is_refused(words, tmp_path):
+    with sole_writer(tmp_path / "run"):
+        with pytest.raises(
+            UserError, match=r"another process is writing to .*run: wait for its end"
+        ):
+            train.main(words())
+        assert not (tmp_path / "run" / "run.json").exists()
+    train.main(words())
 
 
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(words, tmp_path):
