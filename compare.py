@@ -170,6 +170,11 @@ def configure_study(argv: Sequence[str]) -> Study:
     """The study that the config files and `--name=value` words of `argv` describe."""
     files = [word for word in argv if not word.startswith("-")] or [DEFAULT_STUDY]
     options = [word for word in argv if word.startswith("-")]
+    for word in options:
+        if word.startswith(("--seed=", "--out_dir=")):
+            raise UserError(
+                f"{word}: every run has its own here; say --seeds=... or --study_dir=..."
+            )
     each = [given_values(CompareConfig, [file, *options]) for file in files]
     own = [{k: v for k, v in values.items() if k in OWN_FIELDS} for values in each]
     recipes = [{k: v for k, v in values.items() if k not in OWN_FIELDS} for values in each]
