@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100  # a target that has no loss, as in PyTorch
-CHUNK = {"cpu": 768, "cuda": 8192}  # tokens at a time in the loss, over the bytes of a number
+CHUNK = {"cpu": 512, "cuda": 8192}  # tokens at a time in the loss, over the bytes of a number
 
 
 def _softmax(logits: Tensor, targets: Tensor) -> Tensor:

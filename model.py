@@ -266,8 +266,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None = None
 def lean(x: Tensor, function: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
     """function(*args) within a layer of states x; if they are large the backward pass repeats it.
 
-    Attention weights and GELUs are a third of what a step keeps. On a CPU, at 2,048 tokens of
-    width 256 or 384, to make them anew takes a tenth off the peak and 0 to 8% more time.
+    It does so up to the last product, whose result it has no need of. Attention weights, GELUs
+    and normalised states are half of what a step keeps. On a CPU, at 2,048 tokens of width 256 or
+    384, to make them anew takes a tenth off the peak and 0 to 8% more time.
     """
     large = x.device.type == "cpu" and x.numel() >= LARGE
     if not large or not torch.is_grad_enabled():
@@ -284,10 +285,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, sees: Tensor | None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None,
+        sees: Tensor | None,
     ) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        qkv = lean(x, lambda x: self.qkv(norm(x)), x)
+        q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -301,8 +309,9 @@ class MLP(nn.Module):
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return lean(x, lambda x: self.proj(F.gelu(x)), self.fc(x))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        hidden = lean(x, lambda x: self.fc(norm(x)), x)
+        return lean(x, lambda hidden: self.proj(F.gelu(hidden)), hidden)
 
 
 class Block(nn.Module):
@@ -316,8 +325,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, sees: Tensor | None
     ) -> Tensor:
-        x = x + self.attention(self.norm_1(x), cos, sin, cache, sees)
-        return x + self.mlp(self.norm_2(x))
+        x = x + self.attention(x, self.norm_1, cos, sin, cache, sees)
+        return x + self.mlp(x, self.norm_2)
 
 
 class GPT(nn.Module):
