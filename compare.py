@@ -284,7 +284,7 @@ class Runner:
             (path / "config.py").write_text("".join(lines))
         bar = {"total": sum(tokens for _, tokens in self.all), "unit": "tokens", "ncols": 80}
         bar |= {"unit_scale": True, "initial": self.done(), "smoothing": 0.05}
-        with tqdm(**bar) as progress:
+        with tqdm(**bar, disable=not self.all) as progress:
             try:
                 while self.waiting or self.active:
                     self.look_after()
