@@ -47,7 +47,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
-import stats
+from inputcodes import stats
 
 Row = tuple[float, ...]
 Matrix = list[Row]

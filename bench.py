@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoint import git_commit
-from configurator import UserError, configure, help_text, run_main
-from processes import Processes, peak_mb, setup_device
-from start import DEFAULT_CONFIG, open_data, resolve
+from inputcodes.checkpoint import git_commit
+from inputcodes.configurator import UserError, configure, run_main
+from inputcodes.distributed import Processes, peak_mb, setup_device
+from start import open_data, resolve
 from workloads import TABLES, BenchConfig, Row, Work, rows_of
 
 USAGE = "usage: python bench.py [config/FILE.py ...] [--name=value ...]"
@@ -142,10 +142,7 @@ def add_to(path: Path, record: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """Measure what `argv` says; see the module's docstring."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text(BenchConfig, USAGE))
-        return
-    config = configure(BenchConfig, argv, DEFAULT_CONFIG)
+    config = configure(BenchConfig, argv)
     device = setup_device(config.device, config.tf32)
     data = open_data(config, Processes(device))
     vocab_size = resolve(config, data, 1).vocab_size
@@ -172,4 +169,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, BenchConfig, USAGE)

@@ -2,7 +2,7 @@
 
     python compare.py                                       # learned, fixed and affine, 3 seeds
     python compare.py config/learned16.py config/fixed16.py --seeds=1,2,3 --nproc=2
-    python compare.py config/study_recodings.py             # README: "Studies"
+    python compare.py config/studies/recodings.py             # README: "Studies"
     python compare.py --report out/study                    # reports, and runs nothing
 
 One config file is one recipe, and its `variants` say what is compared under it. Of the variants
@@ -30,12 +30,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from checkpoint import HERE
-from configurator import UserError, build, given_values, help_text, run_main, setting
-from data import DataSet
-from model import GPTConfig
-from processes import Processes
-from report import (
+from inputcodes.checkpoint import ROOT
+from inputcodes.configurator import UserError, build, given_values, run_main, setting
+from inputcodes.data import DataSet
+from inputcodes.distributed import Processes
+from inputcodes.report import (
     FREE_FIELDS,
     INPUT_FIELDS,
     Run,
@@ -45,9 +44,10 @@ from report import (
     read_run,
     write_report,
 )
+from model import GPTConfig
 from start import TrainConfig, open_data, resolve
 
-DEFAULT_STUDY = "config/study.py"
+DEFAULT_STUDY = "config/studies/default.py"
 USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
        python compare.py --report DIRECTORY"""
 
@@ -168,7 +168,7 @@ def architecture_of(base: str) -> dict[str, Any]:
 
 def configure_study(argv: Sequence[str]) -> Study:
     """The study that the config files and `--name=value` words of `argv` describe."""
-    files = [word for word in argv if not word.startswith("-")] or [DEFAULT_STUDY]
+    files = [word for word in argv if not word.startswith("-")] or [str(ROOT / DEFAULT_STUDY)]
     options = [word for word in argv if word.startswith("-")]
     for word in options:
         if word.startswith(("--seed=", "--out_dir=")):
@@ -320,7 +320,7 @@ class Runner:
             command += [f"--nproc_per_node={self.study.config.nproc}"]
         with open(path / "log.txt", "wb") as log:
             self.active[path] = subprocess.Popen(
-                [*command, str(HERE / "train.py"), str(path / "config.py")],
+                [*command, str(ROOT / "train.py"), str(path / "config.py")],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
@@ -357,9 +357,6 @@ def terminating() -> Iterator[None]:
 
 def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text(CompareConfig, USAGE))
-        return
     with terminating():
         try:
             compare(argv)
@@ -401,4 +398,4 @@ def compare(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, CompareConfig, USAGE)

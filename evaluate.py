@@ -10,88 +10,24 @@ lines it prints on the way.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from checkpoint import load_model
-from configurator import UserError, configure, help_text, run_main, setting
-from data import DataSet, validation_batches
-from model import GPT
-from processes import Processes, join_processes
-from scoring import accuracy, perplexity, score
-from tasks import TASKS, Item, read_items
-from tokenizer import Tokenizer
+from inputcodes.checkpoint import load_model
+from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.data import DataSet
+from inputcodes.distributed import Processes, autocast, join_processes
+from inputcodes.scoring import accuracy, perplexity, score
+from inputcodes.tasks import TASKS, Item, read_items
+from inputcodes.tokenizer import Tokenizer
+from inputcodes.validation import validate
 
 USAGE = "usage: python evaluate.py [--name=value ...]"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The validation result of some weights."""
-
-    loss: float  # nats a token
-    bits_per_byte: float
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))  # the largest that a float holds
-
-    def as_metrics(self) -> dict[str, float]:
-        return {
-            "val_loss": self.loss,
-            "val_perplexity": self.perplexity,
-            "val_bits_per_byte": self.bits_per_byte,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"val loss {self.loss:.4f}, perplexity {self.perplexity:.3f},"
-            f" {self.bits_per_byte:.4f} bits/byte"
-        )
-
-
-@torch.no_grad()
-def validate(
-    model: GPT,
-    data: DataSet,
-    max_tokens: int,
-    batch_size: int,
-    processes: Processes,
-    dtype: str = "float32",
-) -> Evaluation:
-    """Evaluate on the first `max_tokens` (0: all) validation tokens, `batch_size` windows a time.
-
-    Of conversations the tokens that an assistant says count. All processes share the work; sums
-    and counts are reduced apart and divided at the end.
-    """
-    device = processes.device
-    bytes_of = torch.from_numpy(data.tokenizer.token_bytes()).to(device)  # (V,)
-    nats = [torch.zeros((), device=device)]
-    text_bytes = [torch.zeros((), device=device, dtype=torch.int64)]
-    tokens = 0
-    rows = data.rows("val", model.config.block_size)
-    for x, y, layout, targets in validation_batches(rows, max_tokens, batch_size, processes):
-        with autocast(dtype, device):
-            nats.append(model(x, y, layout) * targets)
-        text_bytes.append((bytes_of[y.clamp(min=0)] * (y >= 0)).sum())
-        tokens += targets
-    sums = [torch.stack(part).cpu().double().sum() for part in (nats, text_bytes)]
-    counts = torch.stack([*sums, torch.tensor(tokens, dtype=torch.float64)])
-    total_nats, total_bytes, total_tokens = processes.sum(counts).tolist()
-    return Evaluation(total_nats / total_tokens, total_nats / math.log(2) / max(total_bytes, 1))
-
-
-def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """The context in which `dtype` = "bfloat16" computes its products in bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Which checkpoints to evaluate, and on what."""
 
     out_dir: str = setting("out", "directories of runs, separated by commas")
@@ -109,7 +45,7 @@ class EvaluateConfig:
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value."""
-        found = []
+        found = super().problems()
         if self.checkpoint not in ("best", "last"):
             found.append(f"checkpoint={self.checkpoint!r}: expected best or last")
         if self.dtype not in ("float32", "bfloat16"):
@@ -202,9 +138,6 @@ def markdown(rows: list[list[str]]) -> str:
 
 def main(argv: list[str]) -> None:
     """Evaluate as `argv` says; see the module's docstring."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text(EvaluateConfig, USAGE))
-        return
     config = configure(EvaluateConfig, argv)
     items = {name: read_items(name, config.data, config.limit) for name in config.task_names}
     with join_processes(config.device) as processes:
@@ -222,4 +155,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, EvaluateConfig, USAGE)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from codes import bits, code_width, random_affine_map, random_codes, recode, tile
-from configurator import setting
-from loss import linear_cross_entropy
+from inputcodes.configurator import Settings, setting
+from inputcodes.loss import linear_cross_entropy
 
 ROPE_BASE = 10_000.0
 LONG_TEXT, QUERIES = 512, 128  # attention on a CPU: its longest text, and queries a block
@@ -28,30 +28,31 @@ LARGE = 2**19  # numbers of a layer's states (B, T, C) from which on memory goes
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Settings):
     """The shape of the model and the choice of its input layer."""
 
-    vocab_size: int = setting(0, "tokens in the vocabulary; 0 takes the data set's")
-    block_size: int = setting(256, "context length in tokens")
-    n_layer: int = setting(6, "transformer blocks")
-    n_head: int = setting(6, "attention heads a block; must divide n_embd")
-    n_embd: int = setting(384, "model width")
+    vocab_size: int = setting(0, "tokens in the vocabulary; 0 takes the data set's", least=0)
+    block_size: int = setting(256, "context length in tokens", least=1)
+    n_layer: int = setting(4, "transformer blocks", least=1)
+    n_head: int = setting(2, "attention heads per block; must divide n_embd", least=1)
+    n_embd: int = setting(128, "model width", least=1)
     input_layer: str = setting(
-        "fixed", "learned, fixed, frozen, affine, compressed or random (see README)"
+        "fixed",
+        "what turns token ids into vectors",
+        choices=lambda: list(INPUT_LAYERS),
+        of_input_layer=True,
     )
-    compression: int = setting(8, "compressed: n_embd over the width of the learned codes")
-    code_seed: int = setting(1, "affine, random: seed of the fixed code, apart from `seed`")
-    random_width: int = setting(64, "random: width of the +-1 codes")
+    compression: int = setting(
+        8, "compressed: n_embd over the width of the learned codes", least=1, of_input_layer=True
+    )
+    code_seed: int = setting(
+        1, "affine, random: seed of the fixed code, apart from `seed`", of_input_layer=True
+    )
+    random_width: int = setting(64, "random: width of the +-1 codes", of_input_layer=True)
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
-        found = [
-            f"{name}={getattr(self, name)}: expected at least 1"
-            for name in ("block_size", "n_layer", "n_head", "n_embd", "compression")
-            if getattr(self, name) < 1
-        ]
-        if self.input_layer not in INPUT_LAYERS:
-            found.append(f"input_layer={self.input_layer!r}: expected {', '.join(INPUT_LAYERS)}")
+        found = super().problems()
         if found:
             return found
         if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:

@@ -29,19 +29,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import corpus
-from configurator import UserError, configure, help_text, run_main, setting
-from documents import SKIPS, Encoded, count_chunk, encode_chunk
-from pool import chunks_of, map_chunks
-from shards import SPLITS, ShardWriter, open_folder
-from tokenizer import Counts, Tokenizer, check_vocab_size, frequent_ngrams, merge_counts
+from inputcodes import corpus
+from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.documents import SKIPS, Encoded, count_chunk, encode_chunk
+from inputcodes.pool import chunks_of, map_chunks
+from inputcodes.shards import SPLITS, ShardWriter, open_folder
+from inputcodes.tokenizer import Counts, Tokenizer, check_vocab_size, frequent_ngrams, merge_counts
 
 USAGE = "usage: python prepare_data.py [FILE.py] [--name=value ...]"
 FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """The settings of prepare_data.py; the defaults make the embedded corpus."""
 
     dataset: str = setting("stdlib", "name of the data set, a folder in data_dir")
@@ -272,9 +272,6 @@ def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
 
 def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
-    if "--help" in argv or "-h" in argv:
-        print(help_text(PrepareConfig, USAGE))
-        return
     try:
         prepare(configure(PrepareConfig, argv))
     except KeyboardInterrupt:
@@ -283,4 +280,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, PrepareConfig, USAGE)

@@ -15,19 +15,18 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import load_model
-from configurator import UserError, configure, help_text, run_main, setting
-from documents import END_OF_TURN, encode_turns
-from evaluate import autocast
+from inputcodes.checkpoint import load_model
+from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.distributed import autocast, setup_device
+from inputcodes.documents import END_OF_TURN, encode_turns
+from inputcodes.tokenizer import Tokenizer
 from model import GPT
-from processes import setup_device
-from tokenizer import Tokenizer
 
 USAGE = "usage: python sample.py [--name=value ...]"
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Settings):
     """What to write, and from which checkpoint."""
 
     out_dir: str = setting("out", "directory of the run")
@@ -45,7 +44,8 @@ class SampleConfig:
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value."""
-        found = [
+        found = super().problems()
+        found += [
             f"{name}={getattr(self, name)!r}: expected {expected}"
             for name, fine, expected in (
                 ("num_samples", self.num_samples >= 1, "at least 1"),
@@ -120,9 +120,6 @@ def write_on(
 
 def main(argv: list[str]) -> None:
     """Write samples as `argv` says; see the module's docstring."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text(SampleConfig, USAGE))
-        return
     config = configure(SampleConfig, argv)
     device = setup_device(config.device)
     model, record = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
@@ -147,4 +144,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, SampleConfig, USAGE)

@@ -7,36 +7,22 @@ the command says otherwise is an error.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint import read_checkpoint
-from configurator import UserError, build, given_values, setting
-from data import DataSet
+from inputcodes.checkpoint import read_checkpoint
+from inputcodes.configurator import UserError, build, given_values, names_where, setting
+from inputcodes.data import DataSet
+from inputcodes.distributed import Processes
+from inputcodes.shards import file_sha256
 from model import GPTConfig
 from prepare_data import PrepareConfig, prepare
-from processes import Processes
-from shards import file_sha256
 
-DEFAULT_CONFIG = "config/default.py"
 DOCSTRINGS = "docstrings"
 EMBEDDED = re.compile(rf"{PrepareConfig().dataset}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
-
-LEAST = {
-    "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 1, "eval_interval": 1,
-    "log_interval": 1, "seed": 0, "learning_rate": 0, "min_lr": 0, "warmup_steps": 0,
-    "weight_decay": 0, "grad_clip": 0, "eval_tokens": 0,
-}  # fmt: skip
-
-# What says where and how fast a run goes, not what it computes: resuming may change these alone.
-FREE_TO_CHANGE = {
-    "data_dir", "out_dir", "init_from", "eval_interval", "eval_tokens", "log_interval", "device",
-    "compile",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,44 +30,56 @@ class TrainConfig(GPTConfig):
     """A training run. Batch sizes are global: the number of processes divides them."""
 
     dataset: str = setting("stdlib", "directory under data_dir made by prepare_data.py")
-    data_dir: str = setting("data", "where data sets are")
-    out_dir: str = setting("", "where the run is written; empty: out/NAME for config/NAME.py")
+    data_dir: str = setting("data", "where data sets are", free_on_resume=True)
+    out_dir: str = setting(
+        "", "where the run is written; empty: out/NAME for config/NAME.py", free_on_resume=True
+    )
     init_from: str = setting(
         "scratch",
         "scratch; the directory of a run, to fine-tune its best checkpoint; or resume: go on from "
         "the last checkpoint in out_dir if there is one, else from what follows a comma "
         "(resume,out/fixed32) or from scratch",
+        free_on_resume=True,
     )
-    seed: int = setting(1, "initial weights and batch order; at least 0")
-    batch_size: int = setting(16, "sequences a micro-step, over all processes")
-    gradient_accumulation_steps: int = setting(1, "micro-steps a step")
-    max_steps: int = setting(1000, "steps (weight updates) of the run")
-    learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
-    min_lr: float = setting(1e-4, "learning rate at the end of the cosine")
-    warmup_steps: int = setting(100, "steps of linear warm-up")
-    weight_decay: float = setting(0.1, "on matrices only")
-    beta1: float = setting(0.9, "AdamW: decay of the mean of gradients")
-    beta2: float = setting(0.95, "AdamW: decay of the mean of squared gradients")
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 clips nothing")
-    eval_interval: int = setting(250, "steps between evaluations, each followed by a checkpoint")
-    eval_tokens: int = setting(0, "validation tokens an evaluation; 0: all")
-    log_interval: int = setting(10, "steps between lines of metrics.jsonl")
-    device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32, or bfloat16: autocast with float32 weights")
+    seed: int = setting(1, "initial weights and batch order; at least 0", least=0, most=2**63 - 1)
+    batch_size: int = setting(4, "sequences a micro-step, over all processes", least=1)
+    gradient_accumulation_steps: int = setting(1, "micro-steps a step", least=1)
+    max_steps: int = setting(5600, "steps (weight updates) of the run", least=1)
+    learning_rate: float = setting(2.5e-3, "peak learning rate of AdamW", least=0)
+    min_lr: float = setting(0.0, "learning rate at the end of the cosine", least=0)
+    warmup_steps: int = setting(200, "steps of linear warm-up", least=0)
+    weight_decay: float = setting(0.1, "on matrices only", least=0)
+    beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
+    beta2: float = setting(0.95, "AdamW: decay of the mean of squared gradients", least=0, below=1)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 clips nothing", least=0)
+    eval_interval: int = setting(
+        1400,
+        "steps between evaluations, each followed by a checkpoint",
+        least=1,
+        free_on_resume=True,
+    )
+    eval_tokens: int = setting(
+        0, "validation tokens an evaluation; 0: all", least=0, free_on_resume=True
+    )
+    log_interval: int = setting(
+        50, "steps between lines of metrics.jsonl", least=1, free_on_resume=True
+    )
+    device: str = setting(
+        "auto", "cuda, mps or cpu; auto: the first of these there is", free_on_resume=True
+    )
+    dtype: str = setting(
+        "float32",
+        "float32, or bfloat16: autocast with float32 weights",
+        choices=("float32", "bfloat16"),
+    )
     tf32: bool = setting(False, "CUDA: let float32 products round to TF32")
-    compile: bool = setting(False, "torch.compile the model (needs a C++ compiler on a CPU)")
+    compile: bool = setting(
+        False, "torch.compile the model (needs a C++ compiler on a CPU)", free_on_resume=True
+    )
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
         found = super().problems()
-        for name, least in LEAST.items():
-            if not least <= getattr(self, name) < math.inf:
-                found.append(f"{name}={getattr(self, name)}: expected at least {least}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: expected 0 <= {name} < 1")
-        if self.dtype not in ("float32", "bfloat16"):
-            found.append(f"dtype={self.dtype!r}: expected float32 or bfloat16")
         if self.warmup_steps >= self.max_steps:
             found.append(f"warmup_steps={self.warmup_steps}: max_steps={self.max_steps} is over")
         if self.min_lr > self.learning_rate:
@@ -120,10 +118,10 @@ def configure_run(argv: Sequence[str]) -> tuple[TrainConfig, Start | None]:
 
     What a checkpoint decides is filled in from it. Raises UserError with what is impossible.
     """
-    given = given_values(TrainConfig, argv, DEFAULT_CONFIG)
+    given = given_values(TrainConfig, argv)
     if not given.get("out_dir"):
-        files = [DEFAULT_CONFIG, *(word for word in argv if not word.startswith("-"))]
-        given["out_dir"] = f"out/{Path(files[-1]).stem}"
+        files = [word for word in argv if word.endswith(".py") and not word.startswith("-")]
+        given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
     start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
     inherited = {}
     if start:
@@ -192,7 +190,8 @@ def check_same_run(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None
     found = [
         f"{name}: {was['config'].get(name)!r} there, {value!r} now"
         for name, value in now["config"].items()
-        if name not in FREE_TO_CHANGE and was["config"].get(name) != value
+        if name not in names_where(TrainConfig, "free_on_resume")
+        and was["config"].get(name) != value
     ]
     found += [
         f"{name}: another {what} than the checkpoint's"

@@ -22,12 +22,18 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Metrics, code_sha256, sole_writer, write_checkpoint, write_run_json
-from configurator import UserError, help_text, run_main
-from data import Batch, DataSet, TrainingData
-from evaluate import Evaluation, autocast, validate
+from inputcodes.checkpoint import (
+    Metrics,
+    code_sha256,
+    sole_writer,
+    write_checkpoint,
+    write_run_json,
+)
+from inputcodes.configurator import UserError, run_main
+from inputcodes.data import Batch, DataSet, TrainingData
+from inputcodes.distributed import Processes, autocast, join_processes, peak_mb
+from inputcodes.validation import Evaluation, validate
 from model import GPT, count_parameters
-from processes import Processes, join_processes, peak_mb
 from sample import SampleConfig, write_on, write_sample
 from start import (
     Start,
@@ -320,9 +326,6 @@ next: python sample.py --out_dir={config.out_dir} {next_sample}
 
 def main(argv: list[str]) -> None:
     """Train as `argv` says; see the module's docstring."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text(TrainConfig, USAGE))
-        return
     config, start = configure_run(argv)
     with join_processes(config.device, config.tf32) as processes:
         data = open_data(config, processes)
@@ -348,4 +351,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, TrainConfig, USAGE)

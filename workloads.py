@@ -18,12 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configurator import setting
-from data import Batch, DataSet, TrainingData
-from evaluate import autocast
-from loss import linear_cross_entropy
+from inputcodes.configurator import setting
+from inputcodes.data import Batch, DataSet, TrainingData
+from inputcodes.distributed import Processes, autocast, setup_device
+from inputcodes.loss import linear_cross_entropy
 from model import GPT, INPUT_LAYERS, count_parameters
-from processes import Processes, setup_device
 from start import TrainConfig
 from train import Trainer
 

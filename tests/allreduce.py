@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from data import DataSet
-from processes import join_processes
+from inputcodes.data import DataSet
+from inputcodes.distributed import join_processes
 from train import TrainConfig, Trainer
 
 

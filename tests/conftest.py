@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer import Tokenizer
+from inputcodes.tokenizer import Tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is first imported
 os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-codes-tests"))

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 import autoenc_study as study
-import stats
+from inputcodes import stats
 
 ROOT = Path(study.__file__).parent
 TINY = study.PROTOCOLS["trained"]._replace(
@@ -24,7 +24,7 @@ TINY = study.PROTOCOLS["trained"]._replace(
 # --- Imports ---
 
 
-@pytest.mark.parametrize("name", ["autoenc_study.py", "stats.py"])
+@pytest.mark.parametrize("name", ["autoenc_study.py", "inputcodes/stats.py"])
 def test_only_the_standard_library_is_imported(name):
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
     optional = [n for n in ast.walk(tree) if getattr(n, "name", "") == "draw_figure"]
@@ -37,7 +37,7 @@ def test_only_the_standard_library_is_imported(name):
             assert node.level == 0
             modules = [node.module]
         for module in modules:
-            allowed = {"stats"} | ({"matplotlib"} if id(node) in inside_plot else set())
+            allowed = {"inputcodes"} | ({"matplotlib"} if id(node) in inside_plot else set())
             assert module.split(".")[0] in sys.stdlib_module_names | allowed, module
 
 

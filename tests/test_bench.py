@@ -8,7 +8,7 @@ import pytest
 
 import bench
 import workloads
-from configurator import UserError, configure
+from inputcodes.configurator import UserError, configure
 from workloads import TABLES, BenchConfig, Work, flops_per_token, rows_of
 
 STAND_IN = '''

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import compare
-import report
 import train
-from configurator import UserError
+from inputcodes import report
+from inputcodes.configurator import UserError
 from tests.test_train import COSTS, SMALL
 
 ROOT = Path(__file__).parent.parent

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from configurator import UserError, configure, help_text, setting
+from inputcodes.configurator import Settings, UserError, configure, help_text, setting
 
 
 @dataclass(frozen=True)
-class Example:
-    n_layer: int = setting(6, "blocks")
+class Example(Settings):
+    n_layer: int = setting(6, "blocks", least=1)
     learning_rate: float = setting(1e-3, "peak rate")
     compile: bool = setting(False, "whether to compile")
     out_dir: str = setting("out", "where to write")
 
     def problems(self) -> list[str]:
-        return [f"n_layer={self.n_layer}: expected at least 1"] if self.n_layer < 1 else []
+        return super().problems()
 
 
 def write(path, text: str) -> str:
@@ -36,13 +36,6 @@ def test_defaults_then_files_then_words(tmp_path):
     config = configure(Example, [first, second, "--out_dir=c", "--compile"])
     assert config == Example(2, 1.0, True, "c")
     assert type(config.learning_rate) is float
-
-
-def test_the_default_file_stands_in_for_no_file(tmp_path):
-    default = write(tmp_path / "default.py", "n_layer = 2")
-    other = write(tmp_path / "other.py", "compile = True")
-    assert configure(Example, ["--out_dir=x"], default) == Example(2, out_dir="x")
-    assert configure(Example, [other], default) == Example(compile=True)
 
 
 def test_words_are_read_as_the_type_of_their_field():

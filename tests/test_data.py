@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from configurator import UserError
-from data import BatchOrder, DataSet, Split, TextRows, TrainingData, validation_batches
-from processes import Processes
+from inputcodes.configurator import UserError
+from inputcodes.data import BatchOrder, DataSet, Split, TextRows, TrainingData, validation_batches
+from inputcodes.distributed import Processes
+from inputcodes.tokenizer import Tokenizer
 from tests.conftest import write_data_set
-from tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import corpus
-from configurator import UserError
-from data import DataSet
-from documents import docstring_rows, encode_turns, read_chat, response_mask
+from inputcodes import corpus
+from inputcodes.configurator import UserError
+from inputcodes.data import DataSet
+from inputcodes.documents import docstring_rows, encode_turns, read_chat, response_mask
+from inputcodes.tokenizer import Tokenizer, build_tokenizer
 from prepare_data import PrepareConfig, prepare
 from tests.test_prepare_data import config, write_json_lines, write_parquet
-from tokenizer import Tokenizer, build_tokenizer
 
 TURNS = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2 ✓"), ("user", "<|user|>"),
          ("assistant", "<|endofturn|>")]  # fmt: skip

@@ -13,14 +13,14 @@ import torch
 
 import evaluate
 import train
-from checkpoint import load_model
-from configurator import UserError
+from inputcodes.checkpoint import load_model
+from inputcodes.configurator import UserError
+from inputcodes.distributed import Processes
+from inputcodes.scoring import Scores, accuracy, make_rows, perplexity, score
+from inputcodes.tasks import TASKS, Item, read_items
+from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from processes import Processes
-from scoring import Scores, accuracy, make_rows, perplexity, score
-from tasks import TASKS, Item, read_items
 from tests.test_train import ROOT, SMALL
-from tokenizer import Tokenizer
 
 CPU = Processes(torch.device("cpu"))
 TOKENIZER = Tokenizer(256)

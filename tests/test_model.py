@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import loss as loss_module
 import model as model_module
-from configurator import configure
-from loss import IGNORED, linear_cross_entropy, token_nats
+from inputcodes import loss as loss_module
+from inputcodes.configurator import configure
+from inputcodes.loss import IGNORED, linear_cross_entropy, token_nats
 from model import (
     GPT,
     INPUT_LAYERS,

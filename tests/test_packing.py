@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import Batch, TrainingData, validation_batches
-from documents import encode_turns
-from loss import IGNORED
+from inputcodes.data import Batch, TrainingData, validation_batches
+from inputcodes.distributed import Processes
+from inputcodes.documents import encode_turns
+from inputcodes.loss import IGNORED
+from inputcodes.packing import ChatRows, pack
+from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from packing import ChatRows, pack
-from processes import Processes
-from tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(256)
 CPU = Processes(torch.device("cpu"))

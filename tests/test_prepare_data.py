@@ -18,14 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import corpus
-import documents
-import pool
 import prepare_data
-from configurator import UserError, configure
+from inputcodes import corpus, documents, pool
+from inputcodes.configurator import UserError, configure, help_text
+from inputcodes.shards import ShardWriter
+from inputcodes.tokenizer import Tokenizer
 from prepare_data import PrepareConfig, main, prepare
-from shards import ShardWriter
-from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["alpha", "beta", "gamma", "ζήτα", "中文", "שלום", "café", "😀", "<|endoftext|>", "end."]
@@ -516,7 +514,7 @@ def test_what_the_user_sees(
     assert max(map(len, re.split(r"[\r\n]", shown.err))) <= 80
     assert "data/set: 300 ids" in shown.out
     assert re.search(r"encoding.*B/s, 300 documents, [\d.]+ M tokens", shown.err)
-    main(["--help"])
+    print(help_text(PrepareConfig, "usage"))
     shown = capsys.readouterr()
     assert all(f"  {field.name} = " in shown.out for field in dataclasses.fields(PrepareConfig))
     monkeypatch.setattr(prepare_data, "prepare", interrupt)

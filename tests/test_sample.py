@@ -8,8 +8,8 @@ import pytest
 import evaluate
 import sample
 import train
-from checkpoint import load_model
-from configurator import UserError
+from inputcodes.checkpoint import load_model
+from inputcodes.configurator import UserError
 from tests.test_train import SMALL
 
 

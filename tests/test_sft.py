@@ -10,17 +10,20 @@ import torch
 
 import sample
 import train
-from checkpoint import load_model, read_checkpoint
-from configurator import UserError
-from data import DataSet, TrainingData
-from documents import encode_turns
-from loss import IGNORED
+from inputcodes.checkpoint import load_model, read_checkpoint
+from inputcodes.configurator import UserError
+from inputcodes.data import DataSet, TrainingData
+from inputcodes.documents import encode_turns
+from inputcodes.loss import IGNORED
+from inputcodes.tokenizer import Tokenizer
 from tests.conftest import write_data_set
 from tests.test_train import SMALL, assert_same_run, finish, metrics_of, start, weights_of
-from tokenizer import Tokenizer
 
 BASE = {key: SMALL[key] for key in ("block_size", "n_layer", "n_head", "n_embd")}
 SFT = {key: value for key, value in SMALL.items() if key not in BASE}
+RATES = {
+    key: SFT[key] for key in ("max_steps", "warmup_steps", "learning_rate", "min_lr") if key in SFT
+}
 SFT |= {"dataset": "sums", "weight_decay": 0.01, "gradient_accumulation_steps": 3}
 
 
@@ -80,7 +83,7 @@ def plain_losses(base, data_dir, steps: int) -> list[float]:
     losses = []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = train.learning_rate(step, train.TrainConfig(max_steps=20, warmup_steps=4))
+            group["lr"] = train.learning_rate(step, train.TrainConfig(**RATES))
         x, y, segments, _ = map(torch.from_numpy, rows.read(order.rows(12 * step, 12)))
         total, count = torch.zeros(()), 0
         for row, segment in {(b, int(s)) for b in range(12) for s in segments[b] if s > 0}:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-import stats
+from inputcodes import stats
 
 # Student (1908), Biometrika 6: extra hours of sleep under two drugs, the `sleep` data of R.
 SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

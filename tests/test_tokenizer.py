@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from configurator import UserError
-from tokenizer import (
+from inputcodes.configurator import UserError
+from inputcodes.tokenizer import (
     SPECIAL_NAMES,
     Tokenizer,
     build_tokenizer,
@@ -178,7 +178,7 @@ def test_ngrams_are_the_most_frequent_ones(max_ngram: int) -> None:
 
 def test_counting_in_blocks_misses_no_ngram(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = count_ngrams(documents(3))
-    monkeypatch.setattr("tokenizer.COUNT_BLOCK", 7)
+    monkeypatch.setattr("inputcodes.tokenizer.COUNT_BLOCK", 7)
     for one, other in zip(whole, count_ngrams(documents(3)), strict=True):
         assert np.array_equal(one, other)
 

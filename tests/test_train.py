@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import train
-from checkpoint import read_checkpoint, sole_writer
-from configurator import UserError
-from data import DataSet, TrainingData
+from inputcodes.checkpoint import read_checkpoint, sole_writer
+from inputcodes.configurator import UserError
+from inputcodes.data import DataSet, TrainingData
+from inputcodes.distributed import Processes
 from model import GPT, count_parameters
-from processes import Processes
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +170,8 @@ def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_dat
 
 
 def test_the_peak_of_memory_is_this_process_own():
-    code = "from processes import peak_mb; import torch; print(peak_mb(torch.device('cpu')))"
+    code = "import torch; from inputcodes.distributed import peak_mb as peak;"
+    code += "print(peak(torch.device('cpu')))"
     held = bytearray(1_500_000_000)
     held[::4096] = b"x" * len(held[::4096])
     command = [sys.executable, "-c", code]

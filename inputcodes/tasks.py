@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configurator import UserError
+from inputcodes.configurator import UserError
 
 Row = dict[str, Any]
 

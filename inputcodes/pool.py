@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
-from configurator import UserError
-from corpus import Stream
+from inputcodes.configurator import UserError
+from inputcodes.corpus import Stream
 
 CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
 CHUNK_DOCUMENTS = 4096

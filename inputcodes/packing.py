@@ -12,9 +12,9 @@ then (its prompt fills the context) is left out. Both are counted.
 import numpy as np
 from numpy.typing import NDArray
 
-from documents import response_mask
-from loss import IGNORED
-from tokenizer import Tokenizer
+from inputcodes.documents import response_mask
+from inputcodes.loss import IGNORED
+from inputcodes.tokenizer import Tokenizer
 
 PADDING = -1  # the segment of the positions that no example fills
 

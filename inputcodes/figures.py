@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from stats import mean
+from inputcodes.stats import mean
 
 Row = dict[str, Any]  # of a variant, as report.json has it
 COLORS = (

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configurator import UserError
+from inputcodes.configurator import UserError
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ def setup_device(name: str, tf32: bool = False, local_rank: int = 0) -> torch.de
         if rounding.abs().max() > 1e-3:  # float32 errs by 1e-5 here, bfloat16 by 0.1
             torch.set_float32_matmul_precision("highest")
     return device
+
+
+def autocast(dtype: str, device: torch.device) -> torch.autocast:
+    """The context in which `dtype` = "bfloat16" computes its products in bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def peak_mb(device: torch.device) -> float:

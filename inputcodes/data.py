@@ -27,12 +27,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configurator import UserError
+from inputcodes.configurator import UserError
+from inputcodes.distributed import Processes
+from inputcodes.packing import ChatRows
+from inputcodes.shards import file_sha256
+from inputcodes.tokenizer import Tokenizer
 from model import Layout, segment_layout
-from packing import ChatRows
-from processes import Processes
-from shards import file_sha256
-from tokenizer import Tokenizer
 
 
 class Split:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configurator import UserError
-from documents import docstring_rows
+from inputcodes.configurator import UserError
+from inputcodes.documents import docstring_rows
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

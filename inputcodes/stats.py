@@ -97,7 +97,7 @@ def t_cdf(t: float, df: float) -> float:
     return tail if t < 0 else 1 - tail
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def t_quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p, by bisection. ValueError unless 0 < p < 1 and df > 0."""
     if not 0 < p < 1:

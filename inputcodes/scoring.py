@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from loss import token_nats
+from inputcodes.distributed import Processes
+from inputcodes.loss import token_nats
+from inputcodes.tasks import Item
+from inputcodes.tokenizer import Tokenizer
 from model import GPT, Layout, segment_layout
-from processes import Processes
-from tasks import Item
-from tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

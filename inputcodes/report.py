@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from configurator import UserError
-from figures import draw_figures
+from inputcodes.configurator import UserError
+from inputcodes.figures import draw_figures
+from inputcodes.stats import Sample, blocked_anova, mean, paired, pairs_needed, tost_paired
 from model import INPUT_LAYERS, GPTConfig, count_parameters
-from stats import Sample, blocked_anova, mean, paired, pairs_needed, tost_paired
 
 INPUT_FIELDS = {"input_layer", "compression", "code_seed", "random_width"}
 # What neither decides what a run computes nor how its loss is measured.

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from configurator import UserError
+from inputcodes.configurator import UserError
 from model import GPT, GPTConfig
 
-HERE = Path(__file__).parent.resolve()
+ROOT = Path(__file__).resolve().parent.parent  # of the program
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ def write_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) 
 
 def git_commit() -> str | None:
     """The commit of this checkout, with "-dirty" if files differ; None outside git."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -137,6 +137,7 @@ def code_sha256() -> str:
     """One hash over the program's files that are loaded, in the order of their names."""
     loaded = {Path(getattr(module, "__file__", None) or ".") for module in sys.modules.values()}
     total = hashlib.sha256()
-    for path in sorted({path.resolve() for path in loaded} & set(HERE.glob("*.py"))):
-        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    program = {*ROOT.glob("*.py"), *ROOT.glob("inputcodes/*.py")}
+    for path in sorted({path.resolve() for path in loaded} & program):
+        total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()

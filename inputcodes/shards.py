@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configurator import UserError
+from inputcodes.configurator import UserError
 
 SPLITS = ("train", "val")
 FORMAT = 1

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import SPLITS
-from tokenizer import Counts, Tokenizer, count_ngrams
+from inputcodes.shards import SPLITS
+from inputcodes.tokenizer import Counts, Tokenizer, count_ngrams
 
 SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text", "not_chat")
 OUTCOMES = (*SPLITS, *SKIPS)

@@ -30,7 +30,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from configurator import UserError
+from inputcodes.configurator import UserError
 
 SPECIAL_NAMES = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endofturn|>")
 UNICODE_SIZE = 65536  # also the largest size: shards are uint16

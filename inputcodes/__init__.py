@@ -1,0 +1,1 @@
+"""The machinery behind the commands: one idea, one file; nothing here imports a command."""

@@ -1,0 +1,276 @@
+"""Typed configuration: defaults < config files < command line.
+
+A program describes its settings once, in a frozen dataclass that inherits `Settings` and whose
+fields are made by `setting`, and calls `configure`. `python train.py config/fixed32.py --seed=2`
+reads the file as plain Python assignments, in a namespace of its own, and overrides one field.
+Unknown names, wrong types and impossible values are collected and reported together, before
+anything is built. What else must be known of a setting (its bounds, whether a resumed run may
+change it, whether it belongs to the input layer) is said where it is defined and read from there.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import os
+import runpy
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+NOUNS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "a list of strings",
+}
+
+
+class UserError(ValueError):
+    """What the user of a script can fix; printed without a traceback, one problem per line."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | Callable[[], Sequence[str]] = (),
+    free_on_resume: bool = False,
+    of_input_layer: bool = False,
+) -> Any:
+    """A dataclass field with its meaning, unit and special values, its bounds and its role.
+
+    The type of the default is the type of the setting: bool, int, float, str, or tuple for a list
+    of strings. `choices` may be a function where the names are not known yet.
+    """
+    metadata = {
+        "help": help,
+        "least": least,
+        "most": most,
+        "above": above,
+        "below": below,
+        "choices": choices,
+        "free_on_resume": free_on_resume,
+        "of_input_layer": of_input_layer,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The base of every configuration: knows the bounds of its fields."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}  # names of other programs: what to use instead
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value or combination; subclasses add theirs."""
+        return [
+            f"{field.name}={value!r}: expected {expected}"
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+            if (expected := _expected(value, field.metadata))
+        ]
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _expected(value: Any, bounds: Mapping[str, Any]) -> str:
+    """What the bounds of a setting ask for, if `value` is not that; else empty."""
+    choices = bounds["choices"]() if callable(bounds["choices"]) else bounds["choices"]
+    if choices:
+        return "" if value in choices else ", ".join(choices[:-1]) + f" or {choices[-1]}"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    limits = {
+        "at least": (bounds["least"], lambda bound: value >= bound),
+        "above": (bounds["above"], lambda bound: value > bound),
+        "at most": (bounds["most"], lambda bound: value <= bound),
+        "below": (bounds["below"], lambda bound: value < bound),
+    }
+    given = {words: pair for words, pair in limits.items() if pair[0] is not None}
+    if math.isfinite(value) and all(holds(bound) for bound, holds in given.values()):
+        return ""
+    words = " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
+    return words or "a finite number"
+
+
+def names_where(cls: type[Settings], role: str) -> set[str]:
+    """The settings whose definition says `role`: "free_on_resume" or "of_input_layer"."""
+    return {field.name for field in dataclasses.fields(cls) if field.metadata[role]}
+
+
+def configure(cls: type[S], argv: Sequence[str], positional: str = "") -> S:
+    """Build `cls` from its defaults, then the config files and `--name=value` words of `argv`.
+
+    Words that are neither fill the setting `positional`, if there is one. Raises UserError with
+    all problems found.
+    """
+    return build(cls, given_values(cls, argv, positional))
+
+
+def given_values(cls: type[Settings], argv: Sequence[str], positional: str = "") -> dict[str, Any]:
+    """What the config files and words of `argv` set, of known names and right types, by name."""
+    problems: list[str] = []
+    files, words, options = _split(cls, argv, problems)
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= _checked(cls, _read_file(file, problems), f"in {file}", problems)
+    if words and positional:
+        options[positional] = tuple(words)
+    elif words:
+        problems += [
+            f"cannot read {word!r}: a config file ends in .py, a setting is --name=value"
+            for word in words
+        ]
+    values |= _checked(cls, options, "on the command line", problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+def build(cls: type[S], values: Mapping[str, Any]) -> S:
+    """The defaults with `values`; UserError with all that is impossible about them."""
+    config = cls(**values)
+    if problems := config.problems():
+        raise UserError("\n".join(problems))
+    return config
+
+
+def from_record(cls: type[S], record: Mapping[str, Any]) -> S:
+    """The settings that a checkpoint recorded; those it does not know have their defaults."""
+    kinds = _kinds(cls)
+    known = {k: tuple(v) if kinds[k] is tuple else v for k, v in record.items() if k in kinds}
+    return cls(**known)
+
+
+def run_main(
+    main: Callable[[list[str]], None], cls: type[Settings], usage: str, positional: str = ""
+) -> NoReturn:
+    """Run a script's `main(argv)`, or print its help if that is asked for.
+
+    A UserError is printed in plain words and exits with 1. Any other error is a bug and keeps its
+    traceback.
+    """
+    argv = sys.argv[1:]
+    try:
+        if {"-h", "--help"} & set(argv):
+            words = [word for word in argv if word not in ("-h", "--help")]
+            print(help_text(cls, usage, given_values(cls, words, positional)))
+        else:
+            main(argv)
+    except UserError as error:
+        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+    except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)
+
+
+def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any] | None = None) -> str:
+    """The usage and every setting with the value that would run, for an 80-column screen.
+
+    The settings that `cls` itself defines come before those it inherits.
+    """
+    own = inspect.get_annotations(cls)
+    fields = sorted(dataclasses.fields(cls), key=lambda field: field.name not in own)
+    lines = [usage, "", "settings (in a config file as name = value, or --name=value):"]
+    for field in fields:
+        value = (values or {}).get(field.name, field.default)
+        lines.append(f"  {field.name} = {value!r}")
+        lines += textwrap.wrap(
+            field.metadata["help"], 78, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
+
+
+def _split(
+    cls: type[Settings], argv: Sequence[str], problems: list[str]
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Config files, other words, and the options as values of their settings' types.
+
+    `--name=value` and `--name value` both work; a switch needs no value.
+    """
+    kinds, rest = _kinds(cls), list(argv)
+    files: list[str] = []
+    words: list[str] = []
+    options: dict[str, Any] = {}
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            (files if word.endswith(".py") else words).append(word)
+            continue
+        name, equals, text = word.removeprefix("--").partition("=")
+        kind = kinds.get(name, str)
+        if not equals and kind is bool:
+            text = rest.pop(0) if rest and rest[0].lower() in TRUE_WORDS else "true"
+        elif not equals and word.startswith("--") and rest and not rest[0].startswith("--"):
+            text = rest.pop(0)
+        elif not equals or not word.startswith("--"):
+            problems.append(f"cannot read {word!r}: write --name=value")
+            continue
+        try:
+            options[name] = _parse(kind, text)
+        except (KeyError, ValueError):
+            problems.append(f"{name}={text!r} on the command line: expected {NOUNS[kind]}")
+    return files, words, options
+
+
+def _parse(kind: type, text: str) -> Any:
+    if kind is bool:
+        return TRUE_WORDS[text.lower()]
+    if kind is tuple:
+        return tuple(part.strip() for part in text.split(";") if part.strip())
+    return kind(text)
+
+
+def _read_file(file: str, problems: list[str]) -> dict[str, Any]:
+    """The public names that a config file assigns; imports of modules do not count."""
+    if not os.path.isfile(file):
+        problems.append(f"no config file {file!r}")
+        return {}
+    try:
+        namespace = runpy.run_path(file)
+    except Exception as error:
+        problems.append(f"{file} does not run: {type(error).__name__}: {error}")
+        return {}
+    return {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+
+
+def _checked(
+    cls: type[Settings], values: Mapping[str, Any], where: str, problems: list[str]
+) -> dict[str, Any]:
+    """The values that are known and of the right type; the others are reported."""
+    kinds = _kinds(cls)
+    good: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = kinds.get(name)
+        if kind is None:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "--help lists the known ones"
+            problems.append(f"unknown setting {name!r} {where}: {cls.renamed.get(name, hint)}")
+        elif type(value) is kind:
+            good[name] = value
+        elif kind is float and type(value) is int:
+            good[name] = float(value)
+        elif kind is tuple and isinstance(value, list) and all(type(v) is str for v in value):
+            good[name] = tuple(value)
+        else:
+            problems.append(f"{name}={value!r} {where}: expected {NOUNS[kind]}")
+    return good
+
+
+def _kinds(cls: type[Settings]) -> dict[str, type]:
+    return {field.name: type(field.default) for field in dataclasses.fields(cls)}

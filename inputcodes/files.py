@@ -1,0 +1,98 @@
+"""Files that are whole or not there: one atomic write, one JSON reader, one lock, one hash.
+
+Every error of the system (full disk, read-only folder, a file where a folder should be) becomes a
+UserError of one line that names the path.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from inputcodes.configurator import UserError
+
+PARTIAL = ".partial"  # the suffix of a file that is being written
+
+
+@contextlib.contextmanager
+def system_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an OSError inside into UserError "cannot ACTION PATH: reason"."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that replaces `path` at the end, flushed to the disk; removed on any error.
+
+    A reader sees the old file or the new one. Raises UserError if it cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    with system_errors("write", path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at once with `text` in UTF-8, line ends as they are."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at once with `value` as indented JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, advice: str = "") -> dict[str, Any]:
+    """The JSON object in a file; UserError with file, place and `advice` if there is none."""
+    with system_errors("read", path):
+        raw = path.read_bytes()
+    try:
+        value = json.loads(raw.decode())
+        if not isinstance(value, dict):
+            raise ValueError(f"expected an object, found {type(value).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}){advice and ': ' + advice}") from error
+    return value
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool, advice: str = "wait for it to end") -> Iterator[None]:
+    """Hold `folder` for this process, by a lock file in it that ends with the process.
+
+    With `wait`, return once no other process holds it; else raise UserError if one does.
+    """
+    with system_errors("write in", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout as error:
+            raise UserError(f"another process is writing to {folder}: {advice}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with system_errors("read", path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
