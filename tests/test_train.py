@@ -176,7 +176,7 @@ def test_the_peak_of_memory_is_this_process_own():
     held[::4096] = b"x" * len(held[::4096])
     command = [sys.executable, "-c", code]
     small = float(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
-    code += "; x = torch.ones(200_000_000); print(peak_mb(torch.device('cpu')))"
+    code += "; x = torch.ones(200_000_000); print(peak(torch.device('cpu')))"
     command = [sys.executable, "-c", code]
     both = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.split()
     assert small < 1000
