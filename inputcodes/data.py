@@ -12,6 +12,10 @@ follows from (seed, step) alone: there is no cursor to save.
 A data set of conversations is read in packed rows instead (packing.py), numbered 0, 1, ..., which
 every epoch permutes anew.
 
+Validation reads windows spread evenly over the whole split, the same ones whatever the seed, the
+variant or the number of processes, and says which document each target belongs to, so that a loss
+can be kept by document.
+
 Shapes: B sequences of this process, T = block_size.
 """
 
@@ -42,6 +46,16 @@ class Split:
         self.shards = [np.memmap(path, dtype="<u2", mode="r") for path in paths]
         self.ends = np.cumsum([len(shard) for shard in self.shards])
         self.tokens = int(self.ends[-1]) if paths else 0
+        self._places: dict[int, NDArray[np.int64]] = {}  # one pass over the split is enough
+
+    def places(self, token: int) -> NDArray[np.int64]:
+        """The positions in the stream where `token` stands, in order, (N,)."""
+        if token not in self._places:
+            starts = self.ends - [len(shard) for shard in self.shards]
+            found = [np.flatnonzero(shard == token) for shard in self.shards]
+            parts = [start + places for start, places in zip(starts, found, strict=True)]
+            self._places[token] = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+        return self._places[token]
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens (len(starts), length), int64: the windows that begin at `starts`."""
@@ -60,8 +74,8 @@ class Split:
 class TextRows:
     """The stream of a split in windows, numbered by the token that they begin with."""
 
-    def __init__(self, split: Split, block_size: int) -> None:
-        self._split = split
+    def __init__(self, split: Split, block_size: int, end_of_text: int) -> None:
+        self._split, self._end_of_text = split, end_of_text
         self.tokens, self.block_size, self.stride = split.tokens, block_size, block_size
         self.count = max(0, split.tokens // block_size - 1)  # an epoch, whatever its offset
 
@@ -77,11 +91,20 @@ class TextRows:
         """How many targets these windows have."""
         return len(numbers) * self.block_size
 
+    def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The document of each target, (len(numbers), block_size): 0, 1, ... in the split.
+
+        The end-of-text token is the last target of its document.
+        """
+        targets = numbers[:, None] + np.arange(1, self.block_size + 1)
+        return np.searchsorted(self._split.places(self._end_of_text), targets)
+
     def validation(self, max_targets: int) -> NDArray[np.int64]:
-        """Whole windows one after the other, with at most `max_targets` (0: all of them)."""
-        targets = self.tokens - 1
-        limit = min(max_targets, targets) if max_targets else targets
-        return np.arange(max(0, limit) // self.block_size) * self.block_size
+        """Windows with at most `max_targets` targets, spread evenly over the split (0: all)."""
+        whole = max(0, self.tokens - 1) // self.block_size
+        count = min(max_targets // self.block_size, whole) if max_targets else whole
+        # The middle one of each of `count` equal parts of the windows.
+        return (2 * np.arange(count) + 1) * whole // (2 * max(count, 1)) * self.block_size
 
 
 Rows = TextRows | ChatRows
@@ -110,7 +133,7 @@ class DataSet:
         """What a run reads of split `name`: windows of the stream, or packed conversations."""
         split = {"train": self.train, "val": self.val}[name]
         if not self.chat:
-            return TextRows(split, block_size)
+            return TextRows(split, block_size, self.tokenizer.end_of_text)
         if (name, block_size) not in self._packed:
             tokens = np.concatenate([np.empty(0, dtype=np.uint16), *split.shards])
             self._packed[name, block_size] = ChatRows(tokens, self.tokenizer, block_size)
@@ -184,6 +207,7 @@ class Batch(NamedTuple):
     y: Tensor  # (B, T) int64
     layout: Layout | None  # of rows that hold several texts
     targets: int
+    documents: Tensor | None = None  # (B, T) int64, of validation: the document of each target
 
 
 class TrainingData:
@@ -224,10 +248,10 @@ class TrainingData:
 def validation_batches(
     rows: Rows, max_targets: int, batch_size: int, processes: Processes
 ) -> Iterator[Batch]:
-    """This process's share of the rows with the first `max_targets` (0: all) targets.
+    """This process's share of rows with up to `max_targets` (0: all) targets, with `documents`.
 
-    Always the same rows in the same order, whatever the number of processes. Raises UserError
-    if there is no whole row.
+    They are spread over the whole split: always the same rows in the same order, whatever the
+    number of processes. Raises UserError if there is no whole row.
     """
     numbers = rows.validation(max_targets)
     if not len(numbers):
@@ -237,7 +261,9 @@ def validation_batches(
         )
     numbers = numbers[processes.rank :: processes.world]
     for i in range(0, len(numbers), batch_size):
-        yield _load(rows, numbers[i : i + batch_size], processes.device)
+        part = numbers[i : i + batch_size]
+        documents = torch.from_numpy(rows.documents(part)).to(processes.device)
+        yield _load(rows, part, processes.device)._replace(documents=documents)
 
 
 def _load(rows: Rows, numbers: NDArray[np.int64], device: torch.device) -> Batch:

@@ -39,6 +39,7 @@ class ChatRows:
         targets = np.add.reduceat(self._says, bounds, dtype=np.int64)[::2]
         usable = (positions > 0) & (targets > 0)
         self._starts, self._positions = starts[usable], positions[usable]
+        self._numbers = np.flatnonzero(usable)  # of the examples among the split's documents
         self.examples = len(self._starts)
         self.cut = int((usable & (ends - starts - 1 > block_size)).sum())
         self.left_out = len(ends) - self.examples
@@ -65,6 +66,18 @@ class ChatRows:
                 segments[row, here], positions[row, here] = segment, np.arange(length)
                 first += length
         return x, y, segments, positions
+
+    def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The document of each position, (len(numbers), block_size): 0, 1, ... in the split.
+
+        Padding has no target and is given to document 0.
+        """
+        documents = np.zeros((len(numbers), self.block_size), dtype=np.int64)
+        for row, number in enumerate(numbers):
+            examples = self._rows[number]
+            whose = np.repeat(self._numbers[examples], self._positions[examples])
+            documents[row, : len(whose)] = whose
+        return documents
 
     def targets(self, numbers: NDArray[np.int64]) -> int:
         """How many targets of these rows have a loss."""

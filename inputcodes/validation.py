@@ -44,7 +44,7 @@ def validate(
     processes: Processes,
     dtype: str = "float32",
 ) -> Evaluation:
-    """Evaluate on the first `max_tokens` (0: all) validation tokens, `batch_size` windows a time.
+    """Evaluate on `max_tokens` (0: all) validation tokens, `batch_size` windows at a time.
 
     Of conversations the tokens that an assistant says count. All processes share the work; sums
     and counts are reduced apart and divided at the end.
@@ -55,7 +55,7 @@ def validate(
     text_bytes = [torch.zeros((), device=device, dtype=torch.int64)]
     tokens = 0
     rows = data.rows("val", model.config.block_size)
-    for x, y, layout, targets in validation_batches(rows, max_tokens, batch_size, processes):
+    for x, y, layout, targets, _ in validation_batches(rows, max_tokens, batch_size, processes):
         with autocast(dtype, device):
             nats.append(model(x, y, layout) * targets)
         text_bytes.append((bytes_of[y.clamp(min=0)] * (y >= 0)).sum())

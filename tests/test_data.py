@@ -31,7 +31,7 @@ def stream_of(tokens: int) -> Split:
 
 def text_order(tokens: int, block_size: int, seed: int) -> BatchOrder:
     """The order in which a run reads a stream of so many tokens."""
-    return TrainingData(TextRows(stream_of(tokens), block_size), 1, seed).order
+    return TrainingData(TextRows(stream_of(tokens), block_size, 255), 1, seed).order
 
 
 def test_windows_read_across_shards(data_dir):
@@ -86,24 +86,62 @@ def test_processes_share_each_micro_batch_in_order(data_dir, world):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize(("max_tokens", "windows"), [(0, 20), (55, 5), (10_000, 20)])
+@pytest.mark.parametrize(
+    ("max_tokens", "windows"),
+    [(0, range(20)), (10_000, range(20)), (55, [2, 6, 10, 14, 18]), (19, [10]), (190, None)],
+)
 def test_validation_is_the_same_windows_for_any_processes(data_dir, world, max_tokens, windows):
     rows = DataSet(data_dir).rows("val", 10)
-    seen = []
+    starts = []
     for rank in range(world):
-        for x, y, layout, targets in validation_batches(
-            rows, max_tokens, 3, Processes(CPU, rank, world)
-        ):
-            assert torch.equal((x + 1) % 256, y)
-            assert layout is None
-            assert targets == y.numel()
-            seen += x[:, 0].tolist()
-    assert sorted(seen) == [10 * i for i in range(windows)]
+        for batch in validation_batches(rows, max_tokens, 3, Processes(CPU, rank, world)):
+            assert torch.equal((batch.x + 1) % 256, batch.y)
+            assert batch.layout is None
+            assert batch.targets == batch.y.numel()
+            starts += batch.x[:, 0].tolist()
+    windows = [w for w in range(20) if w != 9] if windows is None else windows
+    assert sorted(starts) == [10 * window for window in windows]
+
+
+@pytest.mark.parametrize("tokens", [11, 64, 1000, 12_347])
+@pytest.mark.parametrize("max_tokens", [10, 37, 640, 5000])
+def test_validation_windows_are_spread_evenly_over_the_split(tokens, max_tokens):
+    rows = TextRows(stream_of(tokens), 10, 255)
+    starts = rows.validation(max_tokens)
+    assert len(starts) == min(max_tokens // 10, (tokens - 1) // 10)
+    assert set(starts % 10) == {0}
+    edges = np.concatenate(([0], starts + 5, [tokens - 1]))  # windows as their middles
+    gaps = np.diff(edges)
+    assert gaps.max() < tokens / len(starts) + 10
+    assert gaps[1:-1].min(initial=tokens) > tokens / len(starts) - 20
+    assert max(gaps[0], gaps[-1]) < tokens / len(starts) / 2 + 20
+
+
+@pytest.mark.parametrize("max_tokens", [0, 60])
+def test_every_validation_target_has_its_document(tmp_path, max_tokens):
+    """Against a walk over the stream; documents of all lengths, empty ones included."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 40, size=30)
+    numbered = [[int(number)] * length + [255] for number, length in enumerate(lengths)]
+    stream = np.concatenate([*numbered, [30, 30]])  # the split ends within a document
+    write_data_set(tmp_path, [stream], np.split(stream, [50, 51, 300]))
+    walked, document = [], 0
+    for token in stream:
+        walked.append(document)
+        document += token == 255
+    rows = DataSet(tmp_path).rows("val", 7)
+    for number in rows.validation(max_tokens):
+        (documents,) = rows.documents(np.array([number]))
+        assert documents.tolist() == walked[number + 1 : number + 8]
+    for batch in validation_batches(rows, max_tokens, 3, Processes(CPU)):
+        assert batch.documents is not None
+        text = batch.y != 255
+        assert torch.equal(batch.documents[text], batch.y[text])
 
 
 def test_too_little_data_is_refused(data_dir):
     with pytest.raises(UserError, match="15 training tokens are too few for block_size=8"):
-        TrainingData(TextRows(stream_of(15), 8), batch_size=1, seed=0)
+        TrainingData(TextRows(stream_of(15), 8, 255), batch_size=1, seed=0)
     with pytest.raises(UserError, match="do not fill one window of block_size=203"):
         next(validation_batches(DataSet(data_dir).rows("val", 203), 0, 1, Processes(CPU)))
 

@@ -107,7 +107,7 @@ def test_the_loss_of_an_example_does_not_depend_on_its_neighbours():
     gpt = GPT(GPTConfig(vocab_size=256, block_size=T, n_layer=2, n_head=2, n_embd=32), seed=0)
     rows = rows_of([("first", "one"), ("second", "two"), ("ab", "x")])
     assert rows.count == 1
-    (x, y, layout, _), segments = batch_of(rows), torch.from_numpy(rows.read(np.arange(1))[2])
+    (x, y, layout, *_), segments = batch_of(rows), torch.from_numpy(rows.read(np.arange(1))[2])
 
     def nats(ids: torch.Tensor, segment: int) -> float:
         targets = y.masked_fill(segments != segment, IGNORED).flatten()
@@ -138,6 +138,24 @@ def test_what_a_step_learns_does_not_depend_on_the_processes():
         assert whole.targets == int((whole.y != IGNORED).sum())
     epoch = training.order.rows(0, rows.count)
     assert sorted(epoch) == list(range(rows.count))
+
+
+def test_every_target_has_its_document():
+    """Examples left out keep their number; those read are told apart by their prompts."""
+    pairs = [(chr(ord("A") + number), "r" * (1 + number % 5)) for number in range(40)]
+    pairs[7] = ("H" * T, "r")  # without a target in the context, so left out
+    rows = rows_of(pairs)
+    x, _, segments, _ = rows.read(np.arange(rows.count))
+    documents = rows.documents(np.arange(rows.count))
+    prompts = np.isin(x, [ord(prompt[0]) for prompt, _ in pairs])
+    responses = np.isin(x, [ord("r")])
+    prompts &= ~responses
+    assert sorted(documents[prompts]) == [n for n in range(40) if n != 7]
+    assert (documents[prompts] == x[prompts] - ord("A")).all()
+    for row in range(rows.count):
+        for segment in set(segments[row]) - {-1}:
+            assert len(set(documents[row, segments[row] == segment])) == 1
+    assert batch_of(rows).documents.shape == batch_of(rows).y.shape
 
 
 @pytest.mark.parametrize("limit", [0, 50, 10_000])
