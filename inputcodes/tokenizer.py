@@ -133,11 +133,14 @@ class Tokenizer:
             parts.append(self._bytes[token_id])
         return b"".join(parts)
 
+    def spellings(self) -> list[bytes]:
+        """The bytes of text that each id stands for, V of them; empty for special tokens."""
+        special = set(self.special.values())
+        return [b"" if n in special else text for n, text in enumerate(self._bytes)]
+
     def token_bytes(self) -> NDArray[np.int64]:
         """How many bytes of text each id stands for, (V,); 0 for special tokens."""
-        lengths = np.array([len(text) for text in self._bytes], dtype=np.int64)
-        lengths[list(self.special.values())] = 0
-        return lengths
+        return np.array([len(text) for text in self.spellings()], dtype=np.int64)
 
     def to_json(self) -> str:
         """The canonical JSON, from which `from_json` builds the same tokenizer."""

@@ -144,6 +144,17 @@ def test_token_bytes_add_up_to_the_text(tokenizer: Tokenizer) -> None:
     assert not lengths[list(tokenizer.special.values())].any()
 
 
+def test_spellings_are_what_ids_decode_to(tokenizer: Tokenizer) -> None:
+    spellings = tokenizer.spellings()
+    assert len(spellings) == tokenizer.vocab_size
+    for text in [*documents(20, seed=6), *random_strings(200, seed=6)]:
+        ids = tokenizer.encode(text)
+        assert b"".join(spellings[token_id] for token_id in ids) == text.encode()
+    special = set(tokenizer.special.values())
+    assert {n for n, spelling in enumerate(spellings) if not spelling} == special
+    assert len(set(spellings)) == tokenizer.vocab_size - len(special) + 1
+
+
 @pytest.mark.parametrize(("text", "position"), [("\ud800", 0), ("ab\udfff", 2), ("😀é\udc80x", 2)])
 def test_lone_surrogates_are_refused(tokenizer: Tokenizer, text: str, position: int) -> None:
     with pytest.raises(UserError, match=f"character {position} .*U\\+D[89A-F]"):
