@@ -184,6 +184,20 @@ def _tost(result: Comparison, margin: float) -> float:
     return t_cdf(_ratio(abs(result.difference) - margin, result.se), result.df)
 
 
+def holm(p_values: Sample) -> list[float]:
+    """p-values corrected for their number, so that one of many is rarely small by chance.
+
+    The step-down rule of Holm (1979): the k-th smallest of n is multiplied by n - k + 1 and never
+    falls below the one before it.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def pairs_needed(difference: float, sd: float, margin: float, most: int = 1000) -> int | None:
     """How many pairs would settle a comparison whose differences have this mean and deviation.
 

@@ -281,3 +281,16 @@ def test_as_many_pairs_as_needed_succeed_four_times_in_five(difference, sd, marg
 def test_what_lies_on_the_margin_is_never_equivalent():
     assert stats.pairs_needed(0.0, 1.0, 1e-3, most=100) is None
     assert stats.pairs_needed(1.0, 0.0, 0.1) == 2
+
+
+def test_holm_by_its_definition():
+    # Holm (1979): reject the smallest while p <= alpha / (number not yet rejected).
+    p_values = [0.01, 0.04, 0.03, 0.005, 0.2]
+    adjusted = stats.holm(p_values)
+    assert adjusted == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.2])
+    for alpha in (0.02, 0.03, 0.05, 0.1, 0.3):
+        rejected, left = set(), sorted(range(5), key=lambda i: p_values[i])
+        while left and p_values[left[0]] <= alpha / len(left):
+            rejected.add(left.pop(0))
+        assert {i for i in range(5) if adjusted[i] <= alpha} == rejected
+    assert stats.holm([]) == []
