@@ -2,8 +2,8 @@
 
     python compare.py                                       # learned, fixed and affine, 3 seeds
     python compare.py config/learned16.py config/fixed16.py --seeds=1,2,3 --nproc=2
-    python compare.py config/studies/recodings.py             # README: "Studies"
-    python compare.py --report out/study                    # reports, and runs nothing
+    python compare.py config/studies/codes.py               # docs/studies.md
+    python compare.py --report out/studies/codes            # reports, and runs nothing
 
 One config file is one recipe, and its `variants` say what is compared under it. Of the variants
 that agree in all but the input layer the first is the baseline of the others. Several config files
@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,12 +32,11 @@ import torch
 from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
-from inputcodes.configurator import UserError, build, given_values, run_main, setting
+from inputcodes.configurator import UserError, build, given_values, names_where, run_main, setting
 from inputcodes.data import DataSet
 from inputcodes.distributed import Processes
 from inputcodes.report import (
     FREE_FIELDS,
-    INPUT_FIELDS,
     Run,
     Variant,
     differences,
@@ -56,13 +56,14 @@ USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
 class CompareConfig(TrainConfig):
     """A recipe, and what to compare under it."""
 
-    variants: str = setting(
-        "learned; fixed; affine",
-        "what to compare, separated by semicolons: an input layer, name=value, or several of them",
+    variants: tuple[str, ...] = setting(
+        ("learned", "fixed", "affine"),
+        "what to compare, a list of strings (on the command line separated by semicolons): each an "
+        "input layer, name=value, or several of them",
     )
     seeds: str = setting("1,2,3", "of the runs of every variant, separated by commas")
     margin: float = setting(0.01, "equivalent: closer than this share of the baseline's loss")
-    study_dir: str = setting("", "where the report goes; empty: out/NAME for config/NAME.py")
+    study_dir: str = setting("", "where the report goes; empty: out/studies/NAME for NAME.py")
     runs_dir: str = setting("", "where the runs go; studies may share it; empty: study_dir")
     nproc: int = setting(1, "processes a run, under torchrun where there are several")
     jobs: int = setting(0, "runs at a time; 0: one, or on a CPU as many as it has cores for")
@@ -71,7 +72,7 @@ class CompareConfig(TrainConfig):
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
         found = super().problems()
-        if not all(word.isdigit() for word in self.seeds.split(",")):
+        if not re.fullmatch(r"[0-9]+(,[0-9]+)*", self.seeds):
             found.append(f"seeds={self.seeds!r}: expected whole numbers, as 1,2,3")
         elif len(set(self.seed_list)) < len(self.seed_list):
             found.append(f"seeds={self.seeds!r}: one is there twice")
@@ -86,6 +87,7 @@ class CompareConfig(TrainConfig):
         return [int(word) for word in self.seeds.split(",")]
 
 
+INPUT_FIELDS = names_where(TrainConfig, "of_input_layer")
 OWN_FIELDS = {field.name for field in dataclasses.fields(CompareConfig)} - {
     field.name for field in dataclasses.fields(TrainConfig)
 }
@@ -183,15 +185,16 @@ def configure_study(argv: Sequence[str]) -> Study:
     if len(files) > 1 and "variants" in own[0]:
         raise UserError("variants: one config file has them; several files are a variant each")
     given = recipes[0] | own[0]
-    given["study_dir"] = given.get("study_dir") or "out/" + "-".join(Path(f).stem for f in files)
+    given["study_dir"] = given.get("study_dir") or "out/studies/" + "-".join(
+        Path(f).stem for f in files
+    )
     config = build(CompareConfig, architecture_of(base_of(Variant("", recipes[0]))) | given)
     if len(files) > 1:
         variants = [
             Variant(Path(file).stem, recipe) for file, recipe in zip(files, recipes, strict=True)
         ]
     else:
-        texts = [text for text in config.variants.split(";") if text.strip()]
-        variants = [variant_of(text, recipes[0]) for text in texts]
+        variants = [variant_of(text, recipes[0]) for text in config.variants]
     study = Study(config, variants)
     paths = [path for _, _, path in study.runs()]
     if not paths or len(set(paths)) < len(paths):

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, names_where
 from inputcodes.figures import draw_figures
 from inputcodes.stats import Sample, blocked_anova, mean, paired, pairs_needed, tost_paired
 from model import INPUT_LAYERS, GPTConfig, count_parameters
 
-INPUT_FIELDS = {"input_layer", "compression", "code_seed", "random_width"}
+INPUT_FIELDS = names_where(GPTConfig, "of_input_layer")
 # What neither decides what a run computes nor how its loss is measured.
 FREE_FIELDS = {"out_dir", "data_dir", "init_from", "log_interval", "seed"}
 
@@ -249,6 +249,11 @@ def write_report(
         notes += [f"NOT MATCHED, {line}" for line in differing]
         base = next(iter(runs.values()))
         rows = [summary(variant, runs[variant.label], base, margin) for variant, _ in group]
+        if len(rows) == 1 < len(groups):
+            notes.append(
+                f"compared with no other: {rows[0]['variant']} (none agrees in all but the input"
+                " layer)"
+            )
         if differing:
             withdraw_verdicts(rows)
         else:

@@ -185,6 +185,7 @@ def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
         (["--seeds=1,x"], "seeds='1,x': expected whole numbers"),
         (["--seeds=1,1"], "one is there twice"),
         (["--variants=;"], "expected one or more"),
+        (["--seeds=1,²"], "expected whole numbers"),
         (["--seed=2"], "--seed=2: every run has its own here; say --seeds"),
         (["--margin=0"], "margin=0.0: expected a share"),
         (["--variants=fixed; fixed"], "none of them twice"),

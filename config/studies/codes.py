@@ -1,0 +1,25 @@
+# What is the least that an input layer must have? From the paper's K = 12 bits to a table.
+# 55 runs of 3 M tokens, 70 minutes on two cores. table_std and the learning rate were chosen on
+# seeds 1 to 3 (config/studies/learning_rate.py).
+from config.default import *
+
+variants = [
+    "learned table_std=0.1",
+    "learned",
+    "compressed compression=8",
+    "fixed",
+    "affine",
+    "codeword code_length=24",
+    "codeword code_length=36",
+    "codeword code_length=60",
+    "codeword code_length=128",
+    "random code_length=128",
+    "spelling",
+]
+seeds = "11,12,13,14,15"
+
+dataset = "stdlib-4096"
+n_layer = 2
+max_steps = 3000  # x 1,024 = 3.07 M tokens a run
+eval_interval = 250
+eval_tokens = 131_072
