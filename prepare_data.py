@@ -73,7 +73,7 @@ class PrepareConfig(Settings):
     count_characters: int = setting(
         200_000_000, "training text whose n-grams are counted, in characters; 0: all"
     )
-    val_fraction: float = setting(0.035, "share of the documents that is held out")
+    val_fraction: float = setting(0.035, "share of the documents (stdlib: of the bytes) held out")
     shard_tokens: int = setting(100_000_000, "tokens in a full shard")
     max_tokens: int = setting(
         0, "stop after the document that reaches these training tokens; 0: no"
@@ -172,7 +172,7 @@ def prepare(config: PrepareConfig) -> Path:
 
 def _open_stream(config: PrepareConfig) -> corpus.Stream:
     column = None if config.chat else config.text_column
-    sources = corpus.open_sources(config.source, config.entries, column)
+    sources = corpus.open_sources(config.source, config.entries, column, config.val_fraction)
     return corpus.Stream(sources, column, config.chances, config.seed)
 
 

@@ -12,18 +12,20 @@ in `prompt` and `response`.
 
 import bisect
 import glob
+import hashlib
 import itertools
 import json
 import os
 import platform
 import random
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import docstring_rows
+from inputcodes.documents import SPLIT_KEY, docstring_rows
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -31,8 +33,26 @@ if TYPE_CHECKING:
 CHAT_COLUMNS = (("messages",), ("prompt", "response"))
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
+SPLIT_COLUMN = "<split>"  # of rows whose source says on which side they are
 # Distributions strip the tests; the others are not the library's own source.
 STDLIB_SKIPS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+# Modules whose names do not show that they share text: one family each.
+STDLIB_SIBLINGS = (
+    "abc py_abc collections_abc",
+    "aifc chunk imghdr sndhdr sunau wave",
+    "asynchat asyncore smtpd",
+    "bz2 compression gzip lzma",
+    "cProfile profile pstats",
+    "distutils sysconfig",
+    "ftplib imaplib nntplib poplib smtplib",
+    "genericpath ntpath nturl2path posixpath",
+    "imp importlib",
+    "lib2to3 token tokenize",
+    "re sre_compile sre_constants sre_parse",
+    "turtle turtledemo",
+)
+
+Item = tuple[str, Any]  # a document and the split its source puts it in, "" if its hash decides
 
 
 class Stream:
@@ -67,7 +87,7 @@ class Stream:
         for source, position in zip(self._sources, state["sources"], strict=True):
             source.load_state_dict(position)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Item]:
         rows = [_rows(source) for source in self._sources]
         if not self._mixed:
             for row in itertools.chain.from_iterable(rows):
@@ -81,9 +101,11 @@ class Stream:
             self._drawn += 1
             yield self._document(drawn)
 
-    def _document(self, row: dict[str, Any]) -> Any:
+    def _document(self, row: dict[str, Any]) -> Item:
         names = _columns(row, self._column, "a row")
-        return {name: row[name] for name in names} if self._column is None else row[self._column]
+        texts = {name: row[name] for name in names}
+        document = texts if self._column is None else texts[self._column]
+        return row.get(SPLIT_COLUMN, ""), document
 
 
 def _rows(source: "IterableDataset") -> Iterator[dict[str, Any]]:
@@ -119,25 +141,26 @@ def describe_sources(kind: str, entries: Sequence[str]) -> list[dict[str, Any]]:
     paths = {entry: matching_files(entry) for entry in entries}
     if kind == "stdlib":
         version = f"{platform.python_implementation()} {platform.python_version()}"
-        paths = {f"{version} standard library": stdlib_files()}
+        paths = {f"{version} standard library, split by family": stdlib_files()}
     return [
         {"name": name, "files": len(found), "bytes": sum(map(os.path.getsize, found))}
         for name, found in paths.items()
     ]
 
 
-def open_sources(kind: str, entries: Sequence[str], column: str | None) -> list["IterableDataset"]:
+def open_sources(
+    kind: str, entries: Sequence[str], column: str | None, val_fraction: float
+) -> list["IterableDataset"]:
     """The entries of kind `files` (globs) or `hub`, or the standard library, which has none.
 
-    Its conversations are signatures and docstrings.
+    The library's conversations are signatures and docstrings, and it is split by family.
     """
     if kind == "hub":
         return [open_hub(entry, column) for entry in entries]
-    if kind == "stdlib" and column is None:
-        paths = [path for path in stdlib_files() if path.endswith(".py")]
-        return [_generated(docstring_rows, paths=paths)]
     if kind == "stdlib":
-        return [open_files(stdlib_files(), column)]
+        paths = stdlib_files()
+        splits = stdlib_splits(paths, val_fraction)
+        return [_generated(_read_stdlib, paths=paths, splits=splits, column=column)]
     return [open_files(matching_files(entry), column) for entry in entries]
 
 
@@ -154,6 +177,45 @@ def stdlib_files() -> list[str]:
         if path.endswith((".py", ".txt", ".rst"))
         and not os.path.basename(path).startswith("_sysconfigdata")  # paths of one machine
     )
+
+
+def stdlib_family(path: str) -> str:
+    """The package or family of modules that a file of the library belongs to."""
+    top = os.path.relpath(path, sysconfig.get_paths()["stdlib"]).split(os.sep)[0]
+    name = re.sub(r"^_+(py(?=[^_]))?", "", top.removesuffix(".py"))  # _pyio goes with io
+    return next((group for group in STDLIB_SIBLINGS if name in group.split()), name)
+
+
+def stdlib_splits(paths: Sequence[str], val_fraction: float) -> list[str]:
+    """The split of each file: whole families, so that near-duplicates are on the same side.
+
+    Families are held out in the order of a keyed hash of their names until `val_fraction` of the
+    bytes is reached; one larger than a sixth of that is for training, lest it dominate.
+    """
+    sizes: dict[str, int] = {}
+    for path in paths:
+        family = stdlib_family(path)
+        sizes[family] = sizes.get(family, 0) + os.path.getsize(path)
+    wanted = val_fraction * sum(sizes.values())
+    held_out: set[str] = set()
+    for family in sorted(sizes, key=_family_hash):
+        if sizes[family] <= wanted / 6 and sum(sizes[name] for name in held_out) < wanted:
+            held_out.add(family)
+    return ["val" if stdlib_family(path) in held_out else "train" for path in paths]
+
+
+def _family_hash(family: str) -> bytes:
+    return hashlib.blake2b(family.encode(), digest_size=8, key=SPLIT_KEY).digest()
+
+
+def _read_stdlib(
+    paths: Sequence[str], splits: Sequence[str], column: str | None
+) -> Iterator[dict[str, Any]]:
+    for path, split in zip(paths, splits, strict=True):
+        if column is not None:
+            yield {column: Path(path).read_bytes(), SPLIT_COLUMN: split}
+        elif path.endswith(".py"):
+            yield from ({**row, SPLIT_COLUMN: split} for row in docstring_rows([path]))
 
 
 def matching_files(pattern: str) -> list[str]:

@@ -146,14 +146,14 @@ class Encoded:
 def encode_chunk(
     tokenizer: Tokenizer, val_fraction: float, chat: bool, values: list[Any]
 ) -> Encoded:
-    """Check, split and encode some documents, conversations if `chat`."""
+    """Check, split and encode some (split, document) pairs, conversations if `chat`."""
     parts = []
     lengths, text_bytes = np.zeros((2, len(values)), dtype=np.int64)
     outcomes = np.zeros(len(values), dtype=np.uint8)
     end = np.array([tokenizer.end_of_text], dtype=np.uint16)
-    for number, value in enumerate(values):
+    for number, (split, value) in enumerate(values):
         document = read_chat(value) if chat else read_text(value)
-        outcome = document.outcome or split_of(document.utf8, val_fraction)
+        outcome = document.outcome or split or split_of(document.utf8, val_fraction)
         outcomes[number] = OUTCOMES.index(outcome)
         if not document.outcome:
             ids = encode_turns(tokenizer, document.turns)
@@ -165,16 +165,12 @@ def encode_chunk(
 
 def count_chunk(max_ngram: int, val_fraction: float, chat: bool, values: list[Any]) -> Counts:
     """The n-grams of the training documents of a chunk."""
-    documents = (read_chat(value) if chat else read_text(value) for value in values)
-    return count_ngrams(
-        (
-            text
-            for document in documents
-            if not document.outcome and split_of(document.utf8, val_fraction) == "train"
-            for _, text in document.turns
-        ),
-        max_ngram,
-    )
+    texts = []
+    for split, value in values:
+        document = read_chat(value) if chat else read_text(value)
+        if (document.outcome or split or split_of(document.utf8, val_fraction)) == "train":
+            texts += [text for _, text in document.turns]
+    return count_ngrams(texts, max_ngram)
 
 
 def docstring_rows(paths: Sequence[str]) -> Iterator[dict[str, str]]:

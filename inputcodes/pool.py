@@ -40,8 +40,8 @@ def chunks_of(stream: Stream) -> Iterator[Chunk]:
     """The stream in portions of CHUNK_CHARACTERS or one document more."""
     documents: list[Any] = []
     size = 0
-    for document in stream:
-        documents.append(document)
+    for split, document in stream:
+        documents.append((split, document))
         size += _characters(document)
         if size >= CHUNK_CHARACTERS or len(documents) >= CHUNK_DOCUMENTS:
             yield Chunk(documents, size, stream.state())

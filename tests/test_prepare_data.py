@@ -81,8 +81,27 @@ def test_the_default_is_the_standard_library(tmp_path: Path) -> None:
     assert Path(json.__file__).read_text() in train + val
     assert sum(len(text.encode()) for text in train) > 5_000_000
     assert 50_000 < sum(len(text.encode()) for text in val) < 2_000_000
-    assert not set(train) & set(val)
+    assert max(map(len, set(train) & set(val)), default=0) < 100  # one-line package files
     assert not any("_sysconfigdata" in path or "/test/" in path for path in corpus.stdlib_files())
+
+
+def test_near_duplicates_of_the_library_are_on_one_side() -> None:
+    paths = corpus.stdlib_files()
+    sides = dict(zip(paths, corpus.stdlib_splits(paths, 0.035), strict=True))
+    root = Path(json.__file__).parent.parent
+    tops = {split: set() for split in ("train", "val")}
+    for path, split in sides.items():
+        tops[split].add(Path(path).relative_to(root).parts[0])
+    assert not tops["train"] & tops["val"]  # whole packages
+    for siblings in ("wave sunau", "bz2 lzma gzip", "profile cProfile", "ntpath posixpath"):
+        known = [sides[str(file)] for n in siblings.split() if (file := root / f"{n}.py").is_file()]
+        assert len(set(known)) == 1
+    size = sum(Path(path).stat().st_size for path in paths)
+    val = {path: Path(path).stat().st_size for path in paths if sides[path] == "val"}
+    assert 0.03 < sum(val.values()) / size < 0.045
+    assert max(val.values()) < 0.2 * sum(val.values())
+    assert len(tops["val"]) >= 10
+    assert set(corpus.stdlib_splits(paths, 0.0)) == {"train"}
 
 
 @pytest.mark.parametrize("vocab_size", [256, 300, 65536])
