@@ -100,7 +100,7 @@ def table(results: list[dict[str, Any]]) -> str:
     names = list(results[0]["tasks"])
     columns = ["run", "step"]
     if "val_loss" in results[0]:
-        columns += ["val data", "val loss", "val PPL", "bits/byte"]
+        columns += ["val data", "val loss", "val PPL", "bits per byte"]
     rows = [columns + [TASKS[name].title for name in names]]
     for result in results:
         row = [result["run"], f"{result['step']:,}"]

@@ -32,7 +32,7 @@ from inputcodes.checkpoint import (
 from inputcodes.configurator import UserError, run_main
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, peak_mb
-from inputcodes.validation import Evaluation, validate
+from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, count_parameters
 from sample import SampleConfig, write_on, write_sample
 from start import (
@@ -74,6 +74,7 @@ class Trainer:
         self.rows = TrainingData(
             data.rows("train", config.block_size), config.batch_size, config.seed
         )
+        self.bigram = Bigram(self.rows, config.vocab_size)
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = time.perf_counter()
         self.base = start.base if start else None
@@ -183,8 +184,15 @@ class Trainer:
         """The validation result of the weights as they are."""
         config, processes = self.config, self.processes
         batch_size = config.batch_size // processes.world
+        self.bigram.count(self.step * config.batch_size * config.gradient_accumulation_steps)
         return validate(
-            self.raw_model, self.data, config.eval_tokens, batch_size, processes, config.dtype
+            self.raw_model,
+            self.data,
+            config.eval_tokens,
+            batch_size,
+            processes,
+            config.dtype,
+            self.bigram,
         )
 
     def run(self, metrics: Metrics | None, progress: tqdm) -> None:
@@ -217,7 +225,7 @@ class Trainer:
         if self.stopping:
             self.save("last")
 
-    def log_line(self, loss: float, grad_norm: float, tokens_per_s: float) -> dict[str, float]:
+    def log_line(self, loss: float, grad_norm: float, tokens_per_s: float) -> dict[str, Any]:
         """What metrics.jsonl says of the step just done; all but the times follow from the seed."""
         return {
             "step": self.step,

@@ -99,7 +99,7 @@ class Metrics:
         path.write_text("".join(kept))
         self.path = path
 
-    def write(self, line: dict[str, float]) -> None:
+    def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -99,6 +99,11 @@ class TextRows:
         targets = numbers[:, None] + np.arange(1, self.block_size + 1)
         return np.searchsorted(self._split.places(self._end_of_text), targets)
 
+    @property
+    def document_count(self) -> int:
+        """How many documents the split has, what follows the last end-of-text token included."""
+        return len(self._split.places(self._end_of_text)) + 1
+
     def validation(self, max_targets: int) -> NDArray[np.int64]:
         """Windows with at most `max_targets` targets, spread evenly over the split (0: all)."""
         whole = max(0, self.tokens - 1) // self.block_size

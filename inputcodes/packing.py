@@ -41,6 +41,7 @@ class ChatRows:
         self._starts, self._positions = starts[usable], positions[usable]
         self._numbers = np.flatnonzero(usable)  # of the examples among the split's documents
         self.examples = len(self._starts)
+        self.document_count = len(ends)
         self.cut = int((usable & (ends - starts - 1 > block_size)).sum())
         self.left_out = len(ends) - self.examples
         self._rows = pack(self._positions, block_size)

@@ -1,38 +1,122 @@
-"""The validation loss of a model: nats per token, perplexity and bits per byte."""
+"""The validation loss of a model, by document, beside what counting would give.
+
+A loss is judged against two others on the same targets: chance (ln V), and a bigram made of counts
+of the very tokens that the run has been trained on so far, each once (Witten and Bell 1991: a pair
+that was rarely or never seen falls back on the frequency of its second token, and that on 1 / V).
+
+Windows hold block_size targets each, and the first target of a window is predicted from one token
+alone: losses are those of a model that reads block_size tokens at a time, without overlap.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from inputcodes.data import DataSet, validation_batches
+from inputcodes.configurator import UserError
+from inputcodes.data import Batch, DataSet, TrainingData, validation_batches
 from inputcodes.distributed import Processes, autocast
+from inputcodes.loss import token_nats
 from model import GPT
+
+MOST_COUNTED = 2**25  # training tokens that the bigram counts at most
+MOST_DOCUMENTS = 256  # entries of val_documents; in larger sets neighbours share one
+CHUNK_TOKENS = 2**20  # training tokens read at a time
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The validation result of some weights."""
+    """The validation result of some weights; losses are in nats per token.
 
-    loss: float  # nats a token
+    `documents` are the (nats, tokens) of each validation document with a target, in their order.
+    """
+
+    loss: float
     bits_per_byte: float
+    chance: float = math.nan
+    bigram: float | None = None  # None if there is no training data to count
+    documents: tuple[tuple[float, int], ...] = ()
 
     @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))  # the largest that a float holds
 
-    def as_metrics(self) -> dict[str, float]:
-        return {
+    def as_metrics(self) -> dict[str, Any]:
+        """The entries of a line of metrics.jsonl."""
+        metrics: dict[str, Any] = {
             "val_loss": self.loss,
             "val_perplexity": self.perplexity,
             "val_bits_per_byte": self.bits_per_byte,
+            "val_chance": self.chance,
         }
+        if self.bigram is not None:
+            metrics["val_bigram"] = self.bigram
+        return metrics | {"val_documents": [[round(n, 3), count] for n, count in self.documents]}
 
     def __str__(self) -> str:
+        counted = "" if self.bigram is None else f" (bigram {self.bigram:.4f})"
         return (
-            f"val loss {self.loss:.4f}, perplexity {self.perplexity:.3f},"
-            f" {self.bits_per_byte:.4f} bits/byte"
+            f"val loss {self.loss:.4f}{counted}, perplexity {self.perplexity:.3f},"
+            f" {self.bits_per_byte:.4f} bits per byte"
         )
+
+
+class Bigram:
+    """Counts of the token pairs (input, target) that a run has been trained on.
+
+    Pairs are kept as sorted numbers input * V + target beside their counts, so memory follows the
+    text, not V squared.
+    """
+
+    def __init__(self, training: TrainingData, vocab_size: int) -> None:
+        self._training, self.vocab_size = training, vocab_size
+        self._pairs = np.empty(0, dtype=np.int64)
+        self._counts = np.empty(0, dtype=np.int64)
+        self._sequences = 0  # counted so far
+
+    def count(self, sequences: int) -> None:
+        """Count on to the first `sequences` of the run: of its first epoch, up to MOST_COUNTED."""
+        rows, order = self._training.rows, self._training.order
+        sequences = min(sequences, order.count, MOST_COUNTED // rows.block_size)
+        step = max(1, CHUNK_TOKENS // rows.block_size)
+        fresh = []
+        for first in range(self._sequences, sequences, step):
+            numbers = order.rows(first, min(step, sequences - first))
+            x, y = rows.read(numbers)[:2]
+            fresh.append((x * self.vocab_size + y)[y >= 0])
+        if fresh:
+            self._add(*np.unique(np.concatenate(fresh), return_counts=True))
+        self._sequences = max(self._sequences, sequences)
+
+    def _add(self, pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        both = np.concatenate((self._pairs, pairs))
+        order = np.argsort(both, kind="stable")  # two sorted runs: a merge
+        both = both[order]
+        starts = np.flatnonzero(np.diff(both, prepend=-1))
+        self._pairs = both[starts]
+        self._counts = np.add.reduceat(np.concatenate((self._counts, counts))[order], starts)
+        # What every probability needs: by context its occurrences and its kinds of successors.
+        V = self.vocab_size
+        contexts, successors = self._pairs // V, self._pairs % V
+        self._seen = np.bincount(contexts, weights=self._counts, minlength=V)
+        self._kinds = np.bincount(contexts, minlength=V)
+        single = np.bincount(successors, weights=self._counts, minlength=V)
+        kinds = np.count_nonzero(single)
+        self._unigram = (single + kinds / V) / (single.sum() + kinds)
+
+    def nats(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
+        """The sum of -log p(y | x) over pairs of tokens, each (N,)."""
+        pairs = x * self.vocab_size + y
+        places = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        counts = np.where(self._pairs[places] == pairs, self._counts[places], 0)
+        seen, kinds = self._seen[x], self._kinds[x]
+        # p = (count + kinds * unigram) / (seen + kinds); an unseen context leaves the unigram.
+        weight = np.divide(kinds, seen + kinds, out=np.ones(len(x)), where=seen > 0)
+        share = counts / np.maximum(seen + kinds, 1)
+        return float(-np.log(share + weight * self._unigram[y]).sum())
 
 
 @torch.no_grad()
@@ -43,24 +127,50 @@ def validate(
     batch_size: int,
     processes: Processes,
     dtype: str = "float32",
+    bigram: Bigram | None = None,
 ) -> Evaluation:
     """Evaluate on `max_tokens` (0: all) validation tokens, `batch_size` windows at a time.
 
     Of conversations the tokens that an assistant says count. All processes share the work; sums
-    and counts are reduced apart and divided at the end.
+    and counts are reduced separately and divided at the end. Raises UserError, on every process,
+    for a loss that is not finite.
     """
-    device = processes.device
-    bytes_of = torch.from_numpy(data.tokenizer.token_bytes()).to(device)  # (V,)
-    nats = [torch.zeros((), device=device)]
-    text_bytes = [torch.zeros((), device=device, dtype=torch.int64)]
-    tokens = 0
     rows = data.rows("val", model.config.block_size)
-    for x, y, layout, targets, _ in validation_batches(rows, max_tokens, batch_size, processes):
-        with autocast(dtype, device):
-            nats.append(model(x, y, layout) * targets)
-        text_bytes.append((bytes_of[y.clamp(min=0)] * (y >= 0)).sum())
-        tokens += targets
-    sums = [torch.stack(part).cpu().double().sum() for part in (nats, text_bytes)]
-    counts = torch.stack([*sums, torch.tensor(tokens, dtype=torch.float64)])
-    total_nats, total_bytes, total_tokens = processes.sum(counts).tolist()
-    return Evaluation(total_nats / total_tokens, total_nats / math.log(2) / max(total_bytes, 1))
+    bytes_of = data.tokenizer.token_bytes()  # (V,)
+    documents = rows.document_count
+    entries = min(documents, MOST_DOCUMENTS)
+    sums = np.zeros((2, entries))  # nats and tokens
+    text_bytes, counted_nats = 0, 0.0
+    for batch in validation_batches(rows, max_tokens, batch_size, processes):
+        with autocast(dtype, processes.device):
+            nats = target_nats(model, batch)
+        assert batch.documents is not None, "validation batches name their documents"
+        kept = (batch.y >= 0).cpu().numpy().ravel()
+        x, y = (ids.cpu().numpy().ravel()[kept] for ids in (batch.x, batch.y))
+        whose = batch.documents.cpu().numpy().ravel()[kept] * entries // documents
+        for total, weights in zip(sums, (nats[kept], None), strict=True):
+            total += np.bincount(whose, weights, minlength=entries)
+        text_bytes += int(bytes_of[y].sum())
+        counted_nats += bigram.nats(x, y) if bigram else 0.0
+    parts = torch.from_numpy(np.concatenate((sums.ravel(), [text_bytes, counted_nats])))
+    *by_document, total_bytes, counted_nats = processes.sum(parts).tolist()
+    nats_of, tokens_of = by_document[:entries], by_document[entries:]
+    total_nats, total_tokens = sum(nats_of), sum(tokens_of)
+    if not math.isfinite(total_nats):
+        raise UserError(
+            f"the validation loss on {data.path} is {total_nats / total_tokens}: the weights are"
+            " damaged, or training has diverged (a lower learning_rate may help)"
+        )
+    return Evaluation(
+        loss=total_nats / total_tokens,
+        bits_per_byte=total_nats / math.log(2) / max(total_bytes, 1),
+        chance=math.log(model.config.vocab_size),
+        bigram=counted_nats / total_tokens if bigram else None,
+        documents=tuple((n, int(t)) for n, t in zip(nats_of, tokens_of, strict=True) if t),
+    )
+
+
+def target_nats(model: GPT, batch: Batch) -> NDArray[np.float64]:
+    """The loss of every target of a batch in nats, (B * T,); 0 where there is none."""
+    states = model.hidden(batch.x, layout=batch.layout).flatten(0, 1)
+    return token_nats(states, model.head.weight, batch.y.flatten()).cpu().double().numpy()

@@ -270,7 +270,7 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
     head, _, first, second = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[:4]
     ]
-    assert head[2:] == ["val data", "val loss", "val PPL", "bits/byte", "ARC-C", "HellaSwag",
+    assert head[2:] == ["val data", "val loss", "val PPL", "bits per byte", "ARC-C", "HellaSwag",
                         "BoolQ", "SQuAD PPL"]  # fmt: skip
     assert first == second
     record = load_model(out_dir / "best.pt")[1]

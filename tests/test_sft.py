@@ -149,7 +149,7 @@ def test_two_processes_fine_tune_like_one(words, tmp_path):
     assert len(one) == 10
     for a, b in zip(one, two, strict=True):
         for key in a:
-            assert b[key] == pytest.approx(a[key], rel=1e-5), key
+            np.testing.assert_allclose(b[key], a[key], rtol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("again", ["resume", "resume,{base}"])

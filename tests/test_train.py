@@ -150,7 +150,7 @@ def test_two_processes_give_the_losses_of_one(words, tmp_path):
     assert len(one) == 20
     for a, b in zip(one, two, strict=True):
         for key in a:
-            assert b[key] == pytest.approx(a[key], rel=1e-5), key
+            np.testing.assert_allclose(b[key], a[key], rtol=1e-5, err_msg=key)
 
 
 def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_data, tmp_path):
