@@ -1,18 +1,29 @@
-"""Token codes over GF(2): the bits of a token id, their affine recodings, and the tiled lift.
+"""Token codes over GF(2): the bits of a token id, their recodings, and codewords of any length.
+
+All of them are one thing, a linear code: position i of the vector of token t is the parity of
+t & masks[i], plus a constant bit. K unit masks give the binary code of the paper, the rows of an
+invertible matrix its affine recodings, and further masks lengthen the code up to the Hadamard code
+of all 2^K - 1 masks, whose codewords are orthogonal but for a constant: a rotated one-hot.
 
 Source: Bochkov, "Language Models Without a Trainable Input Embedding Table", section 3 and
-appendix D. A code vector in {0, 1}^K is kept as one integer, bit j of the integer being
-component j of the vector (j = 0 the least significant), so a K x K matrix over GF(2) is K
-integers, one a row, and all algebra is exact.
+appendix D. A vector over GF(2) is kept as one integer, bit j being component j (j = 0 the least
+significant), so a matrix is a tuple of integers, one a row, and all algebra is exact. Every choice
+is drawn from Python's `random`, which gives the same for one seed on every platform.
 
-Shapes: B batch, T positions, K code width, V vocabulary size, d model width.
+Shapes: V vocabulary size, K bits of an id, d model width.
 """
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+
+class LinearCode(NamedTuple):
+    """Position i of the code of token t is the parity of t & masks[i], xor bit i of `shift`."""
+
+    masks: tuple[int, ...]
+    shift: int = 0
 
 
 def code_width(vocab_size: int) -> int:
@@ -25,9 +36,71 @@ def code_width(vocab_size: int) -> int:
     return (vocab_size - 1).bit_length()
 
 
-def bits(ids: Tensor, width: int) -> Tensor:
-    """c(t)_j = floor(t / 2^j) mod 2: integer ids (...) to bits (..., width), same dtype."""
-    return ids.unsqueeze(-1) >> torch.arange(width, device=ids.device) & 1
+# ---------------------------------------------------------------------------------------------
+# Choosing the masks: each choice has full rank K, so no two tokens share a code
+
+
+def binary_code(K: int) -> LinearCode:
+    """The K bits of the id: position j is bit j."""
+    return LinearCode(tuple(1 << j for j in range(K)))
+
+
+def affine_code(K: int, seed: int) -> LinearCode:
+    """t -> A t xor b over GF(2)^K, with A uniform over GL(K, 2) and b uniform.
+
+    Rejection sampling: a random square matrix over GF(2) is invertible with probability above
+    0.288, so about 3.5 draws are expected.
+    """
+    rng = random.Random(seed)
+    while True:
+        rows = tuple(rng.getrandbits(K) for _ in range(K))
+        if rank(rows) == K:
+            return LinearCode(rows, rng.getrandbits(K))
+
+
+def codeword_code(K: int, length: int, seed: int | str) -> LinearCode:
+    """The unit masks, then different random ones: `length` of them, at most all 2^K - 1.
+
+    A shorter code is a prefix of a longer one. Raises ValueError if length < K, where tokens
+    could collide.
+    """
+    if length < K:
+        raise ValueError(f"code_length={length}: {K} bits need at least {K} positions")
+    rng = random.Random(seed)
+    masks = dict.fromkeys(binary_code(K).masks)  # a set that remembers the order of the draws
+    while len(masks) < min(length, 2**K - 1):
+        if mask := rng.getrandbits(K):
+            masks[mask] = None
+    return LinearCode(tuple(masks))
+
+
+def random_codes(vocab_size: int, width: int, seed: int) -> list[int]:
+    """V distinct random codes of `width` bits: the control without algebra.
+
+    Raises ValueError if the width cannot tell V tokens apart.
+    """
+    if width < code_width(vocab_size):
+        raise ValueError(
+            f"{width} bits cannot tell {vocab_size} tokens apart"
+            f" (need at least {code_width(vocab_size)})"
+        )
+    rng = random.Random(seed)
+    codes: dict[int, None] = {}
+    while len(codes) < vocab_size:
+        codes[rng.getrandbits(width)] = None
+    return list(codes)
+
+
+# ---------------------------------------------------------------------------------------------
+# Codes of ids, as tensors
+
+
+def bits(ids: Tensor, masks: Tensor) -> Tensor:
+    """The parity of id & mask: ids (...) and int32 masks (n,) to int32 zeros and ones (..., n)."""
+    x = ids.int().unsqueeze(-1) & masks
+    for shift in (16, 8, 4, 2, 1):  # each half of the bits is folded onto the other
+        x = x ^ (x >> shift)
+    return x & 1
 
 
 def tile(codes: Tensor, width: int) -> Tensor:
@@ -42,57 +115,8 @@ def tile(codes: Tensor, width: int) -> Tensor:
     return codes.repeat(*[1] * (codes.dim() - 1), copies)[..., :width]
 
 
-@dataclass(frozen=True)
-class AffineMap:
-    """t -> A t xor b over GF(2)^K, a relabelling of codes that keeps them distinct.
-
-    `rows[i]` is row i of A and `shift` is b, each as an integer. A invertible is the caller's
-    promise; `random_affine_map` keeps it and `inverse` checks it.
-    """
-
-    rows: tuple[int, ...]
-    shift: int
-
-    def __call__(self, token: int) -> int:
-        """The recoded id of one token; exact integer arithmetic."""
-        recoded = self.shift
-        for i, row in enumerate(self.rows):
-            recoded ^= ((row & token).bit_count() & 1) << i
-        return recoded
-
-    def inverse(self) -> "AffineMap":
-        """The map that undoes this one: A^-1 y xor A^-1 b. Raises ValueError if A is singular."""
-        undo = AffineMap(invert(self.rows), 0)
-        return AffineMap(undo.rows, undo(self.shift))
-
-    def columns(self) -> tuple[int, ...]:
-        """Column j of A as an integer: the image of bit j alone."""
-        return transpose(self.rows)
-
-
-def random_affine_map(width: int, seed: int) -> AffineMap:
-    """A uniform over GL(width, 2) and b uniform, the same on every platform for one seed.
-
-    Rejection sampling: a random square matrix over GF(2) is invertible with probability
-    above 0.288, so about 3.5 draws are expected.
-    """
-    rng = random.Random(seed)
-    while True:
-        rows = tuple(rng.getrandbits(width) for _ in range(width))
-        if rank(rows) == width:
-            return AffineMap(rows, rng.getrandbits(width))
-
-
-def recode(ids: Tensor, columns: Tensor, shift: Tensor) -> Tensor:
-    """`AffineMap` on tensors: integer ids (...) to recoded ids (...), same dtype and device.
-
-    `columns` (K,) are the columns of A and `shift` () is b: A t is the xor of the columns
-    that the bits of t select.
-    """
-    recoded = shift.expand_as(ids)
-    for j in range(len(columns)):
-        recoded = recoded ^ (ids >> j & 1) * columns[j]
-    return recoded
+# ---------------------------------------------------------------------------------------------
+# Algebra
 
 
 def rank(rows: tuple[int, ...]) -> int:
@@ -122,27 +146,3 @@ def invert(rows: tuple[int, ...]) -> tuple[int, ...]:
             if i != j and work[i] >> j & 1:
                 work[i] ^= work[j]
     return tuple(row >> K for row in work)
-
-
-def transpose(rows: tuple[int, ...]) -> tuple[int, ...]:
-    """The columns of a square matrix over GF(2), each as an integer."""
-    K = len(rows)
-    return tuple(sum((rows[i] >> j & 1) << i for i in range(K)) for j in range(K))
-
-
-def random_codes(vocab_size: int, width: int, seed: int) -> list[int]:
-    """V distinct random codes of `width` bits, the same on every platform for one seed.
-
-    The control for minimality: injective like the binary code, of any width >= K. Raises
-    ValueError if the width cannot tell V tokens apart.
-    """
-    if width < code_width(vocab_size):
-        raise ValueError(
-            f"{width} bits cannot tell {vocab_size} tokens apart"
-            f" (need at least {code_width(vocab_size)})"
-        )
-    rng = random.Random(seed)
-    codes: dict[int, None] = {}  # a set that remembers the order of the draws
-    while len(codes) < vocab_size:
-        codes[rng.getrandbits(width)] = None
-    return list(codes)

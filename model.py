@@ -1,4 +1,4 @@
-"""A GPT whose input layer is switchable: learned, fixed, frozen, affine, compressed or random.
+"""A GPT whose input layer is switchable: a trained table, or codes that need none.
 
 Read from the top: configuration, input layers, attention, block, GPT, generation.
 All variants share every line but the input layer, and for one seed every weight but
@@ -8,21 +8,33 @@ Shapes: B batch, T positions, C = n_embd model width, H = n_head heads, D = C / 
 V vocabulary size, K code width.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codes import bits, code_width, random_affine_map, random_codes, recode, tile
-from inputcodes.configurator import Settings, setting
+from codes import (
+    LinearCode,
+    affine_code,
+    binary_code,
+    bits,
+    code_width,
+    codeword_code,
+    random_codes,
+    tile,
+)
+from inputcodes.configurator import Settings, UserError, setting
 from inputcodes.loss import linear_cross_entropy
 
 ROPE_BASE = 10_000.0
+MAX_SPELLING = 16  # bytes of a token's text, unless `spelling_bytes` says otherwise
 LONG_TEXT, QUERIES = 512, 128  # attention on a CPU: its longest text, and queries a block
 LARGE = 2**19  # numbers of a layer's states (B, T, C) from which on memory goes before time
 
@@ -42,133 +54,280 @@ class GPTConfig(Settings):
         choices=lambda: list(INPUT_LAYERS),
         of_input_layer=True,
     )
+    table_std: float = setting(
+        0.02, "learned, compressed: initial sd of the table", above=0, of_input_layer=True
+    )
     compression: int = setting(
         8, "compressed: n_embd over the width of the learned codes", least=1, of_input_layer=True
     )
-    code_seed: int = setting(
-        1, "affine, random: seed of the fixed code, apart from `seed`", of_input_layer=True
+    code_length: int = setting(
+        0,
+        "codeword, spelling, random: positions of the code, tiled to n_embd; 0: n_embd",
+        least=0,
+        of_input_layer=True,
     )
-    random_width: int = setting(64, "random: width of the +-1 codes", of_input_layer=True)
+    code_seed: int = setting(
+        1,
+        "affine, codeword, spelling, random: seed of the fixed code, apart from `seed`",
+        least=0,
+        of_input_layer=True,
+    )
+    spelling_bytes: int = setting(
+        0,
+        "spelling: bytes of a token's text that count, the first ones; 0: all, up to 16",
+        least=0,
+        most=255,
+        of_input_layer=True,
+    )
+    spelling_id: bool = setting(
+        True,
+        "spelling: add the codeword of the id; without it two tokens of one spelling are an error",
+        of_input_layer=True,
+    )
+    frozen_of: str = setting(
+        "fixed",
+        "frozen: the layer whose vectors are stored",
+        choices=lambda: [name for name, kind in INPUT_LAYERS.items() if issubclass(kind, Code)],
+        of_input_layer=True,
+    )
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
-        found = super().problems()
-        if found:
-            return found
+        problems = super().problems()
+        if problems:
+            return problems
         if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
-            found.append(
+            problems.append(
                 f"n_embd={self.n_embd} over n_head={self.n_head}: the width of a head must be an"
                 " even whole number (rotary positions turn pairs)"
             )
-        if self.vocab_size:
-            found += self._code_problems()
-        return found
-
-    def _code_problems(self) -> list[str]:
-        """What stands between this vocabulary and this input layer."""
-        if self.vocab_size < 2:
-            return [f"vocab_size={self.vocab_size}: expected at least 2"]
-        found, K = [], code_width(self.vocab_size)
-        if self.input_layer in ("fixed", "frozen", "affine") and self.n_embd < K:
-            found.append(f"n_embd={self.n_embd}: {self.vocab_size} tokens need {K} bits")
-        if self.input_layer == "compressed" and self.n_embd % self.compression:
-            found.append(f"compression={self.compression} does not divide n_embd={self.n_embd}")
-        if self.input_layer == "random" and not K <= self.random_width <= self.n_embd:
-            found.append(f"random_width={self.random_width}: expected {K} to {self.n_embd}")
-        return found
+        if self.vocab_size == 1:
+            problems.append("vocab_size=1: expected at least 2")
+        elif self.vocab_size:
+            problems += INPUT_LAYERS[self.input_layer].problems(self)
+        return problems
 
 
 # ---------------------------------------------------------------------------------------------
 # Input layers: token ids (B, T) to vectors (B, T, C)
 
 
-class LearnedInput(nn.Module):
+class InputLayer(nn.Module):
+    """A new input layer is a subclass of this and a line of INPUT_LAYERS, nothing else.
+
+    `spellings` (V, 1 + n) uint8 holds the length in bytes of each token's text, at most n, then
+    those bytes: `Tokenizer.spellings`.
+    """
+
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+
+    @staticmethod
+    def problems(config: GPTConfig) -> list[str]:
+        """One sentence for everything that stands between this layer and the settings."""
+        return []
+
+
+class LearnedInput(InputLayer):
     """The standard lookup: a trainable V x C table."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
 
 
-class CompressedInput(nn.Module):
+class CompressedInput(InputLayer):
     """A trainable V x C / compression table, tiled to width C (Bee, section 3)."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.n_embd = config.n_embd
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
         width = config.n_embd // config.compression
         self.weight = nn.Parameter(torch.empty(config.vocab_size, width))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return tile(F.embedding(ids, self.weight), self.n_embd)
-
-
-class FixedInput(nn.Module):
-    """x(t) = R bin_K(t): the bits of the id, tiled. No parameters, no table."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.n_embd, self.K = config.n_embd, code_width(config.vocab_size)
+    @staticmethod
+    def problems(config: GPTConfig) -> list[str]:
+        if config.n_embd % config.compression:
+            return [f"compression={config.compression} does not divide n_embd={config.n_embd}"]
+        return []
 
     def forward(self, ids: Tensor) -> Tensor:
-        return tile(bits(ids, self.K).float(), self.n_embd)
+        return tile(F.embedding(ids, self.weight), self.config.n_embd)
+
+
+class Code(InputLayer):
+    """A code that follows from the settings: no parameters, no table of V x C numbers."""
+
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
+        self.length = config.code_length or config.n_embd
+        self.register_load_state_dict_pre_hook(_drop_stored_code)
+
+    @staticmethod
+    def problems(config: GPTConfig) -> list[str]:
+        K, length = code_width(config.vocab_size), config.code_length or config.n_embd
+        if not K <= length <= config.n_embd:
+            name = "code_length" if config.code_length else "n_embd"
+            most = f", and n_embd={config.n_embd} at most" if config.code_length else ""
+            return [f"{name}={length}: {config.vocab_size} tokens need {K} bits{most}"]
+        return []
+
+
+def _drop_stored_code(layer: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints of earlier versions hold codes that follow from the settings."""
+    for name in ("columns", "shift", "codes"):
+        weights.pop(prefix + name, None)
+
+
+class FixedInput(Code):
+    """x(t) = R bin_K(t): the bits of the id, tiled (Bochkov, section 3)."""
+
+    masks: Tensor
+    shift: Tensor
+
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
+        code = self.choose(config)
+        shift = [code.shift >> i & 1 for i in range(len(code.masks))]
+        self.register_buffer("masks", torch.tensor(code.masks, dtype=torch.int32), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.int32), persistent=False)
+
+    @staticmethod
+    def problems(config: GPTConfig) -> list[str]:
+        return Code.problems(dataclasses.replace(config, code_length=0))  # a setting of others
+
+    @staticmethod
+    def choose(config: GPTConfig) -> LinearCode:
+        return binary_code(code_width(config.vocab_size))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return tile((bits(ids, self.masks) ^ self.shift).float(), self.config.n_embd)
 
 
 class AffineInput(FixedInput):
-    """x(t) = R (A bin_K(t) xor b): the bits of a recoded id, tiled. No parameters, no table."""
+    """x(t) = R (A bin_K(t) xor b): the bits of a recoded id, tiled (Bochkov, appendix D)."""
 
-    columns: Tensor
-    shift: Tensor
+    @staticmethod
+    def choose(config: GPTConfig) -> LinearCode:
+        return affine_code(code_width(config.vocab_size), config.code_seed)
 
-    def __init__(self, config: GPTConfig) -> None:
+
+class CodewordInput(Code):
+    """Parities of the id under `code_length` different masks, as -1 and +1.
+
+    With K masks these are the paper's bits; with all 2^K - 1 of them any two tokens are orthogonal
+    but for a constant, as the rows of a table would be that is a rotated one-hot.
+    """
+
+    masks: Tensor
+
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
         super().__init__(config)
-        affine = random_affine_map(self.K, config.code_seed)
-        self.register_buffer("columns", torch.tensor(affine.columns()))  # (K,)
-        self.register_buffer("shift", torch.tensor(affine.shift))
+        code = codeword_code(code_width(config.vocab_size), self.length, config.code_seed)
+        self.register_buffer("masks", torch.tensor(code.masks, dtype=torch.int32), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(recode(ids, self.columns, self.shift))
+        return tile(2.0 * bits(ids, self.masks) - 1.0, self.config.n_embd)
 
 
-class FrozenInput(nn.Module):
-    """The vectors of `FixedInput`, stored as a V x C table that is not trained."""
+class SpellingInput(CodewordInput):
+    """What a token is written with: the sum of a codeword for each (place, byte) of its text and
+    of its id's, over the square root of the number of summands that a token can have.
+
+    Special tokens, which have no text, have their id's codeword alone.
+    """
+
+    spellings: Tensor
+    signs: Tensor
+
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
+        if spellings is None:
+            n = config.spelling_bytes or MAX_SPELLING
+            spellings = torch.zeros(config.vocab_size, 1 + n, dtype=torch.uint8)
+            assert spellings.is_meta, "give the spellings: GPT(config, seed, tokenizer.spellings())"
+        elif not config.spelling_id:
+            refuse_one_spelling(spellings)
+        self.register_buffer("spellings", torch.as_tensor(spellings))
+        n = self.spellings.shape[1] - 1
+        # (place, byte) is the number 256 place + byte, in a code of its own
+        code = codeword_code(code_width(256 * n), self.length, f"{config.code_seed} spelling")
+        signs = 2 * bits(torch.arange(256 * n), torch.tensor(code.masks, dtype=torch.int32)) - 1
+        signs = tile(signs.to(torch.int8), config.n_embd).view(n, 256, -1)
+        self.register_buffer("signs", signs, persistent=False)
+        self.scale = (n + config.spelling_id) ** -0.5
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length, *text = self.spellings[ids].long().unsqueeze(-1).unbind(-2)  # each (B, T, 1)
+        x = super().forward(ids)
+        if not self.config.spelling_id:
+            x = x * (length == 0)
+        for place, byte in enumerate(text):
+            x = x + self.signs[place, byte.squeeze(-1)] * (place < length)
+        return x * self.scale
+
+
+def refuse_one_spelling(spellings: Tensor) -> None:
+    """Raise UserError, naming them, if two tokens have one text as far as `spellings` holds it."""
+    first: dict[bytes, int] = {}
+    for token, row in enumerate(spellings.numpy()):
+        other = first.setdefault(row.tobytes(), token)
+        if row[0] and other != token:
+            raise UserError(
+                f"tokens {other} and {token} are both spelled {row[1:].tobytes()[: row[0]]!r}"
+                f" in their first {len(row) - 1} bytes: raise --spelling_bytes, or keep the"
+                " codeword of the id (--spelling_id=True)"
+            )
+
+
+class RandomInput(Code):
+    """The control without algebra: distinct random codes as -1 and +1, stored a bit a number."""
+
+    codes: Tensor
+
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
+        width = -(-self.length // 8)
+        drawn = random_codes(config.vocab_size, self.length, config.code_seed)
+        packed = bytearray(b"".join(code.to_bytes(width, "little") for code in drawn))
+        codes = torch.as_tensor(np.frombuffer(packed, dtype=np.uint8).reshape(-1, width))
+        self.register_buffer("codes", codes, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        octets = self.codes[ids].int().unsqueeze(-1) >> torch.arange(8, device=ids.device)
+        signs = 2.0 * (octets & 1).flatten(-2)[..., : self.length] - 1.0
+        return tile(signs, self.config.n_embd)
+
+
+class FrozenInput(InputLayer):
+    """The vectors of another fixed layer, stored as a V x C table that is not trained."""
 
     table: Tensor
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        table = FixedInput(config)(torch.arange(config.vocab_size))
-        self.register_buffer("table", table, persistent=False)  # it follows from the ids
+    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+        super().__init__(config)
+        self.of = INPUT_LAYERS[config.frozen_of](config, spellings)
+        table = self.of(torch.arange(config.vocab_size))
+        self.register_buffer("table", table, persistent=False)  # it follows from the layer
+
+    @staticmethod
+    def problems(config: GPTConfig) -> list[str]:
+        return INPUT_LAYERS[config.frozen_of].problems(config)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.table)
 
 
-class RandomInput(nn.Module):
-    """The control: distinct random +-1 codes of width `random_width`, tiled, not trained."""
-
-    codes: Tensor
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.n_embd = config.n_embd
-        width = config.random_width
-        drawn = random_codes(config.vocab_size, width, config.code_seed)
-        signs = [[2 * (code >> j & 1) - 1 for j in range(width)] for code in drawn]
-        self.register_buffer("codes", torch.tensor(signs, dtype=torch.int8))  # (V, width)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return tile(self.codes[ids].float(), self.n_embd)
-
-
-INPUT_LAYERS: dict[str, type[nn.Module]] = {
+INPUT_LAYERS: dict[str, type[InputLayer]] = {
     "learned": LearnedInput,
     "fixed": FixedInput,
-    "frozen": FrozenInput,
     "affine": AffineInput,
+    "codeword": CodewordInput,
+    "spelling": SpellingInput,
+    "frozen": FrozenInput,
     "compressed": CompressedInput,
     "random": RandomInput,
 }
@@ -333,18 +492,20 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: ids (B, T) to logits (B, T, V), or to the loss.
 
-    `seed` decides every initial weight. Raises ValueError if the configuration is impossible.
+    `seed` decides every initial weight. `spellings` (`Tokenizer.spellings`) belong to any model of
+    a tokenizer; spelling codes are made of them. Raises ValueError if the configuration is
+    impossible.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: GPTConfig, seed: int = 0) -> None:
+    def __init__(self, config: GPTConfig, seed: int = 0, spellings: Tensor | None = None) -> None:
         super().__init__()
-        if found := config.problems() or ["vocab_size=0: give it"] * (not config.vocab_size):
-            raise ValueError("; ".join(found))
+        if problems := config.problems() or ["vocab_size=0: give it"] * (not config.vocab_size):
+            raise ValueError("; ".join(problems))
         self.config = config
-        self.input_layer = INPUT_LAYERS[config.input_layer](config)
+        self.input_layer = INPUT_LAYERS[config.input_layer](config, spellings)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=False)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -352,6 +513,14 @@ class GPT(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self._init_weights(torch.Generator().manual_seed(seed))
+
+    @classmethod
+    def from_weights(cls, config: GPTConfig, weights: Mapping[str, Tensor]) -> Self:
+        """The model of a checkpoint, whose weights hold the spellings if its codes need them."""
+        names = [name for name in weights if name.endswith(".spellings")]
+        gpt = cls(config, spellings=weights[names[0]] if names else None)
+        gpt.load_state_dict(weights)
+        return gpt
 
     def _init_weights(self, generator: torch.Generator) -> None:
         """N(0, 0.02), less where a block writes to the residual stream (GPT-2, section 2.3).
@@ -361,7 +530,7 @@ class GPT(nn.Module):
         named = list(self.named_parameters())
         for name, weight in sorted(named, key=lambda item: item[0].startswith("input_layer.")):
             if weight.dim() == 2 and not weight.is_meta:
-                std = 0.02
+                std = self.config.table_std if name.startswith("input_layer.") else 0.02
                 if name.endswith("proj.weight"):
                     std /= math.sqrt(2 * self.config.n_layer)
                 nn.init.normal_(weight, std=std, generator=generator)
@@ -382,7 +551,7 @@ class GPT(nn.Module):
             cos = self.cos[layout.positions].unsqueeze(1)  # (B, 1, T, D/2)
             sin = self.sin[layout.positions].unsqueeze(1)
             sees = layout.sees
-        x = self.input_layer(ids)  # (B, T, C)
+        x = self.input_layer(ids).type_as(self.norm.weight)  # (B, T, C); codes are float32
         for block in self.blocks:
             x = block(x, cos, sin, cache, sees)
         if cache is not None:

@@ -6,7 +6,6 @@ record says what made it: step, best loss, configuration, tokenizer, hashes of d
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, from_record
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent  # of the program
@@ -54,20 +53,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if damaged:
             raise ValueError(f"wrong checksum in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state, json.loads(state.pop("record"))
+        record = json.loads(state.pop("record"))
     except Exception as error:
         raise UserError(
             f"{path} is not a whole checkpoint ({error}): delete it, or use the other one there"
         ) from error
+    if record["config"]["input_layer"] == "random":
+        record["config"].setdefault("code_length", record["config"].get("random_width", 0))
+    return state, record
 
 
 def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dict[str, Any]]:
     """The model of a checkpoint, ready to use, and the checkpoint's record."""
     state, record = read_checkpoint(path)
-    names = {field.name for field in dataclasses.fields(GPTConfig)}
-    config = GPTConfig(**{k: v for k, v in record["config"].items() if k in names})
-    model = GPT(config)
-    model.load_state_dict(state["model"])
+    model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])
     return model.to(device or "cpu").eval(), record
 
 

@@ -48,7 +48,7 @@ def words(text_data, tmp_path):
     (tmp_path / "model.py").write_text(STAND_IN)
     settings = {
         "data_dir": text_data, "dataset": "tiny", "device": "cpu", "block_size": 16, "n_layer": 1,
-        "n_head": 2, "n_embd": 16, "random_width": 9, "batch_size": 2, "nanogpt": tmp_path,
+        "n_head": 2, "n_embd": 16, "batch_size": 2, "nanogpt": tmp_path,
         "new_tokens": 3, "tokenize_mb": 0.001, "turn_s": 0, "warmup": 1, "rounds": 2,
     }  # fmt: skip
 

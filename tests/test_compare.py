@@ -60,7 +60,7 @@ def written_run(path: Path, loss: float, config: dict, steps: int = 10, **record
 
 
 SHAPE = {"vocab_size": 256, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 16}
-OTHERS = {"compression": 8, "code_seed": 1, "random_width": 8, "max_steps": 10, "lr": 0.1}
+OTHERS = {"compression": 8, "code_seed": 1, "code_length": 8, "max_steps": 10, "lr": 0.1}
 
 
 def by_hand(tmp_path: Path, margin: float = 0.01, unmatched: bool = False, **variants) -> str:

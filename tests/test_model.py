@@ -1,16 +1,20 @@
 """The model against a plain float64 reference written from the paper, and its contracts."""
 
 import dataclasses
+import itertools
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
 import model as model_module
+from codes import affine_code, codeword_code, random_codes
 from inputcodes import loss as loss_module
-from inputcodes.configurator import configure
+from inputcodes.configurator import UserError, configure
 from inputcodes.loss import IGNORED, linear_cross_entropy, token_nats
+from inputcodes.tokenizer import Tokenizer
 from model import (
     GPT,
     INPUT_LAYERS,
@@ -22,13 +26,16 @@ from model import (
 )
 from train import TrainConfig
 
-SMALL = GPTConfig(
-    vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24, compression=4, random_width=9
-)
+SMALL = GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24, compression=4)
+
+
+# each token's text is up to 3 letters; 45 to 49 are special tokens
+TEXTS = [f"{i:b}"[-3:].encode() if i < 45 else b"" for i in range(50)]
+SPELLINGS = torch.tensor([[len(text), *text.ljust(3, b"\0")] for text in TEXTS], dtype=torch.uint8)
 
 
 def small_gpt(seed: int = 0, **changes) -> GPT:
-    return GPT(dataclasses.replace(SMALL, **changes), seed)
+    return GPT(dataclasses.replace(SMALL, **changes), seed, SPELLINGS)
 
 
 def random_ids(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -113,9 +120,10 @@ def test_what_large_states_make_anew_gives_the_same_gradients(monkeypatch, bfloa
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
-def test_frozen_equals_fixed_exactly():
+@pytest.mark.parametrize("of", ["fixed", "affine", "codeword", "spelling", "random"])
+def test_frozen_equals_what_it_is_frozen_of_exactly(of):
     ids, targets = random_ids((3, 16)), random_ids((3, 16), 1)
-    fixed, frozen = small_gpt(input_layer="fixed"), small_gpt(input_layer="frozen")
+    fixed, frozen = small_gpt(input_layer=of), small_gpt(input_layer="frozen", frozen_of=of)
     assert torch.equal(fixed(ids), frozen(ids))
     fixed(ids, targets).backward()
     frozen(ids, targets).backward()
@@ -123,11 +131,56 @@ def test_frozen_equals_fixed_exactly():
         assert torch.equal(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_no_layer_but_tables_holds_numbers_for_each_token_and_position(input_layer):
+    config = GPTConfig(vocab_size=65_536, n_embd=1024, n_head=8, input_layer=input_layer)
+    with torch.device("meta"):
+        layer = INPUT_LAYERS[input_layer](config)
+    held = sum(t.numel() for t in (*layer.parameters(), *layer.buffers()))
+    assert (held >= 65_536 * 1024 / config.compression) == (
+        input_layer in ("learned", "frozen", "compressed", "random")
+    )
+    if input_layer == "random":  # a bit a number
+        assert held == 65_536 * 1024 / 8
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_input_layer_works_in_half_precision(input_layer, dtype):
+    gpt, ids, targets = small_gpt(input_layer=input_layer), random_ids((2, 16)), random_ids((2, 16))
+    exact = gpt(ids, targets).item()
+    loss = gpt.to(dtype)(ids, targets)
+    loss.backward()
+    assert gpt(ids).dtype == dtype
+    assert loss.item() == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_a_checkpoint_holds_all_that_its_model_needs(input_layer):
+    gpt, ids = small_gpt(input_layer=input_layer), random_ids((2, 16))
+    weights = gpt.state_dict()
+    loaded = GPT.from_weights(gpt.config, weights)
+    assert torch.equal(loaded(ids), gpt(ids))
+    stored = {"learned": 50 * 24, "compressed": 50 * 6, "spelling": 50 * 4}
+    held = sum(w.numel() for name, w in weights.items() if name.startswith("input_layer."))
+    assert held == stored.get(input_layer, 0)
+
+
+def test_a_checkpoint_that_stored_its_code_still_loads():
+    gpt = small_gpt(input_layer="affine")
+    old = gpt.state_dict() | {
+        "input_layer.columns": torch.zeros(6, dtype=torch.int64),
+        "input_layer.shift": torch.zeros((), dtype=torch.int64),
+    }
+    ids = random_ids((2, 16))
+    assert torch.equal(GPT.from_weights(gpt.config, old)(ids), gpt(ids))
+
+
 def test_affine_input_is_the_matrix_product():
-    gpt = small_gpt(input_layer="affine", code_seed=5)
-    layer = gpt.input_layer
-    A = np.array([[int(column) >> i & 1 for column in layer.columns] for i in range(6)])
-    b = np.array([int(layer.shift) >> i & 1 for i in range(6)])
+    layer = small_gpt(input_layer="affine", code_seed=5).input_layer
+    code = affine_code(6, seed=5)
+    A = np.array([[row >> j & 1 for j in range(6)] for row in code.masks])
+    b = np.array([code.shift >> i & 1 for i in range(6)])
     for t in range(50):
         c = np.array([t >> j & 1 for j in range(6)])
         expected = np.tile((A @ c + b) % 2, 4)
@@ -141,11 +194,81 @@ def test_compressed_input_is_a_tiled_table():
     assert torch.equal(vector, torch.cat([layer.weight[7]] * 4))
 
 
-def test_random_input_is_plus_minus_one():
-    layer = small_gpt(input_layer="random").input_layer
+def test_random_input_is_plus_minus_one_of_the_random_codes():
+    layer = small_gpt(input_layer="random", code_length=9).input_layer
     vectors = layer(torch.arange(50)[None])[0]
-    assert set(vectors.flatten().tolist()) == {-1.0, 1.0}
-    assert torch.equal(vectors[:, :9], vectors[:, 9:18])  # random_width = 9
+    expected = [[2 * (code >> j & 1) - 1 for j in range(9)] for code in random_codes(50, 9, 1)]
+    assert vectors[:, :9].tolist() == expected
+    assert torch.equal(vectors[:, :9], vectors[:, 9:18])
+
+
+def test_the_shortest_codewords_are_the_papers_bits_as_signs():
+    ids = torch.arange(50)[None]
+    codewords = small_gpt(input_layer="codeword", code_length=6).input_layer(ids)
+    assert torch.equal(codewords, 2 * small_gpt(input_layer="fixed").input_layer(ids) - 1)
+    longer = small_gpt(input_layer="codeword", code_length=10).input_layer(ids)
+    assert torch.equal(longer[..., :6], codewords[..., :6])
+    assert torch.equal(longer[..., 10:20], longer[..., :10])
+
+
+@pytest.mark.parametrize("spelling_id", [True, False])
+def test_spelling_is_the_sum_of_codewords_over_the_root_of_their_number(spelling_id):
+    """Against Python integers; tokens 45 to 49 are special."""
+    texts = [str(i).encode() for i in range(45)] + [b""] * 5  # all different
+    spellings = torch.tensor([[len(t), *t.ljust(2, b"\0")] for t in texts], dtype=torch.uint8)
+    config = dataclasses.replace(SMALL, input_layer="spelling", spelling_id=spelling_id)
+    layer = GPT(config, 0, spellings).input_layer
+
+    def codeword(number: int, K: int, seed: int | str) -> np.ndarray:
+        masks = codeword_code(K, 24, seed).masks
+        return np.array([2 * ((number & mask).bit_count() % 2) - 1 for mask in masks])
+
+    for token, text in enumerate(texts):
+        total = np.zeros(24)
+        if spelling_id or not text:
+            total += codeword(token, 6, 1)
+        for place, byte in enumerate(text):
+            total += codeword(256 * place + byte, 9, "1 spelling")
+        got = layer(torch.tensor([[token]]))[0, 0]
+        assert got.numpy() == pytest.approx(total / math.sqrt(2 + spelling_id))
+
+
+def test_two_tokens_of_one_spelling_are_refused_without_their_ids():
+    with pytest.raises(
+        UserError, match=r"tokens 4 and 12 are both spelled b'100'.*spelling_id=True"
+    ):
+        small_gpt(input_layer="spelling", spelling_id=False)
+
+
+def spellings_of_a_bpe() -> torch.Tensor:
+    """As of GPT-2: all bytes, 3,000 random merges of up to 40 bytes, a mark behind them."""
+    rng = random.Random(0)
+    texts = [bytes([value]) for value in range(256)]
+    while len(texts) < 3256:
+        new = rng.choice(texts) + rng.choice(texts)
+        if len(new) <= 40 and new not in texts:
+            texts.append(new)
+    rows = [[len(text), *text.ljust(40, b"\0")] for text in (*texts, b"")]
+    return torch.tensor(rows, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("vocabulary", [256, 1000, 65_536, "bpe"])
+@pytest.mark.parametrize("spelling_id", [True, False])
+def test_all_tokens_have_different_spelling_codes(vocabulary, spelling_id):
+    if vocabulary == "bpe":
+        spellings = spellings_of_a_bpe()
+    else:
+        grams = ["".join(gram) for gram in itertools.product("abcdeäß中", repeat=3)]
+        tokenizer = Tokenizer(vocabulary, grams if vocabulary > 256 else ())
+        spellings = torch.from_numpy(tokenizer.spellings())
+        assert spellings.shape == (vocabulary, 2 if vocabulary == 256 else 10)
+    V = len(spellings)
+    layer = INPUT_LAYERS["spelling"](
+        GPTConfig(vocab_size=V, n_embd=64, input_layer="spelling", spelling_id=spelling_id),
+        spellings,
+    )
+    vectors = layer(torch.arange(V)).numpy()
+    assert len({row.tobytes() for row in vectors}) == V
 
 
 def test_one_seed_gives_all_variants_the_same_other_weights():
@@ -166,6 +289,10 @@ def test_initial_spread():
     gpt = GPT(GPTConfig(vocab_size=512, n_layer=8, n_head=4, n_embd=256, input_layer="learned"))
     std = {name: weight.std().item() for name, weight in gpt.named_parameters()}
     assert std["input_layer.weight"] == pytest.approx(0.02, rel=0.02)
+    wide = small_gpt(input_layer="learned", table_std=0.1)
+    narrow = small_gpt(input_layer="learned")
+    assert torch.allclose(wide.input_layer.weight, 5 * narrow.input_layer.weight)
+    assert torch.equal(wide.head.weight, narrow.head.weight)
     assert std["blocks.3.attention.qkv.weight"] == pytest.approx(0.02, rel=0.02)
     assert std["blocks.3.attention.proj.weight"] == pytest.approx(0.02 / 4, rel=0.02)
     assert std["blocks.3.mlp.proj.weight"] == pytest.approx(0.02 / 4, rel=0.02)
@@ -307,19 +434,22 @@ def test_learned_minus_fixed_is_the_papers_count(depth):
 def test_parameters_of_the_32_layer_models_by_hand():
     blocks = 32 * (12 * 1024**2 + 2 * 1024)
     assert count_parameters(config_of("fixed32")) == (blocks + 1024 + 67_108_864, 0)
-    assert count_parameters(config_of("affine32"))[1] == 0
+    for name in ("affine32", "codeword32", "spelling32"):
+        assert count_parameters(config_of(name)) == count_parameters(config_of("fixed32"))
 
 
 def test_impossible_shapes_are_refused():
     wrong = GPTConfig(vocab_size=65_536, n_embd=8, n_head=1, input_layer="fixed")
-    assert any("need 16 bits" in problem for problem in wrong.problems())
+    assert any("n_embd=8: 65536 tokens need 16 bits" in problem for problem in wrong.problems())
     with pytest.raises(ValueError, match="need 16 bits"):
         GPT(wrong)
     for changes, words in (
         ({"n_head": 5}, "n_head=5"),
         ({"input_layer": "fixd"}, "input_layer='fixd'"),
         ({"input_layer": "compressed", "compression": 5}, "compression=5"),
-        ({"input_layer": "random", "random_width": 3}, "random_width=3"),
+        ({"input_layer": "random", "code_length": 3}, "code_length=3: 50 tokens need 6 bits"),
+        ({"input_layer": "codeword", "code_length": 25}, "n_embd=24 at most"),
+        ({"input_layer": "frozen", "frozen_of": "learned"}, "frozen_of='learned'"),
         ({"n_layer": 0}, "n_layer=0"),
     ):
         (problem,) = dataclasses.replace(SMALL, **changes).problems()

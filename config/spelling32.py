@@ -1,0 +1,3 @@
+from config.learned32 import *
+
+input_layer = "spelling"
