@@ -133,6 +133,11 @@ class Tokenizer:
             parts.append(self._bytes[token_id])
         return b"".join(parts)
 
+    @property
+    def pattern(self) -> str:
+        """The regular expression that cuts a text into the pieces that are looked up."""
+        return _pattern([]) if self.vocab_size == 256 else self._encoding._pat_str
+
     def spellings(self) -> list[bytes]:
         """The bytes of text that each id stands for, V of them; empty for special tokens."""
         special = set(self.special.values())

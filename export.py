@@ -1,0 +1,232 @@
+"""Write a run's model and tokenizer as a folder that Hugging Face's libraries read.
+
+    python export.py --out_dir=out --to=hf/mymodel
+    python export.py --out_dir=out/sft_default --to=hf/chat --dtype=bfloat16 --push=user/chat
+
+`AutoModelForCausalLM` and `AutoTokenizer` load the folder without `trust_remote_code`, as a
+GPT-NeoX. That format has no codes: the input layer is written out as its table, V x n_embd numbers
+(268 MB for 65,536 tokens and a width of 1,024). The settings of the code stand in config.json, so
+`python train.py --init_from=hf/mymodel` gives the model without a table back.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from inputcodes.checkpoint import load_model
+from inputcodes.configurator import Settings, UserError, configure, names_where, run_main, setting
+from inputcodes.files import atomic_write, read_json, system_errors, write_json, write_text
+from inputcodes.hf import (
+    INDEX,
+    RECORD,
+    TOKENIZER,
+    neox_config,
+    neox_weights,
+    tokenizer_config,
+    tokenizer_json,
+)
+from inputcodes.tokenizer import Tokenizer
+from model import GPT, GPTConfig, count_parameters
+
+USAGE = "usage: python export.py --to=DIR [--name=value ...]"
+SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it
+HERE_ALONE = ("data_dir", "out_dir", "device")  # settings that say nothing elsewhere
+
+
+@dataclass(frozen=True)
+class ExportConfig(Settings):
+    """What to export, where and how."""
+
+    out_dir: str = setting("out", "directory of the run")
+    checkpoint: str = setting(
+        "best", "best (lowest validation loss) or last", choices=("best", "last")
+    )
+    to: str = setting("", "the folder to write; files of an earlier export in it are replaced")
+    dtype: str = setting(
+        "float32",
+        "float32 (exact), or bfloat16 (half the size)",
+        choices=("float32", "bfloat16"),
+    )
+    license: str = setting("", "licence of the weights for the model card, such as apache-2.0")
+    push: str = setting("", "also upload to this repository of the Hugging Face hub: USER/NAME")
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value."""
+        problems = super().problems()
+        if not self.to:
+            problems.append("to='': expected a folder to write, as in --to=hf/mymodel")
+        if self.push.count("/") != bool(self.push):
+            problems.append(f"push={self.push!r}: expected USER/NAME")
+        return problems
+
+
+def export(config: ExportConfig) -> None:
+    """Write the folder: weights, tokenizer, their configurations and a model card."""
+    out_dir, to = Path(config.out_dir), Path(config.to)
+    model, record = load_model(out_dir / f"{config.checkpoint}.pt")
+    tokenizer = Tokenizer.from_json(record.pop("tokenizer"))
+    chat = bool(record.get("chat"))
+    with system_errors("write", to):
+        to.mkdir(parents=True, exist_ok=True)
+        for old in to.glob("model*.safetensors*"):
+            old.unlink()
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    weights = {name: weight.to(dtype) for name, weight in neox_weights(model).items()}
+    write_weights(to, weights)
+    write_text(to / TOKENIZER, tokenizer.to_json())
+    write_json(to / "tokenizer.json", tokenizer_json(tokenizer))
+    write_json(to / "tokenizer_config.json", tokenizer_config(model.config.block_size, chat))
+    ends = [tokenizer.end_of_text] + [tokenizer.special["<|endofturn|>"]] * chat
+    ids = {"bos_token_id": ends[0], "eos_token_id": ends[0], "pad_token_id": ends[0]}
+    described = neox_config(model.config) | ids | {"dtype": config.dtype}
+    described["torch_dtype"] = config.dtype  # the name in transformers 4
+    write_json(to / "config.json", described | {RECORD: without_places(record)})
+    generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
+    write_json(to / "generation_config.json", generation)
+    write_text(to / "README.md", model_card(config, model, record))
+
+
+def write_weights(to: Path, weights: dict[str, Tensor]) -> None:
+    """model.safetensors, or files of at most SHARD_BYTES (but for one tensor) and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, weight in weights.items():
+        if shards[-1] and size + weight.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = weight
+        size += weight.nbytes
+    files = {"model.safetensors": shards[0]}
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        files = dict(zip(names, shards, strict=True))
+    for file, shard in files.items():
+        with atomic_write(to / file) as target:
+            target.write(save(shard, {"format": "pt"}))
+    if len(shards) > 1:
+        where = {name: file for file, shard in files.items() for name in shard}
+        total = sum(weight.nbytes for weight in weights.values())
+        write_json(to / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def without_places(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the checkpoint without the paths of the machine that made it."""
+    settings = {k: v for k, v in record["config"].items() if k not in HERE_ALONE}
+    base = record.get("base") and record["base"] | {"out_dir": Path(record["base"]["out_dir"]).name}
+    return record | {"config": settings, "base": base}
+
+
+# ---------------------------------------------------------------------------------------------
+# The model card
+
+
+def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
+    """README.md of the folder: what the model is and what made it."""
+    settings, name = record["config"] | dataclasses.asdict(model.config), Path(config.to).name
+    total, inputs = count_parameters(model.config)
+    codes = ", ".join(
+        f"{key}={settings[key]!r}" for key in sorted(names_where(GPTConfig, "of_input_layer"))
+    )
+    rows = {
+        "input layer": f"{settings['input_layer']} ({inputs:,} of {total:,} trained numbers)",
+        "settings of the input layer": codes,
+        "blocks, heads, width": ", ".join(
+            f"{settings[key]:,}" for key in ("n_layer", "n_head", "n_embd")
+        ),
+        "context": f"{settings['block_size']:,} tokens",
+        "vocabulary": f"{model.config.vocab_size:,} tokens",
+        "data": f"{settings['dataset']} (SHA-256 {record['data_sha256'][:16]})",
+        "trained on": f"{record['tokens']:,} tokens in {record['step']:,} steps",
+        "fine-tuned from": (record.get("base") or {}).get("out_dir", ""),
+        "peak learning rate": f"{settings['learning_rate']:g}",
+        "seed": str(settings["seed"]),
+        **validation(Path(config.out_dir), record),
+        "code": f"SHA-256 {record['code_sha256'][:16]}",
+    }
+    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    front += [f"license: {config.license}"] * bool(config.license)
+    return f"""\
+---
+{chr(10).join(front)}
+---
+# {name}
+
+A decoder-only transformer with the input layer `{settings["input_layer"]}`, in the format of
+GPT-NeoX. The format asks for an embedding table; {table_words(inputs)}
+
+| | |
+|---|---|
+{chr(10).join(f"| {key} | {value} |" for key, value in rows.items() if value)}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{config.push or config.to}")
+model = AutoModelForCausalLM.from_pretrained("{config.push or config.to}")
+```
+
+A text begins behind `<|endoftext|>` in training; the context ends at {settings["block_size"]:,}
+tokens. Weights: {config.dtype}.
+"""
+
+
+def table_words(inputs: int) -> str:
+    """What the table of the export is."""
+    if inputs:
+        return "here it was trained."
+    return "here it holds the fixed vectors of the\ncode, which were not trained."
+
+
+def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
+    """Rows of the card: the validation loss of the checkpoint, and its tasks if evaluated."""
+    rows = {}
+    metrics = out_dir / "metrics.jsonl"
+    for text in metrics.read_text().splitlines() if metrics.is_file() else []:
+        line = json.loads(text)
+        if line["step"] == record["step"] and "val_loss" in line:
+            loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
+            rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
+    file = out_dir / "evaluation.json"
+    evaluation = read_json(file) if file.is_file() else {}
+    if evaluation.get("step") == record["step"]:
+        for task, scores in evaluation.get("tasks", {}).items():
+            numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
+            rows[task] = ", ".join(numbers)
+    return rows
+
+
+def upload(folder: Path, repository: str) -> None:
+    """Make the repository if it is new and upload the folder; UserError if that fails."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise UserError("--push needs huggingface_hub: pip install huggingface_hub") from error
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # of the network, the account or the hub
+        raise UserError(
+            f"{folder} is written, but cannot be uploaded to {repository}: {error}"
+        ) from error
+
+
+def main(argv: list[str]) -> None:
+    """Export as `argv` says; see the module's docstring."""
+    config = configure(ExportConfig, argv)
+    export(config)
+    size = sum(file.stat().st_size for file in Path(config.to).iterdir())
+    print(f"{config.to}: {size / 1e6:,.1f} MB, for AutoModelForCausalLM.from_pretrained")
+    if config.push:
+        upload(Path(config.to), config.push)
+        print(f"uploaded to https://huggingface.co/{config.push}")
+
+
+if __name__ == "__main__":
+    run_main(main, ExportConfig, USAGE)

@@ -1,0 +1,199 @@
+"""A model and its tokenizer in the form of Hugging Face's GPT-NeoX, and back.
+
+The blocks of `model.GPT` are those of GPT-NeoX with a sequential residual, rotary positions over
+the whole head and no biases, so its weights only need other names, another order of the rows of
+query, key and value, and zeros where GPT-NeoX has biases. The input layer becomes its table.
+
+The tokenizer becomes a BPE whose text is cut by this project's own pattern. `ignore_merges` takes a
+piece that is a token whole, as tiktoken does; the merges matter to named encodings alone.
+
+Shapes: V vocabulary size, C model width, H heads, D = C / H.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from inputcodes.configurator import UserError, from_record
+from inputcodes.files import read_json, system_errors
+from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
+from model import GPT, ROPE_BASE, GPTConfig
+
+RECORD = "input_codes"  # the key of config.json with what made the model
+TOKENIZER = "input_codes_tokenizer.json"  # this project's own form, for the import
+INDEX = "model.safetensors.index.json"
+BLOCK = {  # modules of a block here and there
+    "norm_1": "input_layernorm",
+    "attention.qkv": "attention.query_key_value",
+    "attention.proj": "attention.dense",
+    "norm_2": "post_attention_layernorm",
+    "mlp.fc": "mlp.dense_h_to_4h",
+    "mlp.proj": "mlp.dense_4h_to_h",
+}
+EMBEDDING, HEAD = "gpt_neox.embed_in.weight", "embed_out.weight"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endofturn|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def module_names(n_layer: int) -> dict[str, str]:
+    """The modules with weights, but for input layer and head: name here to name in GPT-NeoX."""
+    names = {
+        f"blocks.{i}.{ours}": f"gpt_neox.layers.{i}.{theirs}"
+        for i in range(n_layer)
+        for ours, theirs in BLOCK.items()
+    }
+    return names | {"norm": "gpt_neox.final_layer_norm"}
+
+
+@torch.no_grad()
+def input_table(model: GPT) -> Tensor:
+    """The vectors (V, C) of all ids."""
+    ids = torch.arange(model.config.vocab_size, device=model.head.weight.device)
+    return torch.cat([model.input_layer(part) for part in ids.split(8192)])
+
+
+def neox_weights(model: GPT) -> dict[str, Tensor]:
+    """The weights of `model` by their GPT-NeoX names, zero biases included."""
+    H = model.config.n_head
+    weights = {EMBEDDING: input_table(model)}
+    for name, neox_name in module_names(model.config.n_layer).items():
+        weight = model.get_parameter(f"{name}.weight").detach()
+        if name.endswith("qkv"):  # (3 H D, C) to (H 3 D, C)
+            weight = weight.unflatten(0, (3, H, -1)).transpose(0, 1).flatten(0, 2)
+        weights[f"{neox_name}.weight"] = weight.contiguous()
+        weights[f"{neox_name}.bias"] = weight.new_zeros(len(weight))
+    return weights | {HEAD: model.head.weight.detach()}
+
+
+def neox_config(config: GPTConfig) -> dict[str, Any]:
+    """What config.json says of the architecture, for transformers 4 and 5."""
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.block_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "hidden_act": "gelu",  # the exact one
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": False,
+        "tie_word_embeddings": False,
+        "attention_bias": True,  # all zero: some readers know no other GPT-NeoX
+        "rotary_pct": 1.0,  # these two for transformers 4
+        "rotary_emb_base": ROPE_BASE,
+        "rope_parameters": {  # and for transformers 5
+            "rope_type": "default",
+            "rope_theta": ROPE_BASE,
+            "partial_rotary_factor": 1.0,
+        },
+    }
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer as tokenizer.json of the library `tokenizers`."""
+    alphabet = byte_alphabet()
+    special = {token_id: name for name, token_id in tokenizer.special.items()}
+    texts = [tokenizer.decode_bytes([token_id]) for token_id in range(tokenizer.vocab_size)]
+    vocab = {
+        special.get(token_id) or "".join(alphabet[value] for value in text): token_id
+        for token_id, text in enumerate(texts)
+    }
+    merges = []  # all ways to put a token together, in the order of the ids, as in tiktoken
+    for token, token_id in vocab.items():
+        if token_id not in special:
+            halves = [(token[:i], token[i:]) for i in range(1, len(token))]
+            merges += [list(pair) for pair in halves if pair[0] in vocab and pair[1] in vocab]
+    pattern = {"Regex": _for_oniguruma(tokenizer.pattern)}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    byte_level["use_regex"] = False  # `split` has done it
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": token_id, "content": name, **plain, "special": True}
+            for token_id, name in sorted(special.items())
+            if not name.startswith("<|reserved_")
+        ],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "decoder": byte_level,
+        "model": {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": merges},
+    }
+
+
+def byte_alphabet() -> str:
+    """The printable character that stands for each byte in byte-level vocabularies (GPT-2)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(value if value in printable else next(others)) for value in range(256))
+
+
+def _for_oniguruma(pattern: str) -> str:
+    """The pattern in the syntax of `tokenizers`, where three things mean something else."""
+    pattern = pattern.replace("(?s:", "(?m:")  # the dot matches line ends
+    pattern = re.sub(r"(?<!\\)\$", r"\\z", pattern)  # the end of the text, not of a line
+    return re.sub(r"(?<=\})\+", "", pattern)  # {1,3}+ would be {1,3} once or more
+
+
+def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
+    """tokenizer_config.json; in plain models the names of special tokens in a text are text."""
+    end = SPECIAL_NAMES[0]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # else AutoTokenizer builds GPT-NeoX's own
+        "bos_token": end,  # what a text begins behind
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": not chat,  # the template writes role marks as text
+    }
+    return config | ({"chat_template": CHAT_TEMPLATE} if chat else {})
+
+
+def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the record of a folder that export.py wrote, as of a checkpoint.
+
+    The input layer is built from its settings; a trained one is read from the table. Raises
+    UserError if the folder is not such an export, or not whole.
+    """
+    record = read_json(folder / "config.json").get(RECORD)
+    if not isinstance(record, dict):
+        raise UserError(f"{folder} was not written by export.py: its config.json lacks {RECORD!r}")
+    with system_errors("read", folder / TOKENIZER):
+        record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
+    config = from_record(GPTConfig, record["config"])
+    weights = GPT(config).state_dict()
+    try:
+        there = {name: tensor.float() for name, tensor in _read_tensors(folder)}
+        for name, neox_name in module_names(config.n_layer).items():
+            weight = there[f"{neox_name}.weight"]
+            if name.endswith("qkv"):  # (H 3 D, C) to (3 H D, C)
+                weight = weight.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+            weights[f"{name}.weight"] = weight.contiguous()
+        weights["head.weight"] = there.get(HEAD, there.get("lm_head.weight"))
+        if (trained := weights.get("input_layer.weight")) is not None:
+            weights["input_layer.weight"] = there[EMBEDDING][:, : trained.shape[1]].contiguous()
+    except (KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} is not a whole export ({error}): export the run again"
+        ) from error
+    return {"model": weights}, record
+
+
+def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    files = {"model.safetensors"}
+    if (folder / INDEX).is_file():
+        files = set(read_json(folder / INDEX)["weight_map"].values())
+    for file in sorted(files):
+        with system_errors("read", folder / file):
+            yield from load_file(folder / file).items()

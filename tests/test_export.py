@@ -1,0 +1,203 @@
+"""export.py against transformers: logits, loss, tokens and ids; and the way back into training."""
+
+import dataclasses
+import itertools
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+import torch.nn.functional as F
+
+import export
+from inputcodes import hf
+from inputcodes.checkpoint import write_checkpoint
+from inputcodes.configurator import UserError
+from inputcodes.documents import encode_turns
+from inputcodes.tokenizer import Tokenizer, build_tokenizer
+from model import GPT, INPUT_LAYERS, GPTConfig
+
+TEXT = (
+    Path(hf.__file__).read_text() + "Der süße Bär 東京 🦊 naïve don't DON'T 12345\r\n\t \n  x" * 9
+)
+# The pattern of tiktoken's cl100k_base.
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+
+
+def synthetic_encoding() -> tiktoken.Encoding:
+    """A byte-pair encoding of 300 merges of TEXT, with the pattern of a published one."""
+    words = Counter(re.findall(r" ?\w+|\s+|\W", TEXT))
+    split = {word: [bytes([value]) for value in word.encode()] for word in words}
+    ranks = {bytes([value]): value for value in range(256)}
+    for _ in range(300):
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for word, parts in split.items():
+            for pair in itertools.pairwise(parts):
+                pairs[pair] += words[word]
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        ranks.setdefault(b"".join(best), len(ranks))
+        for parts in split.values():
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == best:
+                    parts[i : i + 2] = [b"".join(best)]
+                i += 1
+    special = {"<|endoftext|>": len(ranks) + 2}  # and two ids of no text
+    return tiktoken.Encoding(
+        "synthetic", pat_str=CL100K, mergeable_ranks=ranks, special_tokens=special
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    """One of each layout, and a named encoding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiktoken, "get_encoding", lambda name: synthetic_encoding())
+        yield {
+            "bytes": Tokenizer(256),
+            "ngrams": build_tokenizer(700, [TEXT]),
+            "unicode": build_tokenizer(65536, [TEXT]),
+            "named": Tokenizer.named("cl100k_base"),
+        }
+
+
+def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -> GPT:
+    """A checkpoint of random weights of all sizes that training gives, and the record of a run."""
+    config = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "compression": 4}
+    config |= {"vocab_size": tokenizer.vocab_size, **settings}
+    model = GPT(GPTConfig(**config), seed=3)
+    generator = torch.Generator().manual_seed(4)
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    config = dataclasses.asdict(model.config)
+    config |= {"dataset": "tiny", "learning_rate": 1e-3, "seed": 3, "out_dir": str(out)}
+    record = {"step": 7, "tokens": 700, "best_val_loss": 2.0, "elapsed_s": 1.0, "base": None}
+    record |= {"tokenizer": tokenizer.to_json(), "tokenizer_sha256": tokenizer.sha256}
+    record |= {"config": config, "chat": chat, "data_sha256": "d" * 64, "code_sha256": "c" * 64}
+    out.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(out / "best.pt", {"model": model.state_dict()}, record)
+    return model.eval()
+
+
+def exported(out: Path, *argv: str) -> Path:
+    """The folder of an export of the run in `out`."""
+    export.main([f"--out_dir={out}", f"--to={out}/hf", *argv])
+    return out / "hf"
+
+
+def random_strings(count: int) -> list[str]:
+    """Strings of everything: pieces of text, control characters, all planes, names of specials."""
+    rng = random.Random(5)
+    kinds = [
+        lambda: TEXT[(i := rng.randrange(len(TEXT))) : i + rng.randrange(12)],
+        lambda: chr(rng.randrange(128)) * rng.randrange(1, 4),
+        lambda: chr(rng.randrange(0x80, 0x3000)),
+        lambda: chr(rng.randrange(0xE000, 0x110000)),
+        lambda: rng.choice(["<|endoftext|>", "<|user|>", "'S", "'ſ", " \n", "\r\n", "1234567"]),
+    ]
+    return ["".join(rng.choice(kinds)() for _ in range(rng.randrange(9))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("layout", ["bytes", "ngrams", "unicode", "named"])
+def test_ids_are_the_same(layout, tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizers[layout]
+    write_run(tmp_path, ours)
+    theirs = transformers.AutoTokenizer.from_pretrained(exported(tmp_path))
+    theirs.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert len(theirs) == ours.vocab_size
+    for text in [TEXT, *random_strings(10_000)]:
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids, text
+        assert again(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
+
+
+@pytest.mark.parametrize("layer", list(INPUT_LAYERS))
+def test_logits_loss_and_greedy_tokens_are_the_same(layer, tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = write_run(tmp_path, tokenizers["ngrams"], input_layer=layer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported(tmp_path))
+    theirs.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    ids = torch.randint(700, (3, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = ours(ids)
+        for model in (theirs, again):
+            torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=1e-5)
+        loss = F.cross_entropy(theirs(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        assert ours(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(loss.item(), abs=1e-6)
+        written = theirs.generate(ids[:1, :4], do_sample=False, max_length=32, eos_token_id=None)
+    greedy = [int(token) for token in ours.generate(ids[:1, :4], 28, temperature=0)]
+    assert written[0, 4:].tolist() == greedy
+
+
+@pytest.mark.parametrize("layer", list(INPUT_LAYERS))
+def test_the_import_is_equal_to_the_last_bit(layer, tokenizers, tmp_path):
+    model = write_run(tmp_path, tokenizers["ngrams"], input_layer=layer)
+    state = hf.read_export(exported(tmp_path))[0]["model"]
+    assert state.keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(state[name], weight), name
+
+
+def test_shards_and_bfloat16(tokenizers, tmp_path, monkeypatch):
+    model = write_run(tmp_path, tokenizers["bytes"], input_layer="fixed")
+    whole = exported(tmp_path, "--dtype=bfloat16") / "model.safetensors"
+    assert whole.stat().st_size < 2.2 * sum(w.numel() for w in hf.neox_weights(model).values())
+    monkeypatch.setattr(export, "SHARD_BYTES", 150_000)
+    folder = exported(tmp_path)
+    assert not whole.exists()  # of the export before
+    index = json.loads((folder / hf.INDEX).read_text())
+    files = {file.name for file in folder.glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == files
+    assert len(files) > 2
+    assert max((folder / file).stat().st_size for file in files) < 155_000
+    state = hf.read_export(folder)[0]["model"]
+    assert all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
+    next(folder.glob("model-00002-*")).unlink()
+    with pytest.raises(UserError, match="model-00002"):
+        hf.read_export(folder)
+
+
+def test_a_chat_model_has_its_template(tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizers["ngrams"]
+    write_run(tmp_path, ours, chat=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(exported(tmp_path))
+    turns = [("system", "Be short."), ("user", "def f"), ("assistant", " Hi!\n")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == [*encode_turns(ours, turns).tolist(), ours.special["<|assistant|>"]]
+    ends = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [ours.end_of_text, ours.special["<|endofturn|>"]]
+
+
+def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"], input_layer="affine", code_seed=9)
+    line = {"step": 7, "val_loss": 2.0, "val_bits_per_byte": 2.8854}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    card = (exported(tmp_path, "--license=apache-2.0") / "README.md").read_text()
+    for words in ("license: apache-2.0", "code_seed=9", "2.8854 bits per byte", "700 tokens in 7"):
+        assert words in card
+    assert "affine (0 of" in card
+    assert str(tmp_path) not in (tmp_path / "hf" / "config.json").read_text()
+
+
+def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
+    with pytest.raises(UserError, match=r"to='': expected a folder"):
+        export.main(["--push=name"])
+    with pytest.raises(UserError, match="no checkpoint"):
+        export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}/hf"])
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
+    with pytest.raises(UserError, match=r"not written by export\.py"):
+        hf.read_export(tmp_path)
