@@ -30,7 +30,7 @@ import torch
 from inputcodes.checkpoint import git_commit
 from inputcodes.configurator import UserError, configure, run_main
 from inputcodes.distributed import Processes, peak_mb, setup_device
-from start import open_data, resolve
+from train import open_data
 from workloads import TABLES, BenchConfig, Row, Work, rows_of
 
 USAGE = "usage: python bench.py [config/FILE.py ...] [--name=value ...]"
@@ -145,7 +145,7 @@ def main(argv: list[str]) -> None:
     config = configure(BenchConfig, argv)
     device = setup_device(config.device, config.tf32)
     data = open_data(config, Processes(device))
-    vocab_size = resolve(config, data, 1).vocab_size
+    vocab_size = config.for_data(data).vocab_size
     config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)
     record: dict[str, Any] = {
         "made_by": {

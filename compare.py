@@ -45,7 +45,7 @@ from inputcodes.report import (
     write_report,
 )
 from model import GPTConfig
-from start import TrainConfig, open_data, resolve
+from train import TrainConfig, open_data
 
 DEFAULT_STUDY = "config/studies/default.py"
 USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
@@ -244,7 +244,7 @@ def check_before(study: Study) -> None:
             if key not in known:
                 known[key] = open_data(config, Processes(torch.device("cpu")))
             data = known[key]
-            fact = dataclasses.asdict(resolve(config, data, study.config.nproc))
+            fact = dataclasses.asdict(config.for_data(data, study.config.nproc))
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
         found = differences(facts, FREE_FIELDS | INPUT_FIELDS)

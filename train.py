@@ -12,9 +12,11 @@ from the number of processes (up to rounding), nor from evaluations, nor from in
 import contextlib
 import dataclasses
 import math
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,110 @@ from tqdm import tqdm
 
 from inputcodes.checkpoint import (
     Metrics,
+    Start,
+    check_architecture,
+    check_base,
+    check_same_run,
     code_sha256,
+    find_start,
+    refuse_to_overwrite,
     sole_writer,
     write_checkpoint,
     write_run_json,
 )
-from inputcodes.configurator import UserError, run_main
+from inputcodes.configurator import UserError, build, given_values, names_where, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, peak_mb
 from inputcodes.validation import Bigram, Evaluation, validate
-from model import GPT, count_parameters
+from model import GPT, GPTConfig, count_parameters
+from prepare_data import PrepareConfig, prepare
 from sample import SampleConfig, write_on, write_sample
-from start import (
-    Start,
-    TrainConfig,
-    check_base,
-    check_same_run,
-    configure_run,
-    open_data,
-    resolve,
-)
 
-SAMPLE_TOKENS = 200  # of the sample that closes a run
 USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
+SAMPLE_TOKENS = 200  # of the sample that closes a run
+DOCSTRINGS = "docstrings"
+EMBEDDED = re.compile(rf"{PrepareConfig().dataset}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
+
+
+@dataclass(frozen=True)
+class TrainConfig(GPTConfig):
+    """A training run. Batch sizes are global: the number of processes divides them."""
+
+    dataset: str = setting("stdlib", "directory under data_dir made by prepare_data.py")
+    data_dir: str = setting("data", "where data sets are", free_on_resume=True)
+    out_dir: str = setting(
+        "", "where the run is written; empty: out/NAME for config/NAME.py", free_on_resume=True
+    )
+    init_from: str = setting(
+        "scratch",
+        "scratch; the directory of a run, to fine-tune its best checkpoint; or resume: go on from "
+        "the last checkpoint in out_dir if there is one, else from what follows a comma "
+        "(resume,out/fixed32) or from scratch",
+        free_on_resume=True,
+    )
+    seed: int = setting(1, "initial weights and batch order; at least 0", least=0, most=2**63 - 1)
+    batch_size: int = setting(4, "sequences a micro-step, over all processes", least=1)
+    gradient_accumulation_steps: int = setting(1, "micro-steps a step", least=1)
+    max_steps: int = setting(5600, "steps (weight updates) of the run", least=1)
+    learning_rate: float = setting(2.5e-3, "peak learning rate of AdamW", least=0)
+    min_lr: float = setting(0.0, "learning rate at the end of the cosine", least=0)
+    warmup_steps: int = setting(200, "steps of linear warm-up", least=0)
+    weight_decay: float = setting(0.1, "on matrices only", least=0)
+    beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
+    beta2: float = setting(0.95, "AdamW: decay of the mean of squared gradients", least=0, below=1)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 clips nothing", least=0)
+    eval_interval: int = setting(
+        1400,
+        "steps between evaluations, each followed by a checkpoint",
+        least=1,
+        free_on_resume=True,
+    )
+    eval_tokens: int = setting(
+        0, "validation tokens an evaluation; 0: all", least=0, free_on_resume=True
+    )
+    log_interval: int = setting(
+        50, "steps between lines of metrics.jsonl", least=1, free_on_resume=True
+    )
+    device: str = setting(
+        "auto", "cuda, mps or cpu; auto: the first of these there is", free_on_resume=True
+    )
+    dtype: str = setting(
+        "float32",
+        "float32, or bfloat16: autocast with float32 weights",
+        choices=("float32", "bfloat16"),
+    )
+    tf32: bool = setting(False, "CUDA: let float32 products round to TF32")
+    compile: bool = setting(
+        False, "torch.compile the model (needs a C++ compiler on a CPU)", free_on_resume=True
+    )
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value or combination."""
+        found = super().problems()
+        if self.warmup_steps >= self.max_steps:
+            found.append(f"warmup_steps={self.warmup_steps}: max_steps={self.max_steps} is over")
+        if self.min_lr > self.learning_rate:
+            found.append(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}")
+        return found
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.block_size * self.gradient_accumulation_steps
+
+    def for_data(self, data: DataSet, processes: int = 1) -> "TrainConfig":
+        """These settings with the vocabulary of `data`; UserError for all that now clashes."""
+        found = []
+        if self.vocab_size not in (0, data.vocab_size):
+            found.append(f"vocab_size={self.vocab_size}, but {data.path} has {data.vocab_size:,}")
+        if self.batch_size % processes:
+            found.append(
+                f"batch_size={self.batch_size} cannot be shared by {processes} processes:"
+                f" make it a multiple of {processes}"
+            )
+        config = dataclasses.replace(self, vocab_size=data.vocab_size)
+        if found := found or config.problems():
+            raise UserError("\n".join(found))
+        return config
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -94,7 +177,9 @@ class Trainer:
         """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
         tensors, record = start.tensors, start.record
         if start.resuming:
-            check_same_run(start.path, record, self.record())
+            check_same_run(
+                start.path, record, self.record(), names_where(TrainConfig, "free_on_resume")
+            )
         self.raw_model.load_state_dict(tensors["model"])
         if not start.resuming:
             return
@@ -274,6 +359,46 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
+def configure_run(argv: Sequence[str]) -> tuple[TrainConfig, Start | None]:
+    """The configuration that `argv` says, and the checkpoint to start from, if any.
+
+    What a checkpoint decides is filled in from it. Raises UserError with what is impossible.
+    """
+    given = given_values(TrainConfig, argv)
+    if not given.get("out_dir"):
+        files = [word for word in argv if word.endswith(".py") and not word.startswith("-")]
+        given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
+    start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
+    inherited = {}
+    if start:
+        names = {field.name for field in dataclasses.fields(GPTConfig)}
+        inherited = {name: start.record["config"][name] for name in names}
+        if not start.resuming:
+            check_architecture(start.path, inherited, given)
+    config = build(TrainConfig, inherited | given)
+    refuse_to_overwrite(Path(config.out_dir), config.init_from)
+    return config, start
+
+
+def open_data(config: TrainConfig, processes: Processes) -> DataSet:
+    """The data set of the run.
+
+    Those made of the standard library are prepared on first use: stdlib, stdlib-4096 (and other
+    vocabularies) and docstrings.
+    """
+    path = Path(config.data_dir) / config.dataset
+    embedded = EMBEDDED.fullmatch(config.dataset)
+    if embedded and not (path / "meta.json").is_file():
+        settings: dict[str, Any] = {"data_dir": config.data_dir, "dataset": config.dataset}
+        settings["chat"] = config.dataset == DOCSTRINGS
+        if embedded["vocab_size"]:
+            settings["vocab_size"] = int(embedded["vocab_size"])
+        if processes.first:
+            prepare(build(PrepareConfig, settings))
+        processes.wait()
+    return DataSet(path, verify=processes.first)
+
+
 def describe(trainer: Trainer) -> str:
     """The run in lines of at most 80 columns."""
     config, data = trainer.config, trainer.data
@@ -338,8 +463,8 @@ def main(argv: list[str]) -> None:
     config, start = configure_run(argv)
     with join_processes(config.device, config.tf32) as processes:
         data = open_data(config, processes)
-        check_base(config, data, start)
-        config = resolve(config, data, processes.world)
+        check_base(start, data, config.init_from, Path(config.data_dir))
+        config = config.for_data(data, processes.world)
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
         if trainer.step >= config.max_steps:

@@ -23,8 +23,7 @@ from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, setup_device
 from inputcodes.loss import linear_cross_entropy
 from model import GPT, INPUT_LAYERS, count_parameters
-from start import TrainConfig
-from train import Trainer
+from train import TrainConfig, Trainer
 
 TABLES = {
     "step": "training step: forward, backward, clip, optimizer",

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 
 from inputcodes.configurator import UserError, from_record
+from inputcodes.data import DataSet
+from inputcodes.files import file_sha256
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent  # of the program
@@ -68,6 +71,105 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
     state, record = read_checkpoint(path)
     model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])
     return model.to(device or "cpu").eval(), record
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint whose weights a run begins with, and whether it is that run's own."""
+
+    path: Path
+    resuming: bool
+    tensors: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """The checkpoint that the run fine-tunes, for its record; None if it fine-tunes none."""
+        if self.resuming:
+            return self.record.get("base")
+        kept = ("step", "best_val_loss", "data_sha256", "code_sha256")
+        return {
+            "out_dir": str(self.path.parent),
+            "sha256": file_sha256(self.path),
+            **{name: self.record[name] for name in kept},
+        }
+
+
+def find_start(init_from: str, out_dir: Path) -> Start | None:
+    """The checkpoint that `init_from` names; None if the weights are to be new."""
+    for choice in init_from.split(","):
+        if choice == "scratch":
+            return None
+        path = Path(choice) / "best.pt"
+        if choice == "resume":
+            path = out_dir / "last.pt"
+            if not path.is_file():
+                continue
+        elif not path.is_file():
+            raise UserError(
+                f"init_from={choice!r}: expected scratch, resume or the directory of a run, and"
+                f" there is no {path}"
+            )
+        return Start(path, choice == "resume", *read_checkpoint(path))
+    return None
+
+
+def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise UserError, naming each, for settings that contradict the checkpoint to fine-tune."""
+    found = [
+        f"{name}={given[name]!r}, but {path} has {value!r}: leave it out, the checkpoint decides"
+        for name, value in there.items()
+        if name in given and given[name] != value and (name, given[name]) != ("vocab_size", 0)
+    ]
+    if found:
+        raise UserError("\n".join(found))
+
+
+def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Path) -> None:
+    """Raise UserError if the checkpoint to start from does not fit the data or the command."""
+    choice = init_from.split(",")[-1]
+    if start is None:
+        if data.chat and choice == "resume":
+            raise UserError(
+                "there is no checkpoint to resume yet: say what to fine-tune"
+                " (--init_from=resume,out/RUN), or train new weights (--init_from=scratch)"
+            )
+        return
+    if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
+        source = data_dir / start.record["config"]["dataset"] / "tokenizer.json"
+        raise UserError(
+            f"{data.path} has another tokenizer than {start.path}: prepare it under another name,"
+            f" with --tokenizer={source}"
+        )
+    was = start.base["out_dir"] if start.base else "scratch"
+    if start.resuming and choice != "resume" and was != str(Path(choice)):
+        raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
+
+
+def check_same_run(path: Path, was: dict[str, Any], now: dict[str, Any], free: set[str]) -> None:
+    """Raise UserError, naming all that differs, unless `path` is a checkpoint of this very run."""
+    found = [
+        f"{name}: {was['config'].get(name)!r} there, {value!r} now"
+        for name, value in now["config"].items()
+        if name not in free and was["config"].get(name) != value
+    ]
+    found += [
+        f"{name}: another {what} than the checkpoint's"
+        for name, what in (("tokenizer_sha256", "tokenizer"), ("data_sha256", "data set"))
+        if was[name] != now[name]
+    ]
+    if found:
+        raise UserError(f"cannot resume {path} with another recipe: " + "; ".join(found))
+
+
+def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:
+    """Raise UserError if a new run would write over one that is there."""
+    there = [name for name in ("last.pt", "best.pt", "run.json") if (out_dir / name).is_file()]
+    if "resume" not in init_from.split(",") and there:
+        raise UserError(
+            f"{out_dir} holds a run already ({', '.join(there)}): go on with it"
+            " (--init_from=resume), write elsewhere (--out_dir=...), or delete it"
+        )
 
 
 @contextlib.contextmanager

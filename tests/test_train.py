@@ -336,7 +336,7 @@ def test_resume_needs_the_same_recipe_and_data(words, tmp_path):
     assert "n_layer: 2 there, 3 now" in str(caught.value)
     record = read_checkpoint(tmp_path / "run" / "last.pt")[1]
     with pytest.raises(UserError, match="another tokenizer than the checkpoint's"):
-        train.check_same_run(Path("last.pt"), record, record | {"tokenizer_sha256": "x"})
+        train.check_same_run(Path("last.pt"), record, record | {"tokenizer_sha256": "x"}, set())
 
 
 def test_resume_without_a_checkpoint_starts_anew_and_says_so(words, capsys):
@@ -375,12 +375,12 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
     data = DataSet(text_data / "tiny")
     config = TrainConfig(batch_size=3)
     with pytest.raises(UserError, match="batch_size=3 cannot be shared by 2 processes"):
-        train.resolve(config, data, world=2)
+        config.for_data(data, processes=2)
     with pytest.raises(UserError, match=r"vocab_size=4096, but .*tiny has 256"):
-        train.resolve(TrainConfig(vocab_size=4096), data, world=1)
+        TrainConfig(vocab_size=4096).for_data(data)
     with pytest.raises(UserError, match="256 tokens need 8 bits"):
-        train.resolve(TrainConfig(n_embd=6, n_head=1), data, world=1)
-    assert train.resolve(config, data, world=3).vocab_size == 256
+        TrainConfig(n_embd=6, n_head=1).for_data(data)
+    assert config.for_data(data, processes=3).vocab_size == 256
 
 
 @pytest.mark.parametrize(
