@@ -138,23 +138,21 @@ class Tokenizer:
         """The regular expression that cuts a text into the pieces that are looked up."""
         return _pattern([]) if self.vocab_size == 256 else self._encoding._pat_str
 
-    def spellings(self) -> list[bytes]:
+    def texts(self) -> list[bytes]:
         """The bytes of text that each id stands for, V of them; empty for special tokens."""
         special = set(self.special.values())
         return [b"" if n in special else text for n, text in enumerate(self._bytes)]
 
     def token_bytes(self) -> NDArray[np.int64]:
         """How many bytes of text each id stands for, (V,); 0 for special tokens."""
-        return np.array([len(text) for text in self.spellings()], dtype=np.int64)
+        return np.array([len(text) for text in self.texts()], dtype=np.int64)
 
     def spellings(self, max_bytes: int = 0) -> NDArray[np.uint8]:
         """Each id's number of bytes of text and then those bytes, (V, 1 + n); at most n count.
 
         n is `max_bytes`, or for 0 what the longest text needs, up to 16. Special tokens have none.
         """
-        texts = [text[: max_bytes or 16] for text in self._bytes]
-        for token_id in self.special.values():
-            texts[token_id] = b""
+        texts = [text[: max_bytes or 16] for text in self.texts()]
         n = max_bytes or max(map(len, texts))
         rows = b"".join(bytes([len(text)]) + text.ljust(n, b"\0") for text in texts)
         return np.frombuffer(rows, dtype=np.uint8).reshape(-1, 1 + n).copy()

@@ -145,7 +145,7 @@ def test_token_bytes_add_up_to_the_text(tokenizer: Tokenizer) -> None:
 
 
 def test_spellings_are_what_ids_decode_to(tokenizer: Tokenizer) -> None:
-    spellings = tokenizer.spellings()
+    spellings = tokenizer.texts()
     assert len(spellings) == tokenizer.vocab_size
     for text in [*documents(20, seed=6), *random_strings(200, seed=6)]:
         ids = tokenizer.encode(text)
