@@ -94,10 +94,12 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_nats(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Each target's -log p under the logits x @ weight.T, (N,) float32; shapes as above."""
+    """Each target's -log p under the logits x @ weight.T, (N,) float32, 0 where it is IGNORED."""
     size = CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size()
-    parts = [
-        F.cross_entropy(F.linear(some, weight).float(), some_targets, reduction="none")
-        for some, some_targets in zip(x.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat(parts)
+    kept = targets != IGNORED
+    parts = []
+    for some, index in zip(x.split(size), targets.where(kept, 0).split(size), strict=True):
+        log_p = F.linear(some, weight).float()
+        torch.log_softmax(log_p, -1, out=log_p)  # in place: V-wide memory is what takes time
+        parts.append(-log_p.gather(1, index.unsqueeze(1)).squeeze(1))
+    return torch.cat(parts) * kept
