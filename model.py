@@ -10,7 +10,7 @@ V vocabulary size, K code width.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -34,7 +34,7 @@ from inputcodes.configurator import Settings, UserError, setting
 from inputcodes.loss import linear_cross_entropy
 
 ROPE_BASE = 10_000.0
-MAX_SPELLING = 16  # bytes of a token's text, unless `spelling_bytes` says otherwise
+MAX_SPELLING = 16  # bytes of a token's text that count, unless `spelling_bytes` says otherwise
 LONG_TEXT, QUERIES = 512, 128  # attention on a CPU: its longest text, and queries a block
 LARGE = 2**19  # numbers of a layer's states (B, T, C) from which on memory goes before time
 
@@ -115,11 +115,10 @@ class GPTConfig(Settings):
 class InputLayer(nn.Module):
     """A new input layer is a subclass of this and a line of INPUT_LAYERS, nothing else.
 
-    `spellings` (V, 1 + n) uint8 holds the length in bytes of each token's text, at most n, then
-    those bytes: `Tokenizer.spellings`.
+    `texts` are those of all V tokens, empty for special tokens (`Tokenizer.texts`).
     """
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__()
         self.config = config
 
@@ -132,7 +131,7 @@ class InputLayer(nn.Module):
 class LearnedInput(InputLayer):
     """The standard lookup: a trainable V x C table."""
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
 
@@ -143,7 +142,7 @@ class LearnedInput(InputLayer):
 class CompressedInput(InputLayer):
     """A trainable V x C / compression table, tiled to width C (Bee, section 3)."""
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         width = config.n_embd // config.compression
         self.weight = nn.Parameter(torch.empty(config.vocab_size, width))
@@ -161,7 +160,7 @@ class CompressedInput(InputLayer):
 class Code(InputLayer):
     """A code that follows from the settings: no parameters, no table of V x C numbers."""
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         self.length = config.code_length or config.n_embd
         self.register_load_state_dict_pre_hook(_drop_stored_code)
@@ -188,7 +187,7 @@ class FixedInput(Code):
     masks: Tensor
     shift: Tensor
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         code = self.choose(config)
         shift = [code.shift >> i & 1 for i in range(len(code.masks))]
@@ -224,7 +223,7 @@ class CodewordInput(Code):
 
     masks: Tensor
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         code = codeword_code(code_width(config.vocab_size), self.length, config.code_seed)
         self.register_buffer("masks", torch.tensor(code.masks, dtype=torch.int32), persistent=False)
@@ -243,16 +242,17 @@ class SpellingInput(CodewordInput):
     spellings: Tensor
     signs: Tensor
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
-        if spellings is None:
-            n = config.spelling_bytes or MAX_SPELLING
-            spellings = torch.zeros(config.vocab_size, 1 + n, dtype=torch.uint8)
-            assert spellings.is_meta, "give the spellings: GPT(config, seed, tokenizer.spellings())"
-        elif not config.spelling_id:
-            refuse_one_spelling(spellings)
-        self.register_buffer("spellings", torch.as_tensor(spellings))
-        n = self.spellings.shape[1] - 1
+        assert texts or torch.empty(0).is_meta, "GPT(config, seed, tokenizer.texts())"
+        longest = max(map(len, texts), default=MAX_SPELLING)
+        n = config.spelling_bytes or min(longest, MAX_SPELLING)
+        texts = [text[:n] for text in texts] or [b""] * config.vocab_size
+        if not config.spelling_id:
+            refuse_one_spelling(texts)
+        rows = bytearray(b"".join(bytes([len(text)]) + text.ljust(n, b"\0") for text in texts))
+        table = torch.as_tensor(np.frombuffer(rows, dtype=np.uint8).reshape(-1, 1 + n))
+        self.register_buffer("spellings", table)  # each a length, then the bytes
         # (place, byte) is the number 256 place + byte, in a code of its own
         code = codeword_code(code_width(256 * n), self.length, f"{config.code_seed} spelling")
         signs = 2 * bits(torch.arange(256 * n), torch.tensor(code.masks, dtype=torch.int32)) - 1
@@ -270,16 +270,15 @@ class SpellingInput(CodewordInput):
         return x * self.scale
 
 
-def refuse_one_spelling(spellings: Tensor) -> None:
-    """Raise UserError, naming them, if two tokens have one text as far as `spellings` holds it."""
+def refuse_one_spelling(texts: Sequence[bytes]) -> None:
+    """Raise UserError, naming them, if two tokens that are not special have one text."""
     first: dict[bytes, int] = {}
-    for token, row in enumerate(spellings.numpy()):
-        other = first.setdefault(row.tobytes(), token)
-        if row[0] and other != token:
+    for token, text in enumerate(texts):
+        other = first.setdefault(text, token)
+        if text and other != token:
             raise UserError(
-                f"tokens {other} and {token} are both spelled {row[1:].tobytes()[: row[0]]!r}"
-                f" in their first {len(row) - 1} bytes: raise --spelling_bytes, or keep the"
-                " codeword of the id (--spelling_id=True)"
+                f"tokens {other} and {token} both begin with {text!r}, and no more bytes count:"
+                " raise --spelling_bytes, or keep the codeword of the id (--spelling_id=True)"
             )
 
 
@@ -288,7 +287,7 @@ class RandomInput(Code):
 
     codes: Tensor
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         width = -(-self.length // 8)
         drawn = random_codes(config.vocab_size, self.length, config.code_seed)
@@ -307,9 +306,9 @@ class FrozenInput(InputLayer):
 
     table: Tensor
 
-    def __init__(self, config: GPTConfig, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
-        self.of = INPUT_LAYERS[config.frozen_of](config, spellings)
+        self.of = INPUT_LAYERS[config.frozen_of](config, texts)
         table = self.of(torch.arange(config.vocab_size))
         self.register_buffer("table", table, persistent=False)  # it follows from the layer
 
@@ -492,20 +491,20 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: ids (B, T) to logits (B, T, V), or to the loss.
 
-    `seed` decides every initial weight. `spellings` (`Tokenizer.spellings`) belong to any model of
-    a tokenizer; spelling codes are made of them. Raises ValueError if the configuration is
+    `seed` decides every initial weight. `texts` (`Tokenizer.texts`) belong to any model of a
+    tokenizer; spelling codes are made of them. Raises ValueError if the configuration is
     impossible.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: GPTConfig, seed: int = 0, spellings: Tensor | None = None) -> None:
+    def __init__(self, config: GPTConfig, seed: int = 0, texts: Sequence[bytes] = ()) -> None:
         super().__init__()
         if problems := config.problems() or ["vocab_size=0: give it"] * (not config.vocab_size):
             raise ValueError("; ".join(problems))
         self.config = config
-        self.input_layer = INPUT_LAYERS[config.input_layer](config, spellings)
+        self.input_layer = INPUT_LAYERS[config.input_layer](config, texts)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=False)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -516,9 +515,10 @@ class GPT(nn.Module):
 
     @classmethod
     def from_weights(cls, config: GPTConfig, weights: Mapping[str, Tensor]) -> Self:
-        """The model of a checkpoint, whose weights hold the spellings if its codes need them."""
-        names = [name for name in weights if name.endswith(".spellings")]
-        gpt = cls(config, spellings=weights[names[0]] if names else None)
+        """The model of a checkpoint, whose weights hold the texts if its codes need them."""
+        tables = [weight for name, weight in weights.items() if name.endswith(".spellings")]
+        rows = [bytes(row) for row in tables[0].tolist()] if tables else []
+        gpt = cls(config, texts=[row[1 : 1 + row[0]] for row in rows])
         gpt.load_state_dict(weights)
         return gpt
 

@@ -152,8 +152,7 @@ class Trainer:
         self.config, self.data, self.processes = config, data, processes
         self.out_dir = Path(config.out_dir)
         device = processes.device
-        spellings = torch.from_numpy(data.tokenizer.spellings(config.spelling_bytes))
-        self.raw_model = GPT(config, config.seed, spellings).to(device)
+        self.raw_model = GPT(config, config.seed, data.tokenizer.texts()).to(device)
         self.optimizer = make_optimizer(self.raw_model, config)
         self.rows = TrainingData(
             data.rows("train", config.block_size), config.batch_size, config.seed

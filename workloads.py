@@ -164,15 +164,11 @@ def matmul(config: BenchConfig) -> Work:
     return Work(lambda: torch.mm(a, b, out=out), 1, "products", flops=2 * MATMUL**3)
 
 
-def spellings(config: BenchConfig, data: DataSet) -> torch.Tensor:
-    return torch.from_numpy(data.tokenizer.spellings(config.spelling_bytes))
-
-
 def input_alone(config: BenchConfig) -> Work:
     """ids to vectors, and back to the table where it is trained."""
     device = setup_device(config.device, config.tf32)
     batches = Batches(config, device)
-    layer = INPUT_LAYERS[config.input_layer](config, spellings(config, batches.data)).to(device)
+    layer = INPUT_LAYERS[config.input_layer](config, batches.data.tokenizer.texts()).to(device)
     for weight in layer.parameters():
         torch.nn.init.normal_(weight, std=0.02)
     ids = next(batches).x
@@ -209,7 +205,7 @@ def loss_alone(config: BenchConfig, plain: bool) -> Work:
 def our_generation(config: BenchConfig, batch: int) -> Work:
     device = setup_device(config.device, config.tf32)
     data = DataSet(Path(config.data_dir) / config.dataset, verify=False)
-    model = GPT(config, config.seed, spellings(config, data)).to(device).eval()
+    model = GPT(config, config.seed, data.tokenizer.texts()).to(device).eval()
     start = torch.zeros(batch, 1, dtype=torch.int64, device=device)
 
     def call() -> None:

@@ -147,16 +147,6 @@ class Tokenizer:
         """How many bytes of text each id stands for, (V,); 0 for special tokens."""
         return np.array([len(text) for text in self.texts()], dtype=np.int64)
 
-    def spellings(self, max_bytes: int = 0) -> NDArray[np.uint8]:
-        """Each id's number of bytes of text and then those bytes, (V, 1 + n); at most n count.
-
-        n is `max_bytes`, or for 0 what the longest text needs, up to 16. Special tokens have none.
-        """
-        texts = [text[: max_bytes or 16] for text in self.texts()]
-        n = max_bytes or max(map(len, texts))
-        rows = b"".join(bytes([len(text)]) + text.ljust(n, b"\0") for text in texts)
-        return np.frombuffer(rows, dtype=np.uint8).reshape(-1, 1 + n).copy()
-
     def to_json(self) -> str:
         """The canonical JSON, from which `from_json` builds the same tokenizer."""
         named = {name: self.special[name] for name in SPECIAL_NAMES}

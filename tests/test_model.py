@@ -31,11 +31,10 @@ SMALL = GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24, 
 
 # each token's text is up to 3 letters; 45 to 49 are special tokens
 TEXTS = [f"{i:b}"[-3:].encode() if i < 45 else b"" for i in range(50)]
-SPELLINGS = torch.tensor([[len(text), *text.ljust(3, b"\0")] for text in TEXTS], dtype=torch.uint8)
 
 
 def small_gpt(seed: int = 0, **changes) -> GPT:
-    return GPT(dataclasses.replace(SMALL, **changes), seed, SPELLINGS)
+    return GPT(dataclasses.replace(SMALL, **changes), seed, TEXTS)
 
 
 def random_ids(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -215,9 +214,8 @@ def test_the_shortest_codewords_are_the_papers_bits_as_signs():
 def test_spelling_is_the_sum_of_codewords_over_the_root_of_their_number(spelling_id):
     """Against Python integers; tokens 45 to 49 are special."""
     texts = [str(i).encode() for i in range(45)] + [b""] * 5  # all different
-    spellings = torch.tensor([[len(t), *t.ljust(2, b"\0")] for t in texts], dtype=torch.uint8)
     config = dataclasses.replace(SMALL, input_layer="spelling", spelling_id=spelling_id)
-    layer = GPT(config, 0, spellings).input_layer
+    layer = GPT(config, 0, texts).input_layer
 
     def codeword(number: int, K: int, seed: int | str) -> np.ndarray:
         masks = codeword_code(K, 24, seed).masks
@@ -235,12 +233,12 @@ def test_spelling_is_the_sum_of_codewords_over_the_root_of_their_number(spelling
 
 def test_two_tokens_of_one_spelling_are_refused_without_their_ids():
     with pytest.raises(
-        UserError, match=r"tokens 4 and 12 are both spelled b'100'.*spelling_id=True"
+        UserError, match=r"tokens 4 and 12 both begin with b'100'.*spelling_id=True"
     ):
         small_gpt(input_layer="spelling", spelling_id=False)
 
 
-def spellings_of_a_bpe() -> torch.Tensor:
+def texts_of_a_bpe() -> list[bytes]:
     """As of GPT-2: all bytes, 3,000 random merges of up to 40 bytes, a mark behind them."""
     rng = random.Random(0)
     texts = [bytes([value]) for value in range(256)]
@@ -248,24 +246,26 @@ def spellings_of_a_bpe() -> torch.Tensor:
         new = rng.choice(texts) + rng.choice(texts)
         if len(new) <= 40 and new not in texts:
             texts.append(new)
-    rows = [[len(text), *text.ljust(40, b"\0")] for text in (*texts, b"")]
-    return torch.tensor(rows, dtype=torch.uint8)
+    return [*texts, b""]
 
 
 @pytest.mark.parametrize("vocabulary", [256, 1000, 65_536, "bpe"])
 @pytest.mark.parametrize("spelling_id", [True, False])
 def test_all_tokens_have_different_spelling_codes(vocabulary, spelling_id):
     if vocabulary == "bpe":
-        spellings = spellings_of_a_bpe()
+        texts = texts_of_a_bpe()
     else:
         grams = ["".join(gram) for gram in itertools.product("abcdeäß中", repeat=3)]
-        tokenizer = Tokenizer(vocabulary, grams if vocabulary > 256 else ())
-        spellings = torch.from_numpy(tokenizer.spellings())
-        assert spellings.shape == (vocabulary, 2 if vocabulary == 256 else 10)
-    V = len(spellings)
-    layer = INPUT_LAYERS["spelling"](
-        GPTConfig(vocab_size=V, n_embd=64, input_layer="spelling", spelling_id=spelling_id),
-        spellings,
+        texts = Tokenizer(vocabulary, grams if vocabulary > 256 else ()).texts()
+    V = len(texts)
+    config = GPTConfig(
+        vocab_size=V, n_embd=64, input_layer="spelling", spelling_id=spelling_id,
+        spelling_bytes=40 if vocabulary == "bpe" and not spelling_id else 0,
+    )  # fmt: skip
+    layer = INPUT_LAYERS["spelling"](config, texts)
+    assert layer.spellings.shape == (
+        V,
+        1 + {256: 1, "bpe": 40 - 24 * spelling_id}.get(vocabulary, 9),
     )
     vectors = layer(torch.arange(V)).numpy()
     assert len({row.tobytes() for row in vectors}) == V

@@ -292,17 +292,3 @@ def test_named_encodings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tiktoken, "get_encoding", no_network)
     with pytest.raises(UserError, match=r"cannot load 'gpt2' \(ConnectionError\).*network"):
         Tokenizer.named("gpt2")
-
-
-def test_spellings_are_the_first_bytes_of_each_token():
-    tokenizer = Tokenizer(300, ["ab", "é", "中文"])
-    rows = tokenizer.spellings()
-    assert rows.shape == (300, 7)  # 中文 has six bytes
-    for token_id, (length, *text) in enumerate(rows.tolist()):
-        special = token_id in tokenizer.special.values()
-        expected = b"" if special else tokenizer.decode_bytes([token_id])
-        assert bytes(text[:length]) == expected
-        assert not any(text[length:])
-    short = tokenizer.spellings(2)
-    assert short[258].tolist() == [2, *"中".encode()[:2]]
-    assert short[ord("a")].tolist() == [1, ord("a"), 0]
