@@ -654,12 +654,6 @@ def compare(runs: Runs, pairs: dict[str, Pair], margin_share: float) -> dict[str
     return lines
 
 
-def markdown(header: str, rows: Sequence[Sequence[object]]) -> str:
-    columns = header.split("|")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).strip() for cell in line) + " |" for line in lines)
-
-
 def comparison_table(section: str, lines: dict[str, Line]) -> str:
     names = "|first|second" if section == "controls" else "|learned|autoencoder"
     header = names + "|difference [95% CI]|d|p|TOST p|verdict|chance|floor"
@@ -679,7 +673,7 @@ def comparison_table(section: str, lines: dict[str, Line]) -> str:
         row += [f"{line.second_mean / line.first_mean:.3f}"] if section == "data" else []
         row += [] if section == "controls" else [PAPER.get(label, "-")]
         rows.append(row)
-    return markdown(header, rows)
+    return stats.markdown_table(header, rows)
 
 
 def note_at_chance(lines: Sequence[Line]) -> str:
@@ -715,7 +709,7 @@ def memory_table(runs: Runs, quick: bool) -> str:
         row += [f"{1 - (codes + task) / (before + task):.1%}" if task else "-"]
         row += [f"{before * 4e-6:.4g} → {codes * 4e-6:.4g}", claim or "-"]
         rows.append(row)
-    return markdown(header, rows)
+    return stats.markdown_table(header, rows)
 
 
 def draw_figure(path: Path, sections: dict[str, dict[str, Line]], protocol: str) -> None:

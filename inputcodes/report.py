@@ -23,7 +23,15 @@ import torch
 
 from inputcodes.configurator import UserError, names_where
 from inputcodes.figures import draw_figures
-from inputcodes.stats import Sample, blocked_anova, mean, paired, pairs_needed, tost_paired
+from inputcodes.stats import (
+    Sample,
+    blocked_anova,
+    markdown_table,
+    mean,
+    paired,
+    pairs_needed,
+    tost_paired,
+)
 from model import INPUT_LAYERS, GPTConfig, count_parameters
 
 INPUT_FIELDS = names_where(GPTConfig, "of_input_layer")
@@ -409,19 +417,6 @@ def difference_text(found: dict[str, Any]) -> str:
 # Tables
 
 
-def markdown(header: str, rows: list[list[str]]) -> str:
-    """A table whose columns are as wide as their widest cell; all but the first to the right."""
-    names = [name.strip() for name in header.split("|")]
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    lines = [names, ["-" * (widths[0])] + ["-" * (width - 1) + ":" for width in widths[1:]], *rows]
-    out = []
-    for line in lines:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        cells[0] = line[0].ljust(widths[0])
-        out.append(f"| {' | '.join(cells)} |")
-    return "\n".join(out)
-
-
 def millions(n: float) -> str:
     """Tokens or parameters, short: 5.73 M."""
     for size, letter in ((1e9, " B"), (1e6, " M")):
@@ -435,7 +430,7 @@ def result_table(rows: list[dict[str, Any]]) -> str:
     return (
         f"Means over {seeds} seeds. Parameters: trainable ones at the input and in all.\n"
         "Range: (max - min) / mean over seeds.\n\n"
-    ) + markdown(
+    ) + markdown_table(
         "variant | at input | in all | tokens | loss | ppl | bits/B | range",
         [
             [
@@ -472,7 +467,7 @@ def verdict_table(rows: list[dict[str, Any]], margin: float) -> str:
         )
     if not lines:
         return ""
-    return f"Paired by seed; margin {margin:.2%} of the baseline's loss.\n\n" + markdown(
+    return f"Paired by seed; margin {margin:.2%} of the baseline's loss.\n\n" + markdown_table(
         "variant - baseline | nats [95% interval] | in % | verdict", lines
     )
 
@@ -482,7 +477,7 @@ def cost_table(rows: list[dict[str, Any]]) -> str:
     return (
         "MB of the input layer, and the peak of a whole run; tokens/s of a run as it was,\n"
         "beside others unless --jobs=1.\n\n"
-    ) + markdown(
+    ) + markdown_table(
         "variant | parameters | gradients | optimizer | fixed | peak | tokens/s",
         [
             [

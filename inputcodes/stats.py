@@ -254,3 +254,18 @@ def blocked_anova(rows: Sequence[Sample]) -> Blocked:
     p = 0.0 if math.isinf(f) else beta_inc(df / 2, (k - 1) / 2, df / (df + (k - 1) * f))
     treatments, blocks = max(0, spread[0] - rest / n), max(0, spread[1] - rest / k)
     return Blocked(math.sqrt(treatments), math.sqrt(blocks), math.sqrt(rest), f, p)
+
+
+def markdown_table(header: str, rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table that is aligned as plain text, too; `header` is "first | second | ...".
+
+    Columns are as wide as their widest cell, the first to the left and the others to the right.
+    """
+    lines = [[str(cell).strip() for cell in line] for line in (header.split("|"), *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    out = []
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        out.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
+    return "\n".join(out)

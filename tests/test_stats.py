@@ -294,3 +294,9 @@ def test_holm_by_its_definition():
             rejected.add(left.pop(0))
         assert {i for i in range(5) if adjusted[i] <= alpha} == rejected
     assert stats.holm([]) == []
+
+
+def test_a_table_is_markdown_and_aligned():
+    assert stats.markdown_table("run | loss", [["out/a", "1.25"], ["b", 10]]) == "\n".join(
+        ["| run   | loss |", "| ----- | ---: |", "| out/a | 1.25 |", "| b     |   10 |"]
+    )
