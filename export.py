@@ -28,15 +28,19 @@ from inputcodes.hf import (
     TOKENIZER,
     neox_config,
     neox_weights,
-    tokenizer_config,
     tokenizer_json,
 )
-from inputcodes.tokenizer import Tokenizer
+from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 from model import GPT, GPTConfig, count_parameters
 
 USAGE = "usage: python export.py --to=DIR [--name=value ...]"
 SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it
 HERE_ALONE = ("data_dir", "out_dir", "device")  # settings that say nothing elsewhere
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endofturn|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def export(config: ExportConfig) -> None:
     """Write the folder: weights, tokenizer, their configurations and a model card."""
     out_dir, to = Path(config.out_dir), Path(config.to)
     model, record = load_model(out_dir / f"{config.checkpoint}.pt")
+    record["config"] |= dataclasses.asdict(model.config)
     tokenizer = Tokenizer.from_json(record.pop("tokenizer"))
     chat = bool(record.get("chat"))
     with system_errors("write", to):
@@ -115,6 +120,21 @@ def write_weights(to: Path, weights: dict[str, Tensor]) -> None:
         write_json(to / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
+def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
+    """tokenizer_config.json; in plain models the names of special tokens in a text are text."""
+    end = SPECIAL_NAMES[0]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # else AutoTokenizer builds GPT-NeoX's own
+        "bos_token": end,  # what a text begins behind
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": not chat,  # the template writes role marks as text
+    }
+    return config | ({"chat_template": CHAT_TEMPLATE} if chat else {})
+
+
 def without_places(record: dict[str, Any]) -> dict[str, Any]:
     """The record of the checkpoint without the paths of the machine that made it."""
     settings = {k: v for k, v in record["config"].items() if k not in HERE_ALONE}
@@ -128,7 +148,7 @@ def without_places(record: dict[str, Any]) -> dict[str, Any]:
 
 def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     """README.md of the folder: what the model is and what made it."""
-    settings, name = record["config"] | dataclasses.asdict(model.config), Path(config.to).name
+    settings, name = record["config"], Path(config.to).name
     total, inputs = count_parameters(model.config)
     codes = ", ".join(
         f"{key}={settings[key]!r}" for key in sorted(names_where(GPTConfig, "of_input_layer"))

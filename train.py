@@ -62,9 +62,9 @@ class TrainConfig(GPTConfig):
     )
     init_from: str = setting(
         "scratch",
-        "scratch; the directory of a run, to fine-tune its best checkpoint; or resume: go on from "
-        "the last checkpoint in out_dir if there is one, else from what follows a comma "
-        "(resume,out/fixed32) or from scratch",
+        "scratch; the directory of a run, to fine-tune its best checkpoint, or of an export; or "
+        "resume: go on from the last checkpoint in out_dir if there is one, else from what "
+        "follows a comma (resume,out/fixed32) or from scratch",
         free_on_resume=True,
     )
     seed: int = setting(1, "initial weights and batch order; at least 0", least=0, most=2**63 - 1)

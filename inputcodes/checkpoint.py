@@ -25,6 +25,7 @@ import torch
 from inputcodes.configurator import UserError, from_record
 from inputcodes.data import DataSet
 from inputcodes.files import file_sha256
+from inputcodes.hf import read_export, weights_file
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent  # of the program
@@ -105,10 +106,12 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             path = out_dir / "last.pt"
             if not path.is_file():
                 continue
+        elif (Path(choice) / "config.json").is_file():
+            return Start(weights_file(Path(choice)), False, *read_export(Path(choice)))
         elif not path.is_file():
             raise UserError(
-                f"init_from={choice!r}: expected scratch, resume or the directory of a run, and"
-                f" there is no {path}"
+                f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"
+                f" an export, and there is no {path}"
             )
         return Start(path, choice == "resume", *read_checkpoint(path))
     return None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inputcodes.configurator import UserError, from_record
 from inputcodes.files import read_json, system_errors
-from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
+from inputcodes.tokenizer import Tokenizer
 from model import GPT, ROPE_BASE, GPTConfig
 
 RECORD = "input_codes"  # the key of config.json with what made the model
@@ -37,10 +37,6 @@ BLOCK = {  # modules of a block here and there
     "mlp.proj": "mlp.dense_4h_to_h",
 }
 EMBEDDING, HEAD = "gpt_neox.embed_in.weight", "embed_out.weight"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endofturn|>"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 def module_names(n_layer: int) -> dict[str, str]:
@@ -145,21 +141,6 @@ def _for_oniguruma(pattern: str) -> str:
     return re.sub(r"(?<=\})\+", "", pattern)  # {1,3}+ would be {1,3} once or more
 
 
-def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
-    """tokenizer_config.json; in plain models the names of special tokens in a text are text."""
-    end = SPECIAL_NAMES[0]
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # else AutoTokenizer builds GPT-NeoX's own
-        "bos_token": end,  # what a text begins behind
-        "eos_token": end,
-        "pad_token": end,
-        "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": not chat,  # the template writes role marks as text
-    }
-    return config | ({"chat_template": CHAT_TEMPLATE} if chat else {})
-
-
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the record of a folder that export.py wrote, as of a checkpoint.
 
@@ -172,7 +153,9 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
     config = from_record(GPTConfig, record["config"])
-    weights = GPT(config).state_dict()
+    tokenizer = Tokenizer.from_json(record["tokenizer"])
+    spellings = torch.from_numpy(tokenizer.spellings(config.spelling_bytes))
+    weights = GPT(config, spellings=spellings).state_dict()
     try:
         there = {name: tensor.float() for name, tensor in _read_tensors(folder)}
         for name, neox_name in module_names(config.n_layer).items():
@@ -190,10 +173,17 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"model": weights}, record
 
 
+def weights_file(folder: Path) -> Path:
+    """The weights of an export, or the index of their files."""
+    index = folder / INDEX
+    return index if index.is_file() else folder / "model.safetensors"
+
+
 def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = {"model.safetensors"}
-    if (folder / INDEX).is_file():
-        files = set(read_json(folder / INDEX)["weight_map"].values())
-    for file in sorted(files):
-        with system_errors("read", folder / file):
-            yield from load_file(folder / file).items()
+    start = weights_file(folder)
+    names = {start.name}
+    if start.name == INDEX:
+        names = set(read_json(start)["weight_map"].values())
+    for name in sorted(names):
+        with system_errors("read", folder / name):
+            yield from load_file(folder / name).items()

@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 
 import export
+import train
 from inputcodes import hf
-from inputcodes.checkpoint import write_checkpoint
+from inputcodes.checkpoint import load_model, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
 from inputcodes.tokenizer import Tokenizer, build_tokenizer
 from model import GPT, INPUT_LAYERS, GPTConfig
+from tests.test_train import SMALL
 
 TEXT = (
     Path(hf.__file__).read_text() + "Der süße Bär 東京 🦊 naïve don't DON'T 12345\r\n\t \n  x" * 9
@@ -72,7 +74,8 @@ def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -
     """A checkpoint of random weights of all sizes that training gives, and the record of a run."""
     config = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "compression": 4}
     config |= {"vocab_size": tokenizer.vocab_size, **settings}
-    model = GPT(GPTConfig(**config), seed=3)
+    spellings = torch.from_numpy(tokenizer.spellings())
+    model = GPT(GPTConfig(**config), 3, spellings)
     generator = torch.Generator().manual_seed(4)
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
@@ -169,6 +172,24 @@ def test_shards_and_bfloat16(tokenizers, tmp_path, monkeypatch):
         hf.read_export(folder)
 
 
+def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
+    """As from its checkpoint: the first evaluations agree, and the record says where from."""
+    run, data = tmp_path / "run", f"--data_dir={text_data}"
+    settings = [f"--{key}={value}" for key, value in SMALL.items()] + [data]
+    train.main([*settings, f"--out_dir={run}", "--input_layer=learned"])
+    exported(run)
+    recipe = ["--dataset=tiny", data, "--batch_size=4", "--max_steps=3", "--warmup_steps=1"]
+    for name, source in (("a", run), ("b", run / "hf")):
+        train.main([*recipe, f"--out_dir={tmp_path / name}", f"--init_from={source}"])
+    losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("a", "b")]
+    keep = [
+        [(line["train_loss"], line["val_loss"]) for line in map(json.loads, text.splitlines())]
+        for text in losses
+    ]
+    assert keep[0] == keep[1]
+    assert load_model(tmp_path / "b" / "best.pt")[1]["base"]["out_dir"] == str(run / "hf")
+
+
 def test_a_chat_model_has_its_template(tokenizers, tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = tokenizers["ngrams"]
@@ -200,4 +221,4 @@ def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
         export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}/hf"])
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
     with pytest.raises(UserError, match=r"not written by export\.py"):
-        hf.read_export(tmp_path)
+        train.main([f"--init_from={tmp_path}", f"--out_dir={tmp_path}/run"])
