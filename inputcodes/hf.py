@@ -153,9 +153,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
     config = from_record(GPTConfig, record["config"])
-    tokenizer = Tokenizer.from_json(record["tokenizer"])
-    spellings = torch.from_numpy(tokenizer.spellings(config.spelling_bytes))
-    weights = GPT(config, spellings=spellings).state_dict()
+    texts = Tokenizer.from_json(record["tokenizer"]).texts()
+    weights = GPT(config, texts=texts).state_dict()
     try:
         there = {name: tensor.float() for name, tensor in _read_tensors(folder)}
         for name, neox_name in module_names(config.n_layer).items():

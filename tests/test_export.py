@@ -74,8 +74,7 @@ def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -
     """A checkpoint of random weights of all sizes that training gives, and the record of a run."""
     config = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "compression": 4}
     config |= {"vocab_size": tokenizer.vocab_size, **settings}
-    spellings = torch.from_numpy(tokenizer.spellings())
-    model = GPT(GPTConfig(**config), 3, spellings)
+    model = GPT(GPTConfig(**config), 3, tokenizer.texts())
     generator = torch.Generator().manual_seed(4)
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
