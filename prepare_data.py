@@ -6,10 +6,11 @@ the main process writes the tokens of all documents in the order they were read.
 documents are conversations, `{"prompt", "response"}` or `{"messages": [{"role", "content"}]}`,
 whose turns get role marks (documents.py shows where).
 
-The result in `data/<dataset>/`: `train_000000.bin`, ... and `val_000000.bin`, ... (uint16, little
-endian, no header), `tokenizer.json`, and `meta.json`, written last. The bytes depend on the input
-and the settings alone, not on the number of processes nor on interruptions: `progress.json` says
-how far a run came, and the same command goes on from there.
+The result in `data/<dataset>/`: `train_000000.bin`, ... and `val_000000.bin`, ... (uint16, or
+uint32 for more than 65,536 ids; little-endian, no header), `tokenizer.json`, and `meta.json`,
+written last. The bytes depend on the input and the settings alone, not on the number of processes
+nor on interruptions: `progress.json` says how far a run came, and the same command goes on from
+there.
 
 An input that cannot be read (malformed JSON, a broken parquet file, a missing column) is an error
 that names it. A document that is not text is left out and counted: `empty` (nothing or only white
@@ -23,6 +24,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ from tqdm import tqdm
 from inputcodes import corpus
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.documents import SKIPS, Encoded, count_chunk, encode_chunk
+from inputcodes.files import file_sha256
+from inputcodes.ngrams import ORDERS, Counts, choose_ngrams, merge_counts, read_ngrams
 from inputcodes.pool import chunks_of, map_chunks
 from inputcodes.shards import SPLITS, ShardWriter, open_folder
-from inputcodes.tokenizer import Counts, Tokenizer, check_vocab_size, frequent_ngrams, merge_counts
+from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
 
 USAGE = "usage: python prepare_data.py [FILE.py] [--name=value ...]"
 FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
@@ -63,13 +67,25 @@ class PrepareConfig(Settings):
         "documents are conversations: columns or keys messages, or prompt and response; those of "
         "stdlib are the signatures and docstrings of its functions",
     )
-    vocab_size: int = setting(256, "256 (bytes) to 65536; tokenizer.py describes the layouts")
+    vocab_size: int = setting(
+        0, "256 (bytes) to 65536, see tokenizer.py; 0: 256, or what the tokenizer given has"
+    )
     tokenizer: str = setting(
         "",
-        "a tokenizer.json to use again or a tiktoken encoding such as gpt2, instead of a new one "
-        "of vocab_size",
+        "instead of a new one: the name of a tiktoken encoding such as gpt2, a tokenizer.json to "
+        "use again, or a .json file of the tokenizers library",
     )
-    max_ngram: int = setting(3, "most characters of an n-gram: 2 or 3")
+    ngrams: int = setting(0, "n-grams in the vocabulary; 0: as many as fit", least=0)
+    ngram_order: str = setting(
+        "frequency",
+        "order of their ids: frequency, or text (longest first, then by code point)",
+        choices=ORDERS,
+    )
+    ngram_within_words: bool = setting(False, "only n-grams of letters and apostrophes")
+    ngram_file: str = setting(
+        "", "file of n-grams to use in its order instead of counting: a JSON list, or one per line"
+    )
+    max_ngram: int = setting(3, "most characters of an n-gram that is counted", least=2, most=3)
     count_characters: int = setting(
         200_000_000, "training text whose n-grams are counted, in characters; 0: all"
     )
@@ -84,11 +100,9 @@ class PrepareConfig(Settings):
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
-        found = _source_problems(self)
+        found = super().problems() + _source_problems(self) + _vocabulary_problems(self)
         if Path(self.dataset).name != self.dataset or self.dataset in ("", ".."):
             found.append(f"dataset={self.dataset!r}: expected the plain name of a folder")
-        if self.max_ngram not in (2, 3):
-            found.append(f"max_ngram={self.max_ngram}: expected 2 or 3")
         if not 0 <= self.val_fraction < 1:
             found.append(f"val_fraction={self.val_fraction}: expected 0 or more and less than 1")
         if self.shard_tokens < 1:
@@ -96,10 +110,6 @@ class PrepareConfig(Settings):
         for name in ("max_tokens", "workers", "count_characters", "save_every_s"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)}: expected 0 or more")
-        try:
-            check_vocab_size(self.vocab_size)
-        except UserError as error:
-            found.append(str(error))
         return found
 
     @property
@@ -139,14 +149,45 @@ def _source_problems(config: PrepareConfig) -> list[str]:
     return found
 
 
+def _vocabulary_problems(config: PrepareConfig) -> list[str]:
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    of_counting = ("ngram_order", "ngram_within_words", "max_ngram")
+    of_ngrams = ("ngrams", "ngram_file", *of_counting)
+    vocab_size = config.vocab_size or 256
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [name for name in names if getattr(config, name) != defaults[name]]
+
+    if config.tokenizer:
+        return [
+            f"{name}={getattr(config, name)!r} beside tokenizer={config.tokenizer!r}: leave it out,"
+            " the tokenizer decides"
+            for name in given(("vocab_size", *of_ngrams))
+        ]
+    try:
+        places = len(ngram_places(check_vocab_size(vocab_size)))
+    except UserError as error:
+        return [str(error)]
+    found = []
+    if not places and (names := given(of_ngrams)):
+        found.append(f"{names[0]} is given, but a vocab_size of 256 has no n-grams: raise it")
+    elif config.ngrams > places:
+        found.append(f"ngrams={config.ngrams}: vocab_size={vocab_size} has places for {places:,}")
+    if config.ngram_file:
+        found += [
+            f"{name} is given beside ngram_file={config.ngram_file!r}, which decides: leave it out"
+            for name in given(of_counting)
+        ]
+    return found
+
+
 def prepare(config: PrepareConfig) -> Path:
     """Make the data set, or what is left of it to make, and return its folder.
 
     A finished data set of the same settings and sources is left as it is. Raises UserError.
     """
     folder = Path(config.data_dir) / config.dataset
-    values = dataclasses.asdict(config)
-    settings = {name: value for name, value in values.items() if name not in FREE_SETTINGS}
+    settings = _identity(config)
     say = (lambda text: None) if config.quiet else functools.partial(print, flush=True)
     sources = corpus.describe_sources(config.source, config.entries)
     writer = open_folder(folder, config.shard_tokens, settings, sources)
@@ -170,6 +211,20 @@ def prepare(config: PrepareConfig) -> Path:
     return folder
 
 
+def _identity(config: PrepareConfig) -> dict[str, Any]:
+    """The settings that decide the bytes of the data set; those of n-grams only where given."""
+    settings = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in FREE_SETTINGS
+        and not (field.name.startswith("ngram") and getattr(config, field.name) == field.default)
+    }
+    settings["vocab_size"] = config.vocab_size or 256
+    if config.ngram_file:
+        settings["ngram_file_sha256"] = file_sha256(Path(config.ngram_file))
+    return settings
+
+
 def _open_stream(config: PrepareConfig) -> corpus.Stream:
     column = None if config.chat else config.text_column
     sources = corpus.open_sources(config.source, config.entries, column, config.val_fraction)
@@ -189,15 +244,26 @@ def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
     elif config.tokenizer:
         tokenizer = Tokenizer.named(config.tokenizer)
     else:
-        tokenizer = Tokenizer(config.vocab_size, _count(config) if config.vocab_size > 256 else [])
+        tokenizer = Tokenizer(config.vocab_size or 256, _ngrams(config))
     tokenizer.save(path)
-    writer.progress["tokenizer_sha256"] = tokenizer.sha256
+    writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
     writer.save(None)
     return tokenizer
 
 
-def _count(config: PrepareConfig) -> list[str]:
-    """The n-grams of the vocabulary, from the first `count_characters` of the stream, in chunks."""
+def _ngrams(config: PrepareConfig) -> list[str]:
+    """The n-grams of the vocabulary, in the order of their ids."""
+    vocab_size, number = config.vocab_size or 256, config.ngrams
+    if vocab_size == 256:
+        return []
+    if config.ngram_file:
+        return read_ngrams(Path(config.ngram_file), vocab_size, number)
+    counts, order = _count(config), config.ngram_order
+    return choose_ngrams(counts, vocab_size, number, order, config.ngram_within_words)
+
+
+def _count(config: PrepareConfig) -> Counts:
+    """The n-grams in the first `count_characters` of the stream, in chunks."""
     job = functools.partial(count_chunk, config.max_ngram, config.val_fraction, config.chat)
     results = map_chunks(job, chunks_of(_open_stream(config)), config.workers)
     total = merge_counts([])
@@ -213,7 +279,7 @@ def _count(config: PrepareConfig) -> list[str]:
                 parts = []
             if 0 < config.count_characters <= characters:
                 break
-    return frequent_ngrams(config.vocab_size, merge_counts([total, *parts]))
+    return merge_counts([total, *parts])
 
 
 def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWriter) -> None:

@@ -19,8 +19,8 @@ can be kept by document.
 Shapes: B sequences of this process, T = block_size.
 """
 
+import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,17 +33,19 @@ from torch import Tensor
 
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
+from inputcodes.files import file_sha256, read_json, system_errors, write_json
 from inputcodes.packing import ChatRows
-from inputcodes.shards import file_sha256
-from inputcodes.tokenizer import Tokenizer
+from inputcodes.shards import FORMAT, SPLITS, data_sha256
+from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 from model import Layout, segment_layout
 
 
 class Split:
-    """The shards of a split as one stream of uint16 token ids."""
+    """The shards of a split as one stream of token ids."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.shards = [np.memmap(path, dtype="<u2", mode="r") for path in paths]
+    def __init__(self, paths: list[Path], dtype: str = "uint16") -> None:
+        little_endian = np.dtype(dtype).newbyteorder("<")
+        self.shards = [np.memmap(path, dtype=little_endian, mode="r") for path in paths]
         self.ends = np.cumsum([len(shard) for shard in self.shards])
         self.tokens = int(self.ends[-1]) if paths else 0
         self._places: dict[int, NDArray[np.int64]] = {}  # one pass over the split is enough
@@ -121,18 +123,34 @@ class DataSet:
     def __init__(self, path: Path, verify: bool = True) -> None:
         """Open `path`; `verify` also compares every shard with its SHA-256.
 
-        Raises UserError, naming the file, if anything is missing, cut short or altered.
+        Raises UserError, naming the file, if anything is missing, cut short or altered, or if the
+        parts do not add up. What was verified is remembered by size and modification time.
         """
         self.path = path
         self.meta = self._read_meta()
         self.tokenizer = Tokenizer.load(self._file("tokenizer.json"))
-        if self.tokenizer.sha256 != self.meta["tokenizer_sha256"]:
-            raise UserError(f"{path / 'tokenizer.json'} is not the one meta.json was written with")
-        self.vocab_size: int = self.meta["vocab_size"]
+        if self.meta.get("tokenizer_sha256") != self.tokenizer.sha256:
+            raise self._damaged("tokenizer.json", "is not the one meta.json was written with")
+        try:
+            check_meta(self.meta, self.tokenizer)
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise self._damaged("meta.json", f"is damaged ({reason})") from error
+        self.vocab_size = self.tokenizer.vocab_size
         self.sha256: str = self.meta["data_sha256"]
         self.chat: bool = self.meta.get("settings", {}).get("chat", False)
+        files = {split: self.meta["splits"][split]["files"] for split in SPLITS}
+        with system_errors("read", path):
+            self._check_files([*files["train"], *files["val"]], verify)
+        self.train, self.val = (
+            Split([path / file["name"] for file in files[split]], self.tokenizer.dtype.name)
+            for split in SPLITS
+        )
         self._packed: dict[tuple[str, int], ChatRows] = {}  # packing is slow
-        self.train, self.val = (self._open_split(name, verify) for name in ("train", "val"))
+        marks = [self.tokenizer.special[name] for name in SPECIAL_NAMES[1:]]
+        if self.chat != any(shard[0] in marks for shard in self.train.shards[:1]):
+            what = "plain texts" if self.chat else "conversations"
+            raise self._damaged("meta.json", f"says chat={self.chat}, but the shards hold {what}")
 
     def rows(self, name: str, block_size: int) -> Rows:
         """What a run reads of split `name`: windows of the stream, or packed conversations."""
@@ -140,43 +158,76 @@ class DataSet:
         if not self.chat:
             return TextRows(split, block_size, self.tokenizer.end_of_text)
         if (name, block_size) not in self._packed:
-            tokens = np.concatenate([np.empty(0, dtype=np.uint16), *split.shards])
+            tokens = np.concatenate([np.empty(0, dtype=self.tokenizer.dtype), *split.shards])
             self._packed[name, block_size] = ChatRows(tokens, self.tokenizer, block_size)
         return self._packed[name, block_size]
 
+    def _damaged(self, name: str, what: str) -> UserError:
+        return UserError(
+            f"{self.path / name} {what}: delete {self.path} and prepare the data set again"
+        )
+
     def _read_meta(self) -> dict[str, Any]:
-        file = self.path / "meta.json"
-        if not file.is_file():
-            raise UserError(
-                f"no data set in {self.path}: make it with"
-                f" `python prepare_data.py --dataset={self.path.name}` (see --help)"
-            )
-        try:
-            meta = json.loads(file.read_text())
-            if meta["format"] != 1:
-                raise ValueError(f"format {meta['format']}, expected 1")
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{file} is damaged ({error}): prepare the data set again") from error
-        return meta
+        if (self.path / "meta.json").is_file():
+            meta = read_json(self.path / "meta.json", f"delete {self.path} and prepare it again")
+            if meta.get("format") != FORMAT:
+                what = f"has format {meta.get('format')!r}, expected {FORMAT}"
+                raise self._damaged("meta.json", what)
+            return meta
+        if (self.path / "progress.json").is_file():
+            raise UserError(f"{self.path} is unfinished: repeat the command that prepares it")
+        raise UserError(
+            f"no data set in {self.path}: choose another --dataset or --data_dir, or make one"
+            " (`python prepare_data.py --help`)"
+        )
 
     def _file(self, name: str) -> Path:
         if not (self.path / name).is_file():
-            raise UserError(f"{self.path / name} is missing: prepare the data set again")
+            raise self._damaged(name, "is missing")
         return self.path / name
 
-    def _open_split(self, name: str, verify: bool) -> Split:
-        paths = []
-        for entry in self.meta["splits"][name]["files"]:
-            path = self._file(entry["name"])
-            if path.stat().st_size != 2 * entry["tokens"]:
-                raise UserError(
-                    f"{path} holds {path.stat().st_size} bytes, expected {2 * entry['tokens']}:"
-                    " prepare the data set again"
-                )
-            if verify and file_sha256(path) != entry["sha256"]:
-                raise UserError(f"{path} was altered (wrong SHA-256): prepare the data set again")
-            paths.append(path)
-        return Split(paths)
+    def _check_files(self, files: list[dict[str, Any]], verify: bool) -> None:
+        """Check the size of every shard, and its hash unless verified.json has it."""
+        remembered = self.path / "verified.json"
+        before: dict[str, Any] = {}
+        if verify and remembered.is_file():
+            with contextlib.suppress(UserError):  # a damaged one is as good as none
+                before = read_json(remembered)
+        verified: dict[str, Any] = {}
+        for name, tokens, sha256 in ((f["name"], f["tokens"], f["sha256"]) for f in files):
+            stat, expected = self._file(name).stat(), self.tokenizer.dtype.itemsize * tokens
+            if stat.st_size != expected:
+                raise self._damaged(name, f"holds {stat.st_size} bytes, expected {expected}")
+            verified[name] = [stat.st_size, stat.st_mtime_ns, sha256]
+            known = not verify or before.get(name) == verified[name]
+            if not known and file_sha256(self.path / name) != sha256:
+                raise self._damaged(name, "was altered (wrong SHA-256)")
+        if verify and verified != before:
+            with contextlib.suppress(UserError):  # in a read-only folder: verify again next time
+                write_json(remembered, verified)
+
+
+def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Raise an error for what in meta.json contradicts the rest of it or the tokenizer."""
+
+    def check(name: str, value: Any, expected: Any) -> None:
+        if value != expected or type(value) is not type(expected):
+            raise ValueError(f"{name} {value!r}, expected {expected!r}")
+
+    check("vocab_size", meta["vocab_size"], tokenizer.vocab_size)
+    check("dtype", meta.get("dtype", "uint16"), tokenizer.dtype.name)
+    chat = meta.get("settings", {}).get("chat", False)
+    check("chat", chat, bool(chat))
+    hashes = [tokenizer.sha256]
+    for split in SPLITS:
+        entries = meta["splits"][split]["files"]
+        for entry in entries:
+            check("name of a shard", entry["name"], Path(str(entry["name"])).name)
+            check(f"tokens of {entry['name']}", entry["tokens"], max(1, int(entry["tokens"])))
+            hashes.append(entry["sha256"])
+        total = sum(entry["tokens"] for entry in entries)
+        check(f"tokens of {split}", meta["splits"][split]["tokens"], total)
+    check("data_sha256", meta["data_sha256"], data_sha256(hashes))
 
 
 class BatchOrder:

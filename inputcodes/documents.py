@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inputcodes.ngrams import Counts, count_ngrams
 from inputcodes.shards import SPLITS
-from inputcodes.tokenizer import Counts, Tokenizer, count_ngrams
+from inputcodes.tokenizer import TokenIds, Tokenizer
 
 SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text", "not_chat")
 OUTCOMES = (*SPLITS, *SKIPS)
@@ -100,17 +101,17 @@ def split_of(utf8: bytes, val_fraction: float) -> str:
     return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
 
 
-def encode_turns(tokenizer: Tokenizer, turns: Turns) -> NDArray[np.uint16]:
+def encode_turns(tokenizer: Tokenizer, turns: Turns) -> TokenIds:
     """The tokens of a document but the last one, (T,); see the top of this file."""
     special = tokenizer.special
     parts: list[Any] = []
     for role, text in turns:
         ids = tokenizer.encode_array(text)
         parts += [[special[f"<|{role}|>"]], ids, [special[END_OF_TURN]]] if role else [ids]
-    return np.concatenate(parts).astype(np.uint16, copy=False)
+    return np.concatenate(parts).astype(tokenizer.dtype, copy=False)
 
 
-def response_mask(tokenizer: Tokenizer, tokens: NDArray[np.uint16]) -> NDArray[np.bool_]:
+def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
     """Which of the tokens (T,) an assistant says, the end of its turn included, (T,)."""
     marks = [tokenizer.special[f"<|{role}|>"] for role in ROLES]
     places = np.flatnonzero(np.isin(tokens, [*marks, tokenizer.end_of_text]))
@@ -126,11 +127,11 @@ def response_mask(tokenizer: Tokenizer, tokens: NDArray[np.uint16]) -> NDArray[n
 class Encoded:
     """What became of a chunk of N documents.
 
-    `tokens` (T,) uint16, all documents one after the other; `lengths` (N,) their tokens, 0 if left
+    `tokens` (T,), all documents one after the other; `lengths` (N,) their tokens, 0 if left
     out; `text_bytes` (N,) the UTF-8 they stand for; `outcomes` (N,) indices into OUTCOMES.
     """
 
-    tokens: NDArray[np.uint16]
+    tokens: TokenIds
     lengths: NDArray[np.int64]
     text_bytes: NDArray[np.int64]
     outcomes: NDArray[np.uint8]
@@ -150,7 +151,7 @@ def encode_chunk(
     parts = []
     lengths, text_bytes = np.zeros((2, len(values)), dtype=np.int64)
     outcomes = np.zeros(len(values), dtype=np.uint8)
-    end = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
     for number, (split, value) in enumerate(values):
         document = read_chat(value) if chat else read_text(value)
         outcome = document.outcome or split or split_of(document.utf8, val_fraction)
@@ -159,7 +160,7 @@ def encode_chunk(
             ids = encode_turns(tokenizer, document.turns)
             parts += [ids, end]
             lengths[number], text_bytes[number] = len(ids) + 1, len(document.utf8)
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=tokenizer.dtype)
     return Encoded(tokens, lengths, text_bytes, outcomes)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inputcodes.documents import response_mask
 from inputcodes.loss import IGNORED
-from inputcodes.tokenizer import Tokenizer
+from inputcodes.tokenizer import TokenIds, Tokenizer
 
 PADDING = -1  # the segment of the positions that no example fills
 
@@ -28,7 +28,7 @@ class ChatRows:
 
     stride = 1
 
-    def __init__(self, tokens: NDArray[np.uint16], tokenizer: Tokenizer, block_size: int) -> None:
+    def __init__(self, tokens: TokenIds, tokenizer: Tokenizer, block_size: int) -> None:
         self._tokens, self._padding = tokens, tokenizer.end_of_text
         self.tokens, self.block_size = len(tokens), block_size
         self._says = response_mask(tokenizer, tokens)

@@ -6,6 +6,7 @@ its last save is made again, to the same bytes. `meta.json` is written last and 
 data set:
 
   format, vocab_size, tokenizer_sha256
+  dtype         of the ids in the shards: uint16, or uint32 for more than 65,536 ids
   splits        for `train` and `val`: tokens, documents, bytes (of text, as UTF-8), and files, each
                 with its name, tokens and sha256
   skipped       documents left out, by reason
@@ -16,13 +17,14 @@ data set:
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inputcodes.configurator import UserError
+from inputcodes.tokenizer import TokenIds
 
 SPLITS = ("train", "val")
 FORMAT = 1
@@ -31,8 +33,9 @@ FORMAT = 1
 class ShardWriter:
     """Appends documents to the shards of both splits.
 
-    `progress` is what progress.json holds: `settings`, `sources`, `tokenizer_sha256`, `stream` (the
-    reader's state, None at the start), `splits` and `skipped` as in meta.json.
+    `progress` is what progress.json holds: `settings`, `sources`, `tokenizer_sha256` and `dtype`
+    (once there is a tokenizer), `stream` (the reader's state, None at the start), `splits` and
+    `skipped` as in meta.json.
     """
 
     def __init__(self, folder: Path, shard_tokens: int, progress: dict[str, Any]) -> None:
@@ -40,7 +43,11 @@ class ShardWriter:
         self.progress = progress
         self._shard_tokens = shard_tokens
 
-    def add(self, split: str, tokens: NDArray[np.uint16], documents: int, text_bytes: int) -> None:
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.progress.get("dtype", "uint16")).newbyteorder("<")
+
+    def add(self, split: str, tokens: TokenIds, documents: int, text_bytes: int) -> None:
         """Append whole documents; a shard that is full ends anywhere, also within a document."""
         counts = self.progress["splits"][split]
         counts["documents"] += documents
@@ -48,7 +55,7 @@ class ShardWriter:
         while len(tokens):
             room = self._shard_tokens - counts["tokens"] % self._shard_tokens
             with open(self._path(split), "ab") as file:
-                file.write(tokens[:room].astype("<u2").tobytes())
+                file.write(tokens[:room].astype(self._dtype).tobytes())
             counts["tokens"] += len(tokens[:room])
             tokens = tokens[room:]
             if counts["tokens"] % self._shard_tokens == 0:
@@ -73,12 +80,13 @@ class ShardWriter:
         meta = {
             "format": FORMAT,
             "vocab_size": vocab_size,
+            "dtype": self._dtype.name,
             "tokenizer_sha256": progress["tokenizer_sha256"],
             "splits": progress["splits"],
             "skipped": progress["skipped"],
             "sources": progress["sources"],
             "settings": progress["settings"],
-            "data_sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+            "data_sha256": data_sha256(hashes),
         }
         write_json(self.folder / "meta.json", meta)
         (self.folder / "progress.json").unlink()
@@ -89,8 +97,9 @@ class ShardWriter:
         known: set[str] = set()
         for split in SPLITS:
             counts = self.progress["splits"][split]
-            sizes = {file["name"]: 2 * file["tokens"] for file in counts["files"]}
-            left = 2 * counts["tokens"] - sum(sizes.values())
+            itemsize = self._dtype.itemsize
+            sizes = {file["name"]: itemsize * file["tokens"] for file in counts["files"]}
+            left = itemsize * counts["tokens"] - sum(sizes.values())
             if left:
                 sizes[self._path(split).name] = left
             for name, size in sizes.items():
@@ -120,9 +129,14 @@ class ShardWriter:
     def _close(self, split: str) -> None:
         path = self._path(split)
         _flush(path)
-        tokens = path.stat().st_size // 2
+        tokens = path.stat().st_size // self._dtype.itemsize
         entry = {"name": path.name, "tokens": tokens, "sha256": file_sha256(path)}
         self.progress["splits"][split]["files"].append(entry)
+
+
+def data_sha256(hashes: Sequence[str]) -> str:
+    """The hash of a data set, from those of its tokenizer and of all its shards in order."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def open_folder(

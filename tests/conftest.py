@@ -17,18 +17,26 @@ os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-code
 torch.set_num_threads(1)  # the models are tiny, and CI may share its cores
 
 
-def write_data_set(path: Path, train: list[np.ndarray], val: list[np.ndarray]) -> None:
-    """A directory as prepare_data.py leaves it, of byte tokens in the given shards."""
+def write_data_set(
+    path: Path,
+    train: list[np.ndarray],
+    val: list[np.ndarray],
+    vocab_size: int = 256,
+    chat: bool = False,
+) -> None:
+    """A directory as prepare_data.py leaves it, of tokens in the given shards."""
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(256)
+    tokenizer = Tokenizer(vocab_size)
     tokenizer.save(path / "tokenizer.json")
     splits = {"train": write_split(path, "train", train), "val": write_split(path, "val", val)}
+    hashes = [tokenizer.sha256, *(f["sha256"] for s in splits.values() for f in s["files"])]
     meta = {
         "format": 1,
-        "vocab_size": 256,
+        "vocab_size": vocab_size,
         "tokenizer_sha256": tokenizer.sha256,
-        "data_sha256": hashlib.sha256(json.dumps(splits).encode()).hexdigest(),
+        "data_sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         "splits": splits,
+        "settings": {"chat": chat},
     }
     (path / "meta.json").write_text(json.dumps(meta))
 

@@ -1,5 +1,8 @@
 """Batch order against brute force; damaged data sets are named and refused."""
 
+import functools
+import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from inputcodes.configurator import UserError
 from inputcodes.data import BatchOrder, DataSet, Split, TextRows, TrainingData, validation_batches
 from inputcodes.distributed import Processes
+from inputcodes.files import file_sha256
 from inputcodes.tokenizer import Tokenizer
 from tests.conftest import write_data_set
 
@@ -167,6 +171,7 @@ def flip_a_bit(path):
         (lambda path: (path / "meta.json").unlink(), "no data set in"),
         (lambda path: (path / "meta.json").write_text('{"format"'), "meta.json is damaged"),
         (lambda path: (path / "meta.json").write_text('{"format": 9}'), "format 9, expected 1"),
+        (lambda path: (path / "meta.json").rename(path / "progress.json"), "is unfinished"),
         (lambda path: (path / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (
             lambda path: Tokenizer(300).save(path / "tokenizer.json"),
@@ -179,6 +184,105 @@ def test_a_damaged_data_set_is_named_and_refused(data_dir, damage, words):
     damage(data_dir)
     with pytest.raises(UserError, match=words):
         DataSet(data_dir)
+
+
+def change_meta(path, change) -> None:
+    meta = json.loads((path / "meta.json").read_text())
+    change(meta)
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda meta: meta.update(vocab_size=300), "vocab_size 300, expected 256"),
+        (lambda meta: meta.update(dtype="uint32"), "dtype 'uint32', expected 'uint16'"),
+        (lambda meta: meta.update(settings={"chat": True}), "says chat=True, but .* plain texts"),
+        (lambda meta: meta.update(data_sha256="0" * 64), "data_sha256 '000"),
+        (
+            lambda meta: meta["splits"]["train"].update(tokens=2000),
+            "tokens of train 2000, exp.* 1000",
+        ),
+        (lambda meta: meta["splits"]["val"]["files"].pop(), "tokens of val 203, expected 0"),
+        (lambda meta: meta["splits"]["train"]["files"].reverse(), "data_sha256"),
+    ],
+)
+def test_a_meta_file_that_does_not_add_up_is_refused(data_dir, change, words):
+    change_meta(data_dir, change)
+    with pytest.raises(UserError, match=words):
+        DataSet(data_dir)
+
+
+def places_in(value, path=()):
+    """Every place in nested JSON values, as the keys that lead to it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places_in(inner, (*path, key))
+
+
+DAMAGES = (None, True, -1, 10**30, float("inf"), "", "x\0", "a" * 300, [], {}, [{}], "left out")
+
+
+def damaged(text: str, parents: list, last: str | int, value: object) -> str:
+    meta = json.loads(text)
+    holder = functools.reduce(lambda part, key: part[key], parents, meta)
+    holder[last] = value
+    if value == "left out":
+        del holder[last]
+    return json.dumps(meta)
+
+
+def test_every_damage_to_meta_is_one_line(data_dir):
+    """Whatever stands wherever: refused in one line, or it changes nothing that is used."""
+    text = (data_dir / "meta.json").read_text()
+    whole, refused = DataSet(data_dir), 0
+    for *parents, last in places_in(json.loads(text)):
+        for value in DAMAGES:
+            (data_dir / "meta.json").write_text(damaged(text, parents, last, value))
+            data, message = None, ""
+            try:
+                data = DataSet(data_dir)
+            except UserError as error:
+                message = str(error)
+            if data:
+                assert (data.vocab_size, data.chat) == (whole.vocab_size, whole.chat)
+                assert (data.sha256, data.train.tokens) == (whole.sha256, whole.train.tokens)
+            else:
+                refused += 1
+                assert len(message.splitlines()) == 1
+                assert str(data_dir) in message
+    assert refused > 300
+
+
+def test_shards_are_verified_once(data_dir, monkeypatch):
+    """Hashed at the first opening; later only files whose size or modification time changed."""
+    hashed = []
+
+    def count(path):
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("inputcodes.data.file_sha256", count)
+    names = [f"train_{n:06d}.bin" for n in range(4)] + ["val_000000.bin"]
+    DataSet(data_dir, verify=False)
+    assert hashed == []
+    DataSet(data_dir)
+    assert hashed == names
+    DataSet(data_dir)
+    assert hashed == names
+    file = data_dir / names[1]
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    DataSet(data_dir)
+    assert hashed == [*names, names[1]]
+    (data_dir / "verified.json").write_text("{")
+    DataSet(data_dir)
+    assert hashed == [*names, names[1], *names]
+    flip_a_bit(data_dir)
+    for _ in range(2):
+        with pytest.raises(UserError, match="was altered"):
+            DataSet(data_dir)
 
 
 def test_split_of_no_shards_is_empty():

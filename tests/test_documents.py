@@ -10,8 +10,9 @@ from inputcodes import corpus
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet
 from inputcodes.documents import docstring_rows, encode_turns, read_chat, response_mask
-from inputcodes.tokenizer import Tokenizer, build_tokenizer
+from inputcodes.tokenizer import Tokenizer
 from prepare_data import PrepareConfig, prepare
+from tests.helpers import build_tokenizer
 from tests.test_prepare_data import config, write_json_lines, write_parquet
 
 TURNS = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2 ✓"), ("user", "<|user|>"),

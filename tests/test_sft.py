@@ -1,6 +1,5 @@
 """Fine-tuning a run: what the checkpoint decides, masked losses, processes and interruptions."""
 
-import json
 import math
 import shutil
 
@@ -38,9 +37,7 @@ def data_dir(text_data, tmp_path_factory):
         ids = encode_turns(tokenizer, [("user", prompt), ("assistant", response)])
         parts += [[*ids, tokenizer.end_of_text]]
     train_tokens, val_tokens = np.concatenate(parts[:250]), np.concatenate(parts[250:])
-    write_data_set(folder / "sums", [train_tokens], [val_tokens])
-    meta = json.loads((folder / "sums" / "meta.json").read_text()) | {"settings": {"chat": True}}
-    (folder / "sums" / "meta.json").write_text(json.dumps(meta))
+    write_data_set(folder / "sums", [train_tokens], [val_tokens], chat=True)
     return folder
 
 
@@ -181,11 +178,8 @@ def test_what_contradicts_the_checkpoint_is_named(words, base, data_dir, tmp_pat
     assert f"input_layer='fixed', but {base / 'best.pt'} has 'affine'" in str(caught.value)
     assert "n_layer=3" in str(caught.value)
     other = tmp_path / "other"
-    shutil.copytree(data_dir / "sums", other / "sums")
-    Tokenizer(300).save(other / "sums" / "tokenizer.json")
-    meta = json.loads((other / "sums" / "meta.json").read_text())
-    meta |= {"tokenizer_sha256": Tokenizer(300).sha256, "vocab_size": 300}
-    (other / "sums" / "meta.json").write_text(json.dumps(meta))
+    sums = DataSet(data_dir / "sums")
+    write_data_set(other / "sums", sums.train.shards, sums.val.shards, vocab_size=300, chat=True)
     with pytest.raises(UserError, match=r"another tokenizer.*--tokenizer=.*tokenizer\.json"):
         train.main(words(data_dir=other))
     assert not (tmp_path / "run").exists()

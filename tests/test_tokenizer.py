@@ -1,35 +1,29 @@
 """The tokenizers against a naive greedy reference, written from the layouts' description alone."""
 
-import collections
+import hashlib
 import json
 import pickle
 import random
 import re
+import string
+import sys
 
 import numpy as np
 import pytest
 import tiktoken
 
+import evaluate
+import prepare_data
+import sample
+import train
+from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
-from inputcodes.tokenizer import (
-    SPECIAL_NAMES,
-    Tokenizer,
-    build_tokenizer,
-    count_ngrams,
-    frequent_ngrams,
-    merge_counts,
-)
+from inputcodes.data import DataSet
+from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
+from tests.helpers import WORDS, build_tokenizer, documents
 
 SCALARS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-ENGLISH = ["the", "then", "them", "there", "this", "that", "of", "and", "in", "to", "a", "is"]
-WORDS = [*ENGLISH, "café", "naïve", "中文", "中国", "שלום", "سلام", "été", "😀"]
 SIZES = [256, 257, 300, 4096, 65536]
-
-
-def documents(count: int = 400, seed: int = 0) -> list[str]:
-    """Word salad with a few hundred distinct n-grams, some of them not ASCII."""
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=60)) + ".\n" for _ in range(count)]
 
 
 TOKENIZERS = {size: build_tokenizer(size, documents()) for size in SIZES}
@@ -166,34 +160,6 @@ def test_empty_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([]) == ""
 
 
-@pytest.mark.parametrize("max_ngram", [2, 3])
-def test_ngrams_are_the_most_frequent_ones(max_ngram: int) -> None:
-    """Against a plain Counter over slices, with ties by text."""
-    texts = [*documents(30, seed=4), "a\0b", "x\0", "é", "", "ab"]
-    naive = collections.Counter(
-        text[at : at + n]
-        for text in texts
-        for n in range(1, max_ngram + 1)
-        for at in range(len(text) - n + 1)
-    )
-    ranked = sorted((-count, ngram) for ngram, count in naive.items() if "\0" not in ngram)
-    byte_wise = [g for c, g in ranked if c < -1 and len(g.encode()) > 1]
-    counts = count_ngrams(texts, max_ngram)
-    assert frequent_ngrams(300, counts) == byte_wise[:44]
-    assert frequent_ngrams(65535, counts) == byte_wise
-    direct = [g for g in byte_wise if len(g) > 1 and "😀" not in g]
-    assert frequent_ngrams(65536, counts) == direct
-    halves = [count_ngrams(texts[1::2], max_ngram), count_ngrams(texts[::2][::-1], max_ngram)]
-    assert frequent_ngrams(65536, merge_counts(halves)) == direct
-
-
-def test_counting_in_blocks_misses_no_ngram(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = count_ngrams(documents(3))
-    monkeypatch.setattr("inputcodes.tokenizer.COUNT_BLOCK", 7)
-    for one, other in zip(whole, count_ngrams(documents(3)), strict=True):
-        assert np.array_equal(one, other)
-
-
 def test_a_small_corpus_leaves_reserved_ids() -> None:
     tokenizer = build_tokenizer(1000, ["abab"])
     assert json.loads(tokenizer.to_json())["ngrams"] == ["ab"]
@@ -224,7 +190,7 @@ def test_json_and_pickle_bring_back_the_same_tokenizer(tokenizer: Tokenizer, tmp
         ({"ngrams": ["abcd"]}, "n-gram 'abcd'"),
         ({"ngrams": ["a"]}, "n-gram 'a'"),
         ({"ngrams": ["a\0"]}, "n-gram"),
-        ({"ngrams": ["\ud800b"]}, "surrogates not allowed"),
+        ({"ngrams": ["\ud800b"]}, "n-gram"),
         ({"ngrams": ["ab", "bc", "cd"]}, "do not fit"),
         ({"ngrams": None}, "not a tokenizer"),
         ({"format": 2}, "ids differ"),
@@ -258,7 +224,11 @@ def small_encoding(eot: int = 260) -> tiktoken.Encoding:
     )
 
 
-def test_named_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_lookup(name: str) -> None:
+    raise ConnectionError(name)
+
+
+def test_named_encoding(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding())
     tokenizer = Tokenizer.named("gpt2")
     assert tokenizer.vocab_size == 265
@@ -272,23 +242,190 @@ def test_named_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in random_strings(2000, seed=7):
         assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
     assert len({tokenizer.decode_bytes([n]) for n in range(265)}) == 265
-    assert Tokenizer.from_json(tokenizer.to_json()).sha256 == tokenizer.sha256
-    stored = tokenizer.to_json()
+    assert tokenizer.spellings()[256:] == [b"th", b"the", b" the", *[b""] * 6]
+    monkeypatch.setattr(tiktoken, "get_encoding", no_lookup)  # from here on all is in the file
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for other in (
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ):
+        assert (other.sha256, other.special) == (tokenizer.sha256, tokenizer.special)
+        assert other.to_json() == tokenizer.to_json()
+        assert other.encode("then the other") == tokenizer.encode("then the other")
+
+
+def test_altered_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding())
+    stored = json.loads(Tokenizer.named("gpt2").to_json())
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding(eot=259))
+    other = json.loads(Tokenizer.named("gpt2").to_json())
+    for change, message in (
+        ({"ranks": stored["ranks"][:-8]}, "not a tokenizer"),
+        ({"ranks": "!"}, "not a tokenizer"),
+        ({"ranks_sha256": "0" * 64}, "its ranks were altered"),
+        ({"pat_str": "("}, "not a tokenizer"),
+        ({"other_special": other["other_special"]}, "tiktoken's 'gpt2'"),
+        ({"other_special": {"<|endoftext|>": 258}}, "an id is missing or shared"),
+        ({"vocab_size": 264}, "tiktoken's 'gpt2'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Tokenizer.from_json(json.dumps(stored | change))
+
+
+def test_a_file_without_ranks_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions of this program kept the name and the hash of the ranks alone."""
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding())
+    fields = json.loads(Tokenizer.named("gpt2").to_json())
+    for name in ("ranks", "pat_str", "other_special"):
+        del fields[name]
+    text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+    tokenizer = Tokenizer.from_json(text)
+    assert tokenizer.encode("the other") == Tokenizer.named("gpt2").encode("the other")
+    assert tokenizer.to_json() == text
+    assert tokenizer.sha256 == hashlib.sha256(text.encode()).hexdigest()
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding(eot=259))
     with pytest.raises(UserError, match="tiktoken's 'gpt2'"):
-        Tokenizer.from_json(stored)
+        Tokenizer.from_json(text)
 
 
 def test_named_encodings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no tiktoken encoding is called 'gpt5000'"):
         Tokenizer.named("gpt5000")
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding(eot=70_000))
-    with pytest.raises(UserError, match="16-bit"):
-        Tokenizer.named("gpt2")
-
-    def no_network(name: str) -> None:
-        raise ConnectionError(name)
-
-    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    monkeypatch.setattr(tiktoken, "get_encoding", no_lookup)
     with pytest.raises(UserError, match=r"cannot load 'gpt2' \(ConnectionError\).*network"):
         Tokenizer.named("gpt2")
+
+
+def library_file(**changes) -> str:
+    """A byte-level BPE with merges `th`, `he`, `the` as the `tokenizers` library writes it."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    letters = {value: chr(value) for value in printable}
+    letters |= {value: chr(256 + number) for number, value in enumerate(others)}
+    vocab = {letters[value]: 255 - value for value in range(256)}
+    vocab |= {"th": 256, "he": 257, "the": 258}
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    level = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    file = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": 259, "content": "<|endoftext|>", "special": True, **added},
+            {"id": 260, "content": "<tool>", "special": False, **added},
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", **level},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", **level},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["t", "h"], ["h", "e"], ["th", "e"]]},
+    }
+    return json.dumps(file | changes)
+
+
+def test_a_file_of_the_tokenizers_library(tmp_path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "bpe.json").write_text(library_file())
+    tokenizer = Tokenizer.load(tmp_path / "bpe.json")
+    assert tokenizer.vocab_size == 265  # 256 bytes, 3 merges, 2 added tokens, 4 marks
+    assert tokenizer.end_of_text == 259
+    assert tokenizer.encode("the he<tool>") == [258, 255 - 32, 257, 260]
+    assert tokenizer.encode("<|endoftext|>") == [255 - ord(c) for c in "<|endoftext|>"]
+    assert tokenizer.spellings()[256:262] == [b"th", b"he", b"the", b"", b"<tool>", b""]
+    for text in random_strings(2000, seed=8):
+        assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for other in (
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ):
+        assert (other.sha256, other.special) == (tokenizer.sha256, tokenizer.special)
+        assert other.encode("the other 😀") == tokenizer.encode("the other 😀")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": {"type": "NFC"}}, r"its normalizer \(NFC\) changes texts"),
+        ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "comes back as"),
+        (
+            {
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": True,
+                    "trim_offsets": True,
+                }
+            },
+            "comes back as",
+        ),
+        (
+            {"model": {"type": "BPE", "vocab": {"\u4e2d": 0}, "merges": []}},
+            "token '\u4e2d' is not written in bytes",
+        ),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "comes back as"),
+        ({"model": {"type": "Magic"}}, "not a tokenizer"),
+    ],
+)
+def test_files_that_change_texts_are_refused(changes: dict, message: str, tmp_path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "bpe.json").write_text(library_file(**changes))
+    with pytest.raises(UserError, match=message):
+        Tokenizer.load(tmp_path / "bpe.json")
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        Tokenizer.from_json(library_file())
+
+
+def large_encoding() -> tiktoken.Encoding:
+    """70,000 ranks: the bytes, pairs of letters, and pairs of those pairs."""
+    letters = string.ascii_lowercase
+    pairs = [a + b for a in letters for b in letters]
+    fours = [a + b for a in pairs for b in pairs][: 70_000 - 256 - len(pairs)]
+    ranks = {bytes([value]): value for value in range(256)}
+    ranks |= {text.encode(): n for n, text in enumerate([*pairs, *fours], start=256)}
+    return tiktoken.Encoding(
+        "large", pat_str=r"\w+|\W", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 70_000}
+    )
+
+
+def test_an_encoding_above_65536_ids_from_text_to_sample(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, capsys
+) -> None:
+    """Prepared with the encoding at hand; training, evaluation and sampling look up nothing."""
+    draw = random.Random(0)
+    words = list(large_encoding()._mergeable_ranks)[60_000:]
+    texts = [" ".join(w.decode() for w in draw.choices(words, k=40)) for _ in range(60)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: large_encoding())
+    prepare_data.main(
+        ["--source=files", f"--files={tmp_path}/texts.jsonl", "--dataset=large", "--quiet",
+         f"--data_dir={tmp_path}", "--tokenizer=cl100k_base", "--val_fraction=0.3",
+         "--shard_tokens=1500"]
+    )  # fmt: skip
+    monkeypatch.setattr(tiktoken, "get_encoding", no_lookup)
+    data = DataSet(tmp_path / "large")
+    assert (data.vocab_size, data.tokenizer.dtype) == (70_005, np.uint32)
+    assert json.loads((tmp_path / "large" / "meta.json").read_text())["dtype"] == "uint32"
+    decoded = []
+    for split in (data.train, data.val):
+        tokens = np.concatenate(split.shards)
+        assert tokens.max() == 70_000
+        assert ((tokens > 65_536) & (tokens < 70_000)).mean() > 0.2
+        decoded += data.tokenizer.decode(tokens).split("<|endoftext|>")[:-1]
+    assert sorted(decoded) == sorted(texts)
+    words = [
+        "--dataset=large", f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/out", "--device=cpu",
+        "--input_layer=fixed", "--block_size=16", "--n_layer=1", "--n_head=1", "--n_embd=24",
+        "--batch_size=2", "--max_steps=2", "--warmup_steps=1", "--eval_interval=2",
+    ]  # fmt: skip
+    train.main(words)
+    model, record = load_model(tmp_path / "out" / "last.pt")
+    assert model.config.vocab_size == 70_005
+    assert Tokenizer.from_json(record["tokenizer"]).sha256 == data.tokenizer.sha256
+    evaluate.main([f"--out_dir={tmp_path}/out", f"--data_dir={tmp_path}", "--device=cpu"])
+    capsys.readouterr()
+    sample.main([f"--out_dir={tmp_path}/out", "--prompt=abcd", "--device=cpu", "--seed=3"])
+    assert capsys.readouterr().out.startswith("abcd")
