@@ -10,6 +10,7 @@ piece that is a token whole, as tiktoken does; the merges matter to named encodi
 Shapes: V vocabulary size, C model width, H heads, D = C / H.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from inputcodes.configurator import UserError, from_record
 from inputcodes.files import read_json, system_errors
-from inputcodes.tokenizer import Tokenizer
+from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
 RECORD = "input_codes"  # the key of config.json with what made the model
@@ -97,8 +98,19 @@ def neox_config(config: GPTConfig) -> dict[str, Any]:
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokenizer as tokenizer.json of the library `tokenizers`."""
-    alphabet = byte_alphabet()
     special = {token_id: name for name, token_id in tokenizer.special.items()}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": token_id, "content": name, **plain, "special": True}
+        for token_id, name in sorted(special.items())
+        if not name.startswith("<|reserved_")
+    ]
+    if tokenizer.library_file:
+        file: dict[str, Any] = json.loads(tokenizer.library_file)
+        known = {token["content"] for token in file["added_tokens"]}
+        file["added_tokens"] += [token for token in added if token["content"] not in known]
+        return file
+    alphabet = byte_alphabet()
     texts = [tokenizer.decode_bytes([token_id]) for token_id in range(tokenizer.vocab_size)]
     vocab = {
         special.get(token_id) or "".join(alphabet[value] for value in text): token_id
@@ -113,25 +125,13 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     byte_level["use_regex"] = False  # `split` has done it
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",
-        "added_tokens": [
-            {"id": token_id, "content": name, **plain, "special": True}
-            for token_id, name in sorted(special.items())
-            if not name.startswith("<|reserved_")
-        ],
+        "added_tokens": added,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "decoder": byte_level,
         "model": {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": merges},
     }
-
-
-def byte_alphabet() -> str:
-    """The printable character that stands for each byte in byte-level vocabularies (GPT-2)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(value if value in printable else next(others)) for value in range(256))
 
 
 def _for_oniguruma(pattern: str) -> str:

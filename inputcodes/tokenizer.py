@@ -58,16 +58,21 @@ class Tokenizer:
 
     Attributes: `vocab_size`; `special`, the id of every special token by name (the five of
     SPECIAL_NAMES in every vocabulary, then others); `end_of_text`, the id after each document;
-    `dtype` of ids in shards, uint16 for up to 65,536 of them, else uint32. Raises UserError for a
-    size or n-grams that no layout can hold.
+    `dtype` of ids in shards, uint16 for up to 65,536 of them, else uint32; `pattern`, the regular
+    expression that cuts a text into the pieces that are looked up; `library_file`, the JSON of a
+    tokenizer of the `tokenizers` library, which has no pattern here. Raises UserError for a size or
+    n-grams that no layout can hold.
     """
+
+    pattern = library_file = ""
 
     def __init__(self, vocab_size: int, ngrams: Sequence[str] = ()) -> None:
         lay_out = _unicode_layout if vocab_size == UNICODE_SIZE else _byte_layout
         ranks, special_ids = lay_out(check_vocab_size(vocab_size), ngrams)
         by_id = {token_id: text for text, token_id in ranks.items()}
         self._assign(by_id, _name_specials(special_ids), {"ngrams": list(ngrams)}, {})
-        self._to_ids = _tiktoken_ids(_pattern(ngrams), ranks) if vocab_size > 256 else _byte_ids
+        self.pattern = _pattern(ngrams)
+        self._to_ids = _tiktoken_ids(self.pattern, ranks) if vocab_size > 256 else _byte_ids
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -98,7 +103,7 @@ class Tokenizer:
         lines = "".join(f"{text.hex()} {token_id}\n" for text, token_id in sorted(ranks.items()))
         identity = {"encoding": name, "pat_str": pat_str, "other_special": dict(special)}
         self._assign(by_id, _completed(by_id, special), identity, {"ranks": lines})
-        self._to_ids = _tiktoken_ids(pat_str, ranks)
+        self.pattern, self._to_ids = pat_str, _tiktoken_ids(pat_str, ranks)
         return self
 
     @classmethod
@@ -119,11 +124,15 @@ class Tokenizer:
         added = library.get_added_tokens_decoder()
         special = {token.content: n for n, token in added.items() if token.special}
         by_id = {n: token.content.encode() for n, token in added.items() if not token.special}
-        for token, token_id in library.get_vocab(with_added_tokens=True).items():
+        value_of = {character: value for value, character in enumerate(byte_alphabet())}
+        for token, token_id in library.get_vocab().items():
             if token_id not in added:
-                by_id[token_id] = _byte_level(token)
+                if not value_of.keys() >= {*token}:
+                    raise _not_exact(f"its token {token!r} is not written in bytes")
+                by_id[token_id] = bytes(value_of[character] for character in token)
         self = cls.__new__(cls)
         self._assign(by_id, _completed(by_id, special), {"library": "tokenizers"}, {"file": file})
+        self.library_file = file
         self._to_ids = lambda text: library.encode(text, add_special_tokens=False).ids
         for text in (*EXACT_PROBES, *(f"a {token.content} b" for token in added.values())):
             if (back := self.decode_bytes(self.encode(text))) != text.encode():
@@ -182,11 +191,6 @@ class Tokenizer:
                 raise ValueError(f"token id {int(token_id)} is outside [0, {self.vocab_size})")
             parts.append(self._bytes[token_id])
         return b"".join(parts)
-
-    @property
-    def pattern(self) -> str:
-        """The regular expression that cuts a text into the pieces that are looked up."""
-        return _pattern([]) if self.vocab_size == 256 else self._encoding._pat_str
 
     def texts(self) -> list[bytes]:
         """The bytes of text that each id stands for, V of them; empty for special tokens."""
@@ -337,20 +341,11 @@ def _not_exact(reason: str) -> UserError:
     )
 
 
-def _byte_level(token: str) -> bytes:
-    """The bytes that a token of a byte-level BPE writes as characters (GPT-2's alphabet)."""
-    try:
-        return bytes(_byte_alphabet()[character] for character in token)
-    except KeyError as error:
-        raise _not_exact(f"its token {token!r} is not written in bytes") from error
-
-
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> str:
+    """The printable character that stands for each byte in byte-level vocabularies (GPT-2)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [value for value in range(256) if value not in printable]
-    shifted = {chr(0x100 + number): value for number, value in enumerate(others)}
-    return {chr(value): value for value in printable} | shifted
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(value if value in printable else next(others)) for value in range(256))
 
 
 def _byte_ids(text: str) -> NDArray[np.uint8]:

@@ -19,8 +19,9 @@ from inputcodes import hf
 from inputcodes.checkpoint import load_model, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
-from inputcodes.tokenizer import Tokenizer, build_tokenizer
+from inputcodes.tokenizer import Tokenizer
 from model import GPT, INPUT_LAYERS, GPTConfig
+from tests.helpers import build_tokenizer
 from tests.test_train import SMALL
 
 TEXT = (

@@ -242,7 +242,7 @@ def test_named_encoding(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     for text in random_strings(2000, seed=7):
         assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
     assert len({tokenizer.decode_bytes([n]) for n in range(265)}) == 265
-    assert tokenizer.spellings()[256:] == [b"th", b"the", b" the", *[b""] * 6]
+    assert tokenizer.texts()[256:] == [b"th", b"the", b" the", *[b""] * 6]
     monkeypatch.setattr(tiktoken, "get_encoding", no_lookup)  # from here on all is in the file
     tokenizer.save(tmp_path / "tokenizer.json")
     for other in (
@@ -331,7 +331,7 @@ def test_a_file_of_the_tokenizers_library(tmp_path) -> None:
     assert tokenizer.end_of_text == 259
     assert tokenizer.encode("the he<tool>") == [258, 255 - 32, 257, 260]
     assert tokenizer.encode("<|endoftext|>") == [255 - ord(c) for c in "<|endoftext|>"]
-    assert tokenizer.spellings()[256:262] == [b"th", b"he", b"the", b"", b"<tool>", b""]
+    assert tokenizer.texts()[256:262] == [b"th", b"he", b"the", b"", b"<tool>", b""]
     for text in random_strings(2000, seed=8):
         assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
     tokenizer.save(tmp_path / "tokenizer.json")
