@@ -29,7 +29,8 @@ import torch
 
 from inputcodes.checkpoint import git_commit
 from inputcodes.configurator import UserError, configure, run_main
-from inputcodes.distributed import Processes, peak_mb, setup_device
+from inputcodes.distributed import Processes, setup_device
+from inputcodes.memory import peak_mb
 from train import open_data
 from workloads import TABLES, BenchConfig, Row, Work, rows_of
 
@@ -143,7 +144,7 @@ def add_to(path: Path, record: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     """Measure what `argv` says; see the module's docstring."""
     config = configure(BenchConfig, argv)
-    device = setup_device(config.device, config.tf32)
+    device = setup_device(config.device, config.dtype, config.matmul_precision)
     data = open_data(config, Processes(device))
     vocab_size = config.for_data(data).vocab_size
     config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)

@@ -17,7 +17,7 @@ from typing import Any
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.data import DataSet
-from inputcodes.distributed import Processes, autocast, join_processes
+from inputcodes.distributed import Processes, autocast, join_processes, one_cause
 from inputcodes.scoring import accuracy, perplexity, score
 from inputcodes.tasks import TASKS, Item, read_items
 from inputcodes.tokenizer import Tokenizer
@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
     """Evaluate as `argv` says; see the module's docstring."""
     config = configure(EvaluateConfig, argv)
     items = {name: read_items(name, config.data, config.limit) for name in config.task_names}
-    with join_processes(config.device) as processes:
+    with join_processes(config.device, dtype=config.dtype) as processes:
         results = []
         for out_dir in config.out_dir.split(","):
             result = evaluate_run(out_dir, config, items, processes)
@@ -155,4 +155,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, EvaluateConfig, USAGE)
+    with one_cause():
+        run_main(main, EvaluateConfig, USAGE)

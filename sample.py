@@ -121,7 +121,7 @@ def write_on(
 def main(argv: list[str]) -> None:
     """Write samples as `argv` says; see the module's docstring."""
     config = configure(SampleConfig, argv)
-    device = setup_device(config.device)
+    device = setup_device(config.device, config.dtype)
     model, record = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
     tokenizer = Tokenizer.from_json(record["tokenizer"])
     if tokenizer.vocab_size != model.config.vocab_size:

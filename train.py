@@ -13,12 +13,12 @@ import contextlib
 import dataclasses
 import math
 import re
-import signal
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +39,8 @@ from inputcodes.checkpoint import (
 )
 from inputcodes.configurator import UserError, build, given_values, names_where, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
-from inputcodes.distributed import Processes, autocast, join_processes, peak_mb
+from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
+from inputcodes.memory import peak_mb
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig, count_parameters
 from prepare_data import PrepareConfig, prepare
@@ -87,6 +88,12 @@ class TrainConfig(GPTConfig):
     eval_tokens: int = setting(
         0, "validation tokens an evaluation; 0: all", least=0, free_on_resume=True
     )
+    save_interval: float = setting(
+        15.0,
+        "minutes between checkpoints, besides those of evaluations",
+        above=0,
+        free_on_resume=True,
+    )
     log_interval: int = setting(
         50, "steps between lines of metrics.jsonl", least=1, free_on_resume=True
     )
@@ -98,10 +105,25 @@ class TrainConfig(GPTConfig):
         "float32, or bfloat16: autocast with float32 weights",
         choices=("float32", "bfloat16"),
     )
-    tf32: bool = setting(False, "CUDA: let float32 products round to TF32")
+    matmul_precision: str = setting(
+        "highest",
+        "what products of float32 numbers may round to: highest, nothing; high, TF32 on CUDA; "
+        "medium, bfloat16 on CPUs that have products for it (AMX), TF32 on CUDA",
+        choices=("highest", "high", "medium"),
+    )
+    deterministic: bool = setting(
+        False,
+        "only algorithms that give the same bits every time, which CUDA needs for a resume bit for "
+        "bit; slower there",
+        free_on_resume=True,
+    )
     compile: bool = setting(
         False, "torch.compile the model (needs a C++ compiler on a CPU)", free_on_resume=True
     )
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "tf32": "it is matmul_precision now (--matmul_precision=high for TF32)"
+    }
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
@@ -159,18 +181,16 @@ class Trainer:
         )
         self.bigram = Bigram(self.rows, config.vocab_size)
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
-        self.started = time.perf_counter()
+        self.started = self.saved_at = time.perf_counter()
+        self.interrupted: dict[str, Any] | None = None  # the line of a stopped evaluation
         self.base = start.base if start else None
         if start:
             self._load(start)
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(
-                self.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        self.stop_asked = False  # of this process, by a signal
-        self.stopping = False  # agreed by all processes
+            self.model = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
+        self.stop = Stop(processes)
 
     def _load(self, start: Start) -> None:
         """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
@@ -185,6 +205,7 @@ class Trainer:
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.step, self.best_loss = record["step"], record["best_val_loss"]
         self.started -= record["elapsed_s"]
+        self.interrupted = record.get("interrupted")
 
     @property
     def elapsed_s(self) -> float:
@@ -198,6 +219,7 @@ class Trainer:
             "tokens": self.step * self.config.tokens_per_step,
             "best_val_loss": self.best_loss,
             "elapsed_s": self.elapsed_s,
+            "interrupted": self.interrupted,
             "config": dataclasses.asdict(self.config),
             "base": self.base,
             "chat": self.data.chat,
@@ -209,6 +231,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write `last` (all that resuming needs) or `best` (weights alone)."""
+        self.saved_at = time.perf_counter()
         if not self.processes.first:
             return
         tensors: dict[str, Any] = {"model": self.raw_model.state_dict()}
@@ -220,15 +243,19 @@ class Trainer:
         """One weight update; the mean loss over the step's targets and the gradient's norm.
 
         The mean is over all targets of the step that have a loss, in whichever micro-step or
-        process they are. Raises UserError on every process, before the update, if either is not
-        finite.
+        process they are. Raises on every process, before the update, UserError if either is not
+        finite and Stopped if the run was asked to stop.
         """
         config, accumulate = self.config, self.config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
+        # With several processes gradients are views of DDP's buckets, and None would make it hold
+        # both.
+        self.optimizer.zero_grad(set_to_none=self.processes.world == 1)
         targets = self.rows.targets(self.step * accumulate, accumulate)
         loss_sum = torch.zeros((), device=self.processes.device)
         for micro_step in range(accumulate):
+            self.stop.check()
             last = micro_step == accumulate - 1
             no_sync = self.processes.world > 1 and not last  # one all-reduce a step
             with self.model.no_sync() if no_sync else contextlib.nullcontext():
@@ -241,15 +268,12 @@ class Trainer:
                 loss_sum += loss.detach()
         limit = config.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), limit)
-        shared = self.processes.sum(torch.stack((loss_sum, loss_sum.new_tensor(self.stop_asked))))
         # The one wait for the device in a step.
-        loss_total, stop, grad_norm = torch.cat((shared, norm.view(1))).tolist()
+        loss_total, grad_norm = torch.stack((self.processes.sum(loss_sum), norm)).tolist()
         mean_loss = loss_total / self.processes.world
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             raise UserError(self._not_finite(mean_loss, grad_norm))
-        self.stopping = stop > 0  # a signal to one process stops all after the same step
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return mean_loss, grad_norm
 
@@ -281,34 +305,42 @@ class Trainer:
         )
 
     def run(self, metrics: Metrics | None, progress: tqdm) -> None:
-        """Train to the end or to a signal; log, evaluate and save on the way."""
+        """Train to the end; log, evaluate and save on the way. Raises Stopped if asked to stop."""
         config = self.config
         first = self.step * config.gradient_accumulation_steps
         batches = self.rows.batches(first, self.processes)
         steps, seconds = 0, 0.0  # since the last log line, without evaluations
-        while self.step < config.max_steps and not self.stopping:
+        if self.interrupted:
+            self.log(self.interrupted, True, metrics, progress)
+        while self.step < config.max_steps:
             started = time.perf_counter()
             loss, grad_norm = self.train_step(batches)
             progress.update()
             steps, seconds = steps + 1, seconds + time.perf_counter() - started
             evaluating = self.step % config.eval_interval == 0 or self.step == config.max_steps
-            if not evaluating and self.step % config.log_interval:
-                continue
-            speed = steps * config.tokens_per_step / seconds
-            steps, seconds = 0, 0.0
-            progress.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-            line = self.log_line(loss, grad_norm, speed)
-            if evaluating:
-                self.result = self.evaluate()
-                progress.write(f"step {self.step:>6,}: {self.result}, {speed:,.0f} tokens/s")
-                line |= self.result.as_metrics()
-                line["peak_mb"] = round(peak_mb(self.processes.device), 1)
-            if metrics:
-                metrics.write(line)
-            if evaluating:
-                self.keep()
-        if self.stopping:
-            self.save("last")
+            if evaluating or self.step % config.log_interval == 0:
+                speed = steps * config.tokens_per_step / seconds
+                steps, seconds = 0, 0.0
+                progress.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+                self.log(self.log_line(loss, grad_norm, speed), evaluating, metrics, progress)
+            if time.perf_counter() - self.saved_at > 60 * config.save_interval:
+                self.save("last")
+
+    def log(
+        self, line: dict[str, Any], evaluating: bool, metrics: Metrics | None, progress: tqdm
+    ) -> None:
+        """Write a line of metrics; when `evaluating` add the validation result and save."""
+        if evaluating:
+            self.interrupted = line  # if Stopped is raised
+            self.result = self.evaluate()
+            self.interrupted = None
+            progress.write(f"step {self.step:>6,}: {self.result}")
+            line |= self.result.as_metrics()
+            line["peak_mb"] = round(peak_mb(self.processes.device), 1)
+        if metrics:
+            metrics.write(line)
+        if evaluating:
+            self.keep()
 
     def log_line(self, loss: float, grad_norm: float, tokens_per_s: float) -> dict[str, Any]:
         """What metrics.jsonl says of the step just done; all but the times follow from the seed."""
@@ -328,22 +360,6 @@ class Trainer:
             self.best_loss = self.result.loss
             self.save("best")
         self.save("last")
-
-
-@contextlib.contextmanager
-def finishing_the_step(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM and Ctrl-C stop `trainer` after the step it is in, on all processes."""
-
-    def stop(*_: object) -> None:
-        trainer.stop_asked = True
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
@@ -395,7 +411,9 @@ def open_data(config: TrainConfig, processes: Processes) -> DataSet:
         if processes.first:
             prepare(build(PrepareConfig, settings))
         processes.wait()
-    return DataSet(path, verify=processes.first)
+    data = DataSet(path, verify=processes.first)
+    processes.wait()
+    return data
 
 
 def describe(trainer: Trainer) -> str:
@@ -437,7 +455,7 @@ def show_sample(trainer: Trainer) -> None:
 def close(trainer: Trainer, argv: list[str]) -> None:
     """Print how the run ended, a short sample, and what to try next."""
     config = trainer.config
-    if trainer.step < config.max_steps:
+    if trainer.step < config.max_steps or trainer.interrupted:
         print(f"stopped after step {trainer.step:,} and saved; the same command and")
         print("--init_from=resume go on from there")
         return
@@ -460,16 +478,23 @@ next: python sample.py --out_dir={config.out_dir} {next_sample}
 def main(argv: list[str]) -> None:
     """Train as `argv` says; see the module's docstring."""
     config, start = configure_run(argv)
-    with join_processes(config.device, config.tf32) as processes:
+    stopped = 0  # the signal that ended the run before its time
+    with join_processes(
+        config.device,
+        dtype=config.dtype,
+        matmul_precision=config.matmul_precision,
+        deterministic=config.deterministic,
+    ) as processes:
         data = open_data(config, processes)
         check_base(start, data, config.init_from, Path(config.data_dir))
         config = config.for_data(data, processes.world)
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
-        if trainer.step >= config.max_steps:
-            print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
-            return
         first = processes.first
+        if trainer.step >= config.max_steps and not trainer.interrupted:
+            if first:
+                print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
+            return
         with sole_writer(trainer.out_dir) if first else contextlib.nullcontext():
             metrics = None
             if first:
@@ -477,11 +502,18 @@ def main(argv: list[str]) -> None:
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step)
             bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step", "ncols": 80}
-            with finishing_the_step(trainer), tqdm(**bar, disable=not first) as progress:
-                trainer.run(metrics, progress)
+            with trainer.stop.listening(), tqdm(**bar, disable=not first) as progress:
+                try:
+                    trainer.run(metrics, progress)
+                except Stopped:
+                    trainer.save("last")
+                    stopped = trainer.stop.signal
         if first:
             close(trainer, argv)
+    if stopped:
+        sys.exit(128 + stopped)  # as a shell reports the end by a signal
 
 
 if __name__ == "__main__":
-    run_main(main, TrainConfig, USAGE)
+    with one_cause():
+        run_main(main, TrainConfig, USAGE)

@@ -105,7 +105,7 @@ def flops_per_token(config: TrainConfig) -> float:
 
 def our_step(config: BenchConfig) -> Work:
     """train.py's own step."""
-    device = setup_device(config.device, config.tf32)
+    device = setup_device(config.device, config.dtype, config.matmul_precision)
     batches = Batches(config, device)
     trainer = Trainer(config, batches.data, Processes(device))
     tokens = config.tokens_per_step
@@ -157,7 +157,7 @@ def nanogpt_step(config: BenchConfig, precision: str = "highest") -> Work:
 
 def matmul(config: BenchConfig) -> Work:
     """The ceiling: a square product, as fast as this machine makes it."""
-    device = setup_device(config.device, config.tf32)
+    device = setup_device(config.device, config.dtype, config.matmul_precision)
     dtype = getattr(torch, config.dtype)
     a, b = torch.randn(2, MATMUL, MATMUL, device=device).to(dtype)
     out = torch.empty_like(a)
@@ -166,7 +166,7 @@ def matmul(config: BenchConfig) -> Work:
 
 def input_alone(config: BenchConfig) -> Work:
     """ids to vectors, and back to the table where it is trained."""
-    device = setup_device(config.device, config.tf32)
+    device = setup_device(config.device, config.dtype, config.matmul_precision)
     batches = Batches(config, device)
     layer = INPUT_LAYERS[config.input_layer](config, batches.data.tokenizer.texts()).to(device)
     for weight in layer.parameters():
@@ -184,7 +184,7 @@ def input_alone(config: BenchConfig) -> Work:
 
 def loss_alone(config: BenchConfig, plain: bool) -> Work:
     """Final states to the loss and back to their gradient and the head's."""
-    device = setup_device(config.device, config.tf32)
+    device = setup_device(config.device, config.dtype, config.matmul_precision)
     targets = next(Batches(config, device)).y
     targets = targets.flatten()
     shapes = ((len(targets), config.n_embd), (config.vocab_size, config.n_embd))
@@ -203,7 +203,7 @@ def loss_alone(config: BenchConfig, plain: bool) -> Work:
 
 
 def our_generation(config: BenchConfig, batch: int) -> Work:
-    device = setup_device(config.device, config.tf32)
+    device = setup_device(config.device, config.dtype, config.matmul_precision)
     data = DataSet(Path(config.data_dir) / config.dataset, verify=False)
     model = GPT(config, config.seed, data.tokenizer.texts()).to(device).eval()
     start = torch.zeros(batch, 1, dtype=torch.int64, device=device)

@@ -62,6 +62,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             f"{path} is not a whole checkpoint ({error}): delete it, or use the other one there"
         ) from error
+    if record["config"].pop("tf32", False):
+        record["config"]["matmul_precision"] = "high"
+    record["config"].setdefault("matmul_precision", "highest")
     if record["config"]["input_layer"] == "random":
         record["config"].setdefault("code_length", record["config"].get("random_width", 0))
     return state, record

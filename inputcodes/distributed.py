@@ -1,20 +1,34 @@
-"""The device a program computes on, and the processes that train together under torchrun."""
+"""The device a program computes on, the processes that train together, and how they end.
+
+Each process computes on a device of its own. What they tell each other beside the gradients (that
+one was asked to stop, that slow work is done) goes through a second group over gloo, so that it
+neither waits for a GPU nor counts against the time limit of the gradients' group.
+"""
 
 import contextlib
+import datetime
+import json
 import os
-import re
-import resource
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from inputcodes.configurator import UserError
+
+PATIENCE = datetime.timedelta(days=1)  # for slow work of one process, as preparing data is
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable that torchrun sets
+PARENT = "INPUT_CODES_PARENT"  # the process id of the program whose end is also this one's
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Processes:
     device: torch.device
     rank: int = 0
     world: int = 1
+    side: dist.ProcessGroup | None = None  # all of them over gloo, where there are several
 
     @property
     def first(self) -> bool:
@@ -38,36 +53,62 @@ class Processes:
         return values
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has come here, however long that takes."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.side)
 
 
 @contextlib.contextmanager
-def join_processes(device_name: str, tf32: bool = False) -> Iterator[Processes]:
-    """This process on its device; started by torchrun, within the group of all."""
-    if "RANK" not in os.environ:
-        yield Processes(setup_device(device_name, tf32))
-        return
-    device = setup_device(device_name, tf32, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(device, dist.get_rank(), dist.get_world_size())
-    finally:
-        # Gloo's threads need the interpreter to let go of the last tensors, and the end of the
-        # group waits for those threads without handing it over: both hung in one run of ten.
-        time.sleep(0.2)
-        dist.destroy_process_group()
+def join_processes(name: str, **settings: Any) -> Iterator[Processes]:
+    """This process on the device that `setup_device` makes ready, in the group of all if any.
 
-
-def setup_device(name: str, tf32: bool = False, local_rank: int = 0) -> torch.device:
-    """The device of that name ("auto": CUDA, then MPS, then CPU), its float32 products settled.
-
-    Processes of one machine take one GPU each, by `local_rank`. On CUDA float32 is float32 unless
-    `tf32`. On a CPU "medium" hands the products to oneDNN, 1.5 times as fast, where a probe shows
-    that it keeps float32's precision (on CPUs with AMX it would round to bfloat16). Raises
-    UserError if this machine has no such device.
+    RANK and WORLD_SIZE in the environment say that there are others: torchrun and Kubeflow set
+    them.
     """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        yield Processes(setup_device(name, **settings))
+        return
+    rank, gpus = int(os.environ["RANK"]), torch.cuda.device_count()
+    local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
+    if name not in ("auto", "cuda", "cpu"):
+        raise UserError(
+            f"device={name!r}: each process takes its own device, so pass cuda, cpu or auto"
+        )
+    if name != "cpu" and local_rank >= gpus > 0:
+        raise UserError(f"more processes than GPUs here: pass --nproc_per_node={gpus} to torchrun")
+    if name == "auto" and not gpus:
+        name = "cpu"
+    device = setup_device(name, local_rank=local_rank, **settings)
+    nccl = device.type == "cuda"
+    dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
+    side = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield Processes(device, dist.get_rank(), dist.get_world_size(), side)
+    # Not after an error: a peer may be waiting in an all-reduce, and the end of the group for it.
+    # Gloo's threads need the interpreter to let go of the last tensors, and the end of the
+    # group waits for those threads without handing it over: both hung in one run of ten.
+    time.sleep(0.2)
+    dist.destroy_process_group()
+
+
+def setup_device(
+    name: str,
+    dtype: str = "float32",
+    matmul_precision: str = "highest",
+    deterministic: bool = False,
+    local_rank: int = 0,
+) -> torch.device:
+    """The device of that name ("auto": CUDA, then MPS, then CPU), its arithmetic settled.
+
+    `matmul_precision` is PyTorch's: what float32 products may round to. Processes of one machine
+    take one GPU each, by `local_rank`. Raises UserError if this machine has no such device, or
+    the device no such `dtype`.
+    """
+    # Both variables are read when CUDA starts. Segments that grow leave no gaps between blocks.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else name
@@ -79,18 +120,22 @@ def setup_device(name: str, tf32: bool = False, local_rank: int = 0) -> torch.de
         raise UserError(
             f"device={name!r} cannot be used here ({reason}): try auto or cpu"
         ) from error
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(matmul_precision)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            card = torch.cuda.get_device_name(device)
+            raise UserError(f"dtype='bfloat16': {card} does not compute in it; use float32")
     if device.type == "cpu":
         # Large tensors in huge pages: the first touch of 4 KiB pages took a tenth of a step.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        # "medium" hands products to oneDNN, 1.5 times as fast, and on CPUs with AMX rounds to
+        # bfloat16. Where a probe shows that it does not, it costs no precision and is used.
         torch.set_float32_matmul_precision("medium")
         a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
         rounding = (a @ a).double() - a.double() @ a.double()
         if rounding.abs().max() > 1e-3:  # float32 errs by 1e-5 here, bfloat16 by 0.1
-            torch.set_float32_matmul_precision("highest")
+            torch.set_float32_matmul_precision(matmul_precision)
     return device
 
 
@@ -99,14 +144,128 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def peak_mb(device: torch.device) -> float:
-    """The most memory this process has held, in MB: on its GPU, else all that was resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, whose getrusage counts what the parent held, too
-        size = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if size:
-            return int(size[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+# ---------------------------------------------------------------------------------------------
+# Ending: when asked to, and when one process fails
+
+
+class Stopped(Exception):
+    """The run ends before its last step, because it was asked to."""
+
+
+class Stop:
+    """The wish to end a run, heard by any process and agreed by all at the same micro-step."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.signal = 0  # that was heard; 0: none
+        self._heard_at = 0.0
+        self._parent = os.getppid()
+        self._answer, self._largest = 0, torch.tensor(0)  # `signal` of any process
+        self._question: dist.Work | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals that end a program as a wish to stop."""
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP, and so does the run
+                signal.signal(number, self._hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Stopped, in all processes at the same call, if one of them was asked to stop.
+
+        All call it equally often. Several get the answer to the question of the call before,
+        which travelled while they computed.
+        """
+        if self.processes.world == 1:
+            self._answer = self.asked()
+        elif self._question:
+            self._question.wait()
+            self._answer = int(self._largest)
+        if self._answer:
+            self.signal = self._answer
+            raise Stopped
+        if self.processes.world > 1:
+            self._largest = torch.tensor(self.asked())
+            self._question = dist.all_reduce(
+                self._largest, dist.ReduceOp.MAX, self.processes.side, async_op=True
+            )
+
+    def asked(self) -> int:
+        """The signal by which this process was asked to stop; SIGTERM if its parent is gone."""
+        if not self.signal and self._parent_is_gone():
+            self.signal = signal.SIGTERM
+        return self.signal
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.signal:
+            self.signal, self._heard_at = number, now
+            if self.processes.first:
+                say(
+                    f"\n{signal.Signals(number).name}: saving the last whole step, then stopping"
+                    " (once more: stop at once, without saving)"
+                )
+        elif now - self._heard_at > 1:  # a batch system signals torchrun and its processes
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _parent_is_gone(self) -> bool:
+        """Whether torchrun, or the program that PARENT names, no longer runs."""
+        watched = os.environ.get(PARENT)
+        if (watched or TORCHRUN in os.environ) and os.getppid() != self._parent:
+            return True
+        if watched and sys.platform != "win32":  # not the parent itself where torchrun is between
+            try:
+                os.kill(int(watched), 0)  # sends nothing
+            except ProcessLookupError:
+                return True
+        return False
+
+
+def say(text: str) -> None:
+    """Write a line to standard error, also from within a signal's handler; never fails."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
+@contextlib.contextmanager
+def one_cause() -> Iterator[None]:
+    """Let the first of several processes that fails say why, and the others end in silence.
+
+    Each ends at once, without leaving the group, so that peers who wait for it fail too.
+    """
+    try:
+        yield
+    except BaseException as e:
+        cause = e.code if isinstance(e, SystemExit) else traceback.format_exc()
+        if "RANK" not in os.environ or not isinstance(cause, str):
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        if _fails_first():
+            say(cause)
+            if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # for torchrun's own summary
+                error = {"message": cause, "extraInfo": {"timestamp": str(int(time.time()))}}
+                Path(file).write_text(json.dumps({"message": error}))
+        else:
+            time.sleep(1)  # so that torchrun, too, takes the first for the cause
+        os._exit(1)
+
+
+def _fails_first() -> bool:
+    """Whether no other process of this start of torchrun has failed before."""
+    if TORCHRUN not in os.environ:
+        return True
+    key = f"failed/{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=5))
+        return store.add(key, 1) == 1
+    except RuntimeError:  # the store is gone, and torchrun with it
+        return True

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from inputcodes.configurator import UserError
 from inputcodes.data import Batch, DataSet, TrainingData, validation_batches
-from inputcodes.distributed import Processes, autocast
+from inputcodes.distributed import Processes, Stop, autocast
 from inputcodes.loss import token_nats
 from model import GPT
 
@@ -128,12 +128,13 @@ def validate(
     processes: Processes,
     dtype: str = "float32",
     bigram: Bigram | None = None,
+    stop: Stop | None = None,
 ) -> Evaluation:
     """Evaluate on `max_tokens` (0: all) validation tokens, `batch_size` windows at a time.
 
     Of conversations the tokens that an assistant says count. All processes share the work; sums
-    and counts are reduced separately and divided at the end. Raises UserError, on every process,
-    for a loss that is not finite.
+    and counts are reduced separately and divided at the end. Raises, on every process, UserError
+    for a loss that is not finite and Stopped if `stop` was asked for.
     """
     rows = data.rows("val", model.config.block_size)
     bytes_of = data.tokenizer.token_bytes()  # (V,)
@@ -142,6 +143,8 @@ def validate(
     sums = np.zeros((2, entries))  # nats and tokens
     text_bytes, counted_nats = 0, 0.0
     for batch in validation_batches(rows, max_tokens, batch_size, processes):
+        if stop and stop.asked():
+            break
         with autocast(dtype, processes.device):
             nats = target_nats(model, batch)
         assert batch.documents is not None, "validation batches name their documents"
@@ -152,6 +155,9 @@ def validate(
             total += np.bincount(whose, weights, minlength=entries)
         text_bytes += int(bytes_of[y].sum())
         counted_nats += bigram.nats(x, y) if bigram else 0.0
+    if stop:
+        stop.check()
+        stop.check()  # hears the answer to the first
     parts = torch.from_numpy(np.concatenate((sums.ravel(), [text_bytes, counted_nats])))
     *by_document, total_bytes, counted_nats = processes.sum(parts).tolist()
     nats_of, tokens_of = by_document[:entries], by_document[entries:]

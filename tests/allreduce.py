@@ -1,4 +1,4 @@
-"""Run by test_train.py under torchrun: the order of gradients and all-reduces in one step."""
+"""Run by test_train.py under torchrun: one step's gradients, all-reduces and where they are."""
 
 import json
 import sys
@@ -35,8 +35,16 @@ def main(data_dir: str, out: str) -> None:
         trainer.train_step(batches)  # DDP arranges its buckets in the first
         events.clear()
         trainer.train_step(batches)
+        found = {"events": list(events), "places": [places(trainer)]}
+        trainer.train_step(batches)
+        found["places"].append(places(trainer))
         if processes.first:
-            Path(out).write_text(json.dumps(events))
+            Path(out).write_text(json.dumps(found))
+
+
+def places(trainer: Trainer) -> list[int]:
+    """The address of the memory that holds each weight's gradient."""
+    return [w.grad.untyped_storage().data_ptr() for w in trainer.raw_model.parameters()]
 
 
 if __name__ == "__main__":

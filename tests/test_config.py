@@ -31,7 +31,7 @@ def test_the_papers_recipe(name):
     assert (config.n_layer, config.n_embd, config.n_head) == (32, 1024, 32)
     assert (config.block_size, config.vocab_size) == (1024, 65_536)
     assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (4e-4, 150, 0.1)
-    assert (config.grad_clip, config.dtype, config.tf32) == (1.0, "float32", False)
+    assert (config.grad_clip, config.dtype, config.matmul_precision) == (1.0, "float32", "highest")
     assert config.batch_size == 16
     assert config.tokens_per_step == 3_276_800
     assert config.max_steps == 5216
@@ -66,7 +66,7 @@ def test_the_papers_fine_tuning(variant):
     assert (config.init_from, config.input_layer) == (f"out/{variant}32", variant)
     assert config.input_layer == load(f"{variant}32").input_layer
     assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (2e-5, 100, 0.01)
-    assert (config.grad_clip, config.dtype, config.tf32) == (1.0, "float32", False)
+    assert (config.grad_clip, config.dtype, config.matmul_precision) == (1.0, "float32", "highest")
     assert (config.batch_size, config.gradient_accumulation_steps) == (6, 100)
     tokens = config.batch_size * load(f"{variant}32").block_size * 100
     assert tokens == pytest.approx(0.61e6, rel=0.01)  # Table 3

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import train
+from inputcodes import validation
 from inputcodes.checkpoint import read_checkpoint, sole_writer
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet, TrainingData
@@ -74,12 +75,14 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def start(argv: list, processes: int = 1, program: str = "train.py") -> subprocess.Popen:
+def start(
+    argv: list, processes: int = 1, program: str = "train.py", grace: int = 30
+) -> subprocess.Popen:
     """A program in a process of its own, or in several under torchrun."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        command += ["--standalone"]
+        command += ["--standalone", f"--shutdown-timeout={grace}"]
     return subprocess.Popen(
         [*command, program, *argv],
         cwd=ROOT,
@@ -158,7 +161,10 @@ def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_dat
     out = tmp_path / "events.json"
     process = start([text_data, out], processes=2, program="tests/allreduce.py")
     assert process.wait(120) == 0, finish(process)
-    events = json.loads(out.read_text())
+    record = json.loads(out.read_text())
+    events, (before, after) = record["events"], record["places"]
+    assert before == after  # set to zero in place: still views of the buckets, not copies
+    assert len(set(after)) == sum(what == "reduce" for what, _ in events)
     config = TrainConfig(vocab_size=256, n_layer=2, n_head=2, n_embd=256)
     gradients = [size for what, size in events if what == "gradient"]
     reduced = [size for what, size in events if what == "reduce"]
@@ -171,7 +177,7 @@ def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_dat
 
 
 def test_the_peak_of_memory_is_this_process_own():
-    code = "import torch; from inputcodes.distributed import peak_mb as peak;"
+    code = "import torch; from inputcodes.memory import peak_mb as peak;"
     code += "print(peak(torch.device('cpu')))"
     held = bytearray(1_500_000_000)
     held[::4096] = b"x" * len(held[::4096])
@@ -235,19 +241,87 @@ def test_a_second_writer_is_refused(words, tmp_path):
     train.main(words())
 
 
-def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(words, tmp_path):
-    changes = {"max_steps": 3000, "eval_interval": 3000}
-    process = start(words(**changes))
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.is_file() or metrics.read_text().count("\n") < 5:
-        assert process.poll() is None, finish(process)
-        time.sleep(0.02)
+@pytest.mark.parametrize("moment", ["micro-step", "evaluation"])
+def test_a_signal_stops_within_a_step_and_an_evaluation(
+    words, tmp_path, monkeypatch, capsys, moment
+):
+    """Whatever was half done is dropped, and done again by the resumed run."""
+    accumulate = {"gradient_accumulation_steps": 4}
+    train.main(words("whole", **accumulate))
+    module, name = {
+        "micro-step": (train.GPT, "forward"),
+        "evaluation": (validation, "target_nats"),
+    }[moment]
+    calls, function = itertools.count(1), getattr(module, name)
+
+    def kill(*args):
+        stop_at = 4 * 6 + 2 if moment == "micro-step" else 2
+        if next(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, kill)
+        with pytest.raises(SystemExit) as ended:
+            train.main(words("stopped", **accumulate))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "--init_from=resume" in capsys.readouterr().out
+    step = read_checkpoint(tmp_path / "stopped" / "last.pt")[1]["step"]
+    assert step == {"micro-step": 6, "evaluation": 5}[moment]
+    train.main(words("stopped", **accumulate, init_from="resume"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun_stops_in_a_step_that_is_longer_than_its_patience(words, tmp_path):
+    """Steps of half a minute, stopped with ten seconds to save in, and resumed."""
+    changes = {"gradient_accumulation_steps": 100, "max_steps": 5}
+    whole = start(words("whole", **changes), processes=2)
+    process = start(words("stopped", **changes), 2, "tests/slow_steps.py", grace=10)
+    while process.stdout.readline() != "slow\n":
+        assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     output = finish(process)
-    assert process.returncode == 0
-    assert "--init_from=resume" in output
-    step = read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"]
-    assert step == metrics_of(tmp_path / "run")[-1]["step"] < 3000
+    assert process.returncode != 0
+    assert output.count("SIGTERM: saving") == 1
+    assert output.count("stopped after step 3 and saved") == 1
+    resumed = start(words("stopped", **changes, init_from="resume"), processes=2)
+    assert whole.wait(120) == 0, finish(whole)
+    assert resumed.wait(120) == 0, finish(resumed)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_save_and_end_when_torchrun_is_killed(words, tmp_path):
+    changes = {"gradient_accumulation_steps": 100}
+    process = start(words(**changes), 2, "tests/slow_steps.py")
+    while process.stdout.readline() != "slow\n":
+        assert process.poll() is None
+    process.kill()
+    assert "stopped after step 3 and saved" in finish(process)  # at the end of both
+    assert read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"] == 3
+
+
+def test_checkpoints_come_by_the_clock_too(words, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        train, "write_checkpoint", lambda path, _, record: saved.append((path.stem, record["step"]))
+    )
+    train.main(words(save_interval=1e-9, max_steps=6, eval_interval=6, log_interval=3))
+    assert saved[:7] == [("last", step) for step in range(1, 6)] + [("best", 6), ("last", 6)]
+
+
+def test_a_checkpoint_that_knows_tf32_goes_on_with_its_new_name(words, tmp_path):
+    train.main(words(max_steps=5))
+    last = tmp_path / "run" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    record = json.loads(state["record"])
+    del record["config"]["matmul_precision"]
+    record["config"]["tf32"] = True
+    torch.save(state | {"record": json.dumps(record)}, last)
+    with pytest.raises(UserError, match="matmul_precision: 'high' there, 'highest' now"):
+        train.main(words(max_steps=5, init_from="resume"))
+    train.main(words(max_steps=5, init_from="resume", matmul_precision="high"))
 
 
 def test_evaluating_changes_no_weight(words, tmp_path):
@@ -386,6 +460,7 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["--tf32=True"], ["unknown setting 'tf32'", "--matmul_precision=high"]),
         (["--n_layers=3"], ["unknown setting 'n_layers'", "did you mean 'n_layer'?"]),
         (["--max_steps=many"], ["max_steps='many'", "expected a whole number"]),
         (["--dataset=nowhere"], ["no data set in", "prepare_data.py --dataset=nowhere"]),

@@ -1,0 +1,215 @@
+"""Processes that join, stop and fail together; devices and what they compute with."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from inputcodes.configurator import UserError
+from inputcodes.distributed import PARENT, Processes, Stop, join_processes, setup_device
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+HEAD = """
+import contextlib, os, signal, sys, time
+import torch
+from inputcodes.configurator import UserError
+from inputcodes.distributed import Processes, Stop, Stopped, join_processes, one_cause
+
+def sums(processes):
+    # all-reduces without end
+    while True:
+        processes.sum(torch.ones(3))
+        yield
+"""
+FAIL = """
+def main(kind):
+    if kind == "early":
+        raise UserError("the cause")
+    with join_processes("cpu") as processes:
+        for i, _ in enumerate(sums(processes)):
+            if i == 20 and processes.rank == 1:
+                raise {"user": UserError, "bug": ZeroDivisionError}[kind]("the cause")
+
+with one_cause():
+    try:
+        main(sys.argv[1])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+"""
+JOIN = """
+with join_processes("cpu") as processes:
+    processes.wait()
+    print(processes.rank, processes.sum(torch.tensor([processes.rank + 1.0])).item())
+"""
+AGREE = """
+with join_processes("cpu") as processes:
+    stop = Stop(processes)
+    with stop.listening():
+        for i in range(10**6):
+            try:
+                stop.check()
+            except Stopped:
+                break
+            if i == 30 and processes.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.001 * (1 + processes.rank))
+    print("left at", i, "by", stop.signal)
+"""
+ALONE = """
+stop = Stop(Processes(torch.device("cpu")))
+with stop.listening():
+    print("ready", flush=True)
+    with contextlib.suppress(Stopped):
+        while True:
+            stop.check()
+            time.sleep(0.01)
+sys.exit(128 + stop.signal)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a program, given as text, under a launcher, with its output in one pipe."""
+
+    def build(text: str, *argv: str, launcher=(sys.executable,), **environment: str):
+        program = tmp_path / "program.py"
+        program.write_text(HEAD + text)
+        known = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [*launcher, str(program), *argv],
+            env={**os.environ, **known, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return build
+
+
+def finish(process: subprocess.Popen) -> str:
+    return process.communicate(timeout=120)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["early", "user", "bug"])
+def test_the_first_failure_is_the_last_word(start, kind):
+    process = start(FAIL, kind, launcher=TORCHRUN)
+    output = finish(process)
+    assert process.returncode == 1
+    said, summary = output.split("FAILED\n")  # the latter is torchrun's
+    line = {"bug": "ZeroDivisionError: the cause"}.get(kind, "error: the cause")
+    assert said.count(line) == 1
+    assert said.count("in one_cause") == (kind == "bug")  # one traceback, where there is a bug
+    assert line in summary.split("Root Cause")[1]
+
+
+@pytest.mark.slow
+def test_processes_join_without_a_local_rank(start):
+    """The Kubeflow training operator sets these four variables, and no others."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [start(JOIN, **known, RANK=str(rank)) for rank in range(2)]
+    assert [finish(process) for process in both] == ["0 3.0\n", "1 3.0\n"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_micro_step(start):
+    process = start(AGREE, launcher=TORCHRUN)
+    output = finish(process)
+    left = [line for line in output.splitlines() if line.startswith("left")]
+    assert process.returncode == 0
+    assert left == ["left at 32 by 15"] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_is_heard_at_once(start, number):
+    process = start(ALONE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    output = finish(process)
+    assert output.startswith(f"\n{number.name}: saving")
+    assert "once more: stop at once, without saving" in output
+    assert process.returncode == 128 + number
+
+
+def test_a_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch):
+    now, raised = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    with Stop(Processes(torch.device("cpu"))).listening():
+        for now[0] in (100.0, 100.2):  # a batch system signals torchrun and its processes
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not raised
+        now[0] = 103.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert raised == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop(Processes(torch.device("cpu"))).listening():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_the_program_that_started_it_is_a_wish_to_stop(monkeypatch):
+    stop = Stop(Processes(torch.device("cpu")))
+    assert not stop.asked()
+    with subprocess.Popen([sys.executable, "-c", ""]) as parent:
+        pass
+    monkeypatch.setenv(PARENT, str(parent.pid))
+    assert stop.asked()
+    assert stop.signal == signal.SIGTERM
+    stop = Stop(Processes(torch.device("cpu")))
+    monkeypatch.setenv(PARENT, str(os.getppid()))
+    assert not stop.asked()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert stop.asked()
+    monkeypatch.delenv(PARENT)  # a shell that ends takes nothing with it
+    assert not Stop(Processes(torch.device("cpu"))).asked()
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "words"),
+    [("cuda:1", 2, "device='cuda:1': each process takes"), ("auto", 1, "--nproc_per_node=1")],
+)
+def test_devices_that_several_processes_cannot_take(monkeypatch, name, gpus, words):
+    for key, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=words), join_processes(name):
+        pass
+
+
+def test_bfloat16_needs_a_card_that_computes_in_it(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old Card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert setup_device("cuda", local_rank=3) == torch.device("cuda:3")
+    with pytest.raises(UserError, match="Old Card does not compute in it; use float32"):
+        setup_device("cuda", "bfloat16")
+
+
+def test_precision_and_determinism_are_as_asked(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    setup_device("cpu", matmul_precision="medium", deterministic=True)
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    setup_device("cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+    a = torch.randn(300, 300)
+    assert (a @ a - (a.double() @ a.double())).abs().max() < 1e-3  # float32, by whichever library
