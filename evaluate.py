@@ -4,24 +4,26 @@
     python evaluate.py --out_dir=out/fixed32 --tasks=arc_challenge,hellaswag,boolq,squad
     torchrun --nproc_per_node=2 evaluate.py --out_dir=out/fixed32 --tasks=boolq --data=DIR
 
-tasks.py says what is asked, scoring.py how it is scored. Besides the tables that are printed, each
-run's results are written to evaluation.json in its directory. train.py uses `validate` for the
-lines it prints on the way.
+inputcodes/tasks.py has the tasks, inputcodes/validation.py the loss and what it stands beside. All
+checkpoints, data sets and rows are opened before the first result. Each run's results are written
+to evaluation.json in its directory; the tables are printed for all that were evaluated, also if a
+later run fails.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inputcodes.checkpoint import load_model
+from inputcodes.checkpoint import load_model, read_checkpoint
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.data import DataSet
+from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
-from inputcodes.scoring import accuracy, perplexity, score
-from inputcodes.tasks import TASKS, Item, read_items
+from inputcodes.files import write_json
+from inputcodes.stats import markdown_table
+from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer
-from inputcodes.validation import validate
+from inputcodes.validation import Bigram, Evaluation, validate
 
 USAGE = "usage: python evaluate.py [--name=value ...]"
 
@@ -31,109 +33,183 @@ class EvaluateConfig(Settings):
     """Which checkpoints to evaluate, and on what."""
 
     out_dir: str = setting("out", "directories of runs, separated by commas")
-    checkpoint: str = setting("best", "best or last")
+    checkpoint: str = setting("best", "best or last", choices=("best", "last"))
     tasks: str = setting("", f"of {', '.join(TASKS)}; separated by commas; empty: none")
     data: str = setting("", "folder with the tasks' rows, TASK*.jsonl or .parquet; empty: the hub")
-    limit: int = setting(0, "items a task, the first ones; 0: all")
+    limit: int = setting(0, "items per task, the first ones; 0: all", least=0)
     validation: bool = setting(True, "also give the loss on validation data")
     dataset: str = setting("", "whose validation data; empty: of the data each run trained on")
     data_dir: str = setting("data", "where data sets are")
-    eval_tokens: int = setting(0, "validation tokens; 0: all")
-    batch_size: int = setting(16, "windows, or items of a task, at a time; over all processes")
+    eval_tokens: int = setting(0, "validation tokens; 0: all", least=0)
+    batch_size: int = setting(
+        16, "windows, or items of a task, at a time; over all processes", least=1
+    )
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32 or bfloat16")
+    dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value."""
-        found = super().problems()
-        if self.checkpoint not in ("best", "last"):
-            found.append(f"checkpoint={self.checkpoint!r}: expected best or last")
-        if self.dtype not in ("float32", "bfloat16"):
-            found.append(f"dtype={self.dtype!r}: expected float32 or bfloat16")
-        if min(self.eval_tokens, self.limit) < 0 or self.batch_size < 1:
-            found.append("eval_tokens and limit must be at least 0, batch_size at least 1")
+        """One sentence for every impossible value or combination."""
+        problems = super().problems()
         for name in set(self.task_names) - TASKS.keys():
-            found.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
+            problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
         if not self.validation and not self.task_names:
-            found.append("nothing to do: give --tasks=... or leave out --validation=False")
-        return found
+            problems.append("nothing to do: give --tasks=... or leave out --validation=False")
+        if not self.out_dirs:
+            problems.append("out_dir names no run: give --out_dir=out/RUN")
+        return problems
+
+    @property
+    def out_dirs(self) -> list[str]:
+        return [name.strip() for name in self.out_dir.split(",") if name.strip()]
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks to do, in the order given."""
         return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
-def evaluate_run(
-    out_dir: str, config: EvaluateConfig, items: dict[str, list[Item]], processes: Processes
-) -> dict[str, Any]:
-    """All results of one checkpoint, as they are written to its evaluation.json."""
-    path = Path(out_dir) / f"{config.checkpoint}.pt"
-    model, record = load_model(path, processes.device)
-    tokenizer = Tokenizer.from_json(record["tokenizer"])
-    result: dict[str, Any] = {"run": out_dir, "checkpoint": config.checkpoint}
-    result |= {"step": record["step"], "tasks": {}}
-    if config.validation:
-        name = config.dataset or record["config"]["dataset"]
-        folder = Path(config.data_dir) / name
-        if not folder.is_dir():
-            raise UserError(
-                f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
-                " --dataset=... of the same tokenizer, or --validation=False"
-            )
-        data = DataSet(folder, processes.first)
-        if data.tokenizer.sha256 != tokenizer.sha256:
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint to evaluate, what it says of itself, and its validation data."""
+
+    path: Path
+    record: dict[str, Any]
+    data: DataSet | None
+
+    @property
+    def run(self) -> str:
+        return str(self.path.parent)
+
+    @property
+    def trained_on_data(self) -> bool:  # this very data set, by its hash
+        return self.data is not None and self.data.sha256 == self.record["data_sha256"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one checkpoint; the loss is None where it was not asked for."""
+
+    target: Target
+    loss: Evaluation | None
+    tasks: dict[str, TaskResult]
+
+
+def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
+    """Open all that the results need; UserError for the first that is missing or does not fit."""
+    data_sets: dict[Path, DataSet] = {}
+    targets = []
+    for out_dir in config.out_dirs:
+        path = Path(out_dir) / f"{config.checkpoint}.pt"
+        if not path.is_file() and path.with_name("last.pt").is_file():
+            path = path.with_name("last.pt")  # a run without an evaluation yet; `notes` says so
+        record = read_checkpoint(path)[1]
+        folder = Path(config.data_dir) / (config.dataset or record["config"]["dataset"])
+        if config.validation and folder not in data_sets:
+            if not folder.is_dir():
+                raise UserError(
+                    f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
+                    " --dataset=... of the same tokenizer, or --validation=False"
+                )
+            data_sets[folder] = DataSet(folder, verify)
+        data = data_sets[folder] if config.validation else None
+        if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
             raise UserError(f"{data.path} has another tokenizer than {path}")
+        targets.append(Target(path, record, data))
+    return targets
+
+
+def evaluate_run(
+    target: Target, config: EvaluateConfig, items: dict[str, list[Item]], processes: Processes
+) -> Result:
+    """All results of one checkpoint."""
+    model, record = load_model(target.path, processes.device)
+    loss, data = None, target.data
+    if data:
+        bigram = None
+        if target.trained_on_data:
+            rows = data.rows("train", model.config.block_size)
+            bigram = Bigram(TrainingData(rows, 1, record["config"]["seed"]), data.vocab_size)
+            bigram.count(record["tokens"] // model.config.block_size)
         batch_size = max(1, config.batch_size // processes.world)
-        loss = validate(model, data, config.eval_tokens, batch_size, processes, config.dtype)
-        result |= {"dataset": name, "eval_tokens": config.eval_tokens, **loss.as_metrics()}
-    for name, some in items.items():
+        measured = model, data, config.eval_tokens, batch_size, processes, config.dtype
+        loss = validate(*measured, bigram)
+    tokenizer, tasks = Tokenizer.from_json(record["tokenizer"]), {}
+    for name, rows_of in items.items():
         with autocast(config.dtype, processes.device):
-            scores = score(model, tokenizer, some, config.batch_size, processes, name)
-        measure = perplexity if TASKS[name].perplexity else accuracy
-        result["tasks"][name] = measure(scores) | {"limit": config.limit}
-    return result
+            scores = score(model, tokenizer, rows_of, config.batch_size, processes)
+        tasks[name] = summarize(TASKS[name], scores)
+    return Result(target, loss, tasks)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The results side by side, a run a row (the shape of Bochkov's Table 5; accuracies in %)."""
-    names = list(results[0]["tasks"])
+def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
+    """What evaluation.json says."""
+    target = result.target
+    entry = {"run": target.run, "checkpoint": target.path.stem, "step": target.record["step"]}
+    if result.loss and target.data:
+        entry |= {"dataset": target.data.path.name, "data_sha256": target.data.sha256}
+        entry |= {"eval_tokens": config.eval_tokens, **result.loss.as_metrics()}
+    limit = {"limit": config.limit}
+    return entry | {"tasks": {name: t.as_metrics() | limit for name, t in result.tasks.items()}}
+
+
+def main_table(results: Sequence[Result]) -> str:
+    """The results side by side, one run per row (as in Bochkov's Table 5; accuracies in %)."""
     columns = ["run", "step"]
-    if "val_loss" in results[0]:
-        columns += ["val data", "val loss", "val PPL", "bits per byte"]
-    rows = [columns + [TASKS[name].title for name in names]]
+    if results[0].loss:
+        columns += ["val data", "val loss", "bigram", "val PPL", "bits per byte"]
+    rows = []
     for result in results:
-        row = [result["run"], f"{result['step']:,}"]
-        if "val_loss" in result:
-            row += [result["dataset"], f"{result['val_loss']:.4f}"]
-            row += [f"{result['val_perplexity']:.3f}", f"{result['val_bits_per_byte']:.4f}"]
-        for name in names:
-            scores = result["tasks"][name]
-            ppl = scores.get("perplexity")
-            row.append(f"{100 * scores['acc']:.2f}" if ppl is None else f"{ppl:.2f}")
+        target, loss = result.target, result.loss
+        row = [target.run, f"{target.record['step']:,}"]
+        if loss and target.data:
+            bigram = "" if loss.bigram is None else f"{loss.bigram:.4f}"
+            row += [target.data.path.name, f"{loss.loss:.4f}", bigram]
+            row += [f"{loss.perplexity:.3f}", f"{loss.bits_per_byte:.4f}"]
+        for task in result.tasks.values():
+            accuracy = task.measures.get("acc")
+            value = 100 * accuracy.value if accuracy else task.measures["perplexity"].value
+            row.append(f"{value:.2f}")
         rows.append(row)
-    return markdown(rows)
+    titles = [TASKS[name].title for name in results[0].tasks]
+    return markdown_table(" | ".join(columns + titles), rows)
 
 
-def details(results: list[dict[str, Any]]) -> str:
+def task_table(results: Sequence[Result]) -> str:
     """Every task of every run with its items and standard errors."""
-    rows = [["run", "task", "items", "truncated", "acc", "acc_norm", "chance", "perplexity"]]
+    rows = []
     for result in results:
-        for name, scores in result["tasks"].items():
-            row = [result["run"], name, f"{scores['items']:,}", f"{scores['truncated']:,}"]
+        for name, task in result.tasks.items():
+            chance = "" if task.chance is None else f"{100 * task.chance:.2f}"
+            cells = []
             for measure, scale in (("acc", 100), ("acc_norm", 100), ("perplexity", 1)):
-                error = scores.get(f"{measure}_stderr")
-                value = f"{scale * scores[measure]:.2f}" if measure in scores else ""
-                row.append(value if error is None else f"{value} ± {scale * error:.2f}")
-            row.insert(-1, f"{100 * scores['chance']:.2f}" if "chance" in scores else "")
-            rows.append(row)
-    return markdown(rows)
+                value, error = task.measures.get(measure, (None, None))
+                cell = "" if value is None else f"{scale * value:.2f}"
+                cells.append(cell if error is None else f"{cell} ± {scale * error:.2f}")
+            counts = f"{task.items:,}", f"{task.truncated:,}"
+            rows.append([result.target.run, name, *counts, *cells[:2], chance, cells[2]])
+    header = "run | task | items | truncated | acc | acc_norm | chance | perplexity"
+    return markdown_table(header, rows)
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """A table whose first row is the heading."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+def notes(results: Sequence[Result], config: EvaluateConfig) -> list[str]:
+    """What a reader of the tables must know, one sentence each."""
+    lines = []
+    for result in results:
+        target, loss = result.target, result.loss
+        if target.path.stem != config.checkpoint:
+            lines.append(f"{target.run} has no {config.checkpoint}.pt: this is {target.path.name}")
+        name = target.record["config"]["dataset"]
+        if target.data and target.data.path.name == name and not target.trained_on_data:
+            lines.append(
+                f"{target.data.path} is not the data that {target.run} was trained on: it has the"
+                " same name but other content, and the run may have seen its validation text"
+            )
+        if loss and loss.bigram is not None and loss.loss > loss.bigram:
+            lines.append(
+                f"{target.run} is worse than a bigram of counts of its training tokens"
+                f" ({loss.loss:.4f} against {loss.bigram:.4f} nats per token): it has learned too"
+                " little to be compared"
+            )
+    return lines
 
 
 def main(argv: list[str]) -> None:
@@ -141,17 +217,18 @@ def main(argv: list[str]) -> None:
     config = configure(EvaluateConfig, argv)
     items = {name: read_items(name, config.data, config.limit) for name in config.task_names}
     with join_processes(config.device, dtype=config.dtype) as processes:
-        results = []
-        for out_dir in config.out_dir.split(","):
-            result = evaluate_run(out_dir, config, items, processes)
-            results.append(result)
-            if processes.first:
-                text = json.dumps(result, indent=1) + "\n"
-                (Path(out_dir) / "evaluation.json").write_text(text)
-        if processes.first:
-            print(table(results))
-            if items:
-                print("\n" + details(results))
+        targets = open_targets(config, processes.first)
+        results: list[Result] = []
+        try:
+            for target in targets:
+                result = evaluate_run(target, config, items, processes)
+                results.append(result)
+                if processes.first:
+                    write_json(target.path.parent / "evaluation.json", as_json(result, config))
+        finally:
+            if processes.first and results:
+                tables = [main_table(results), *([task_table(results)] if items else [])]
+                print("\n\n".join([*tables, *notes(results, config)]), flush=True)
 
 
 if __name__ == "__main__":

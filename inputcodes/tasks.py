@@ -1,18 +1,37 @@
-"""The evaluation tasks: where their items are and how an item is put to a model.
+"""The evaluation tasks: their rows, how an item is put to a model, and how it is scored.
 
 Prompts, options and the order of preference among sources are those of EleutherAI's
 lm-evaluation-harness 0.4 for arc_challenge, hellaswag, boolq and (for SQuAD) squadv2, without
 examples in the prompt: a model continues the prompt by a space and an option.
+
+An item is one sequence: the prompt, then its options, each of which attends to the prompt and to
+itself and counts its positions from the end of the prompt (model.segment_layout). So the prompt is
+computed once, and the loss of an option is what it would be alone. A prompt that leaves too little
+room loses its left end, for each option as much as that needs, as in the harness; options with
+different prompts left get a sequence each.
 """
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
 from inputcodes.configurator import UserError
+from inputcodes.distributed import Processes
+from inputcodes.files import system_errors
+from inputcodes.loss import token_nats
+from inputcodes.tokenizer import Tokenizer
+from model import GPT, Layout, segment_layout
 
 Row = dict[str, Any]
 
@@ -25,22 +44,52 @@ class Item:
     options: tuple[str, ...]
     gold: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.gold < len(self.options):
+            raise ValueError(f"answer {self.gold} of {len(self.options)} options")
+        "".join((self.prompt, *self.options)).encode()  # UnicodeEncodeError for lone surrogates
+
 
 @dataclass(frozen=True)
 class Task:
-    """How it is titled in a table, its data set (path, configuration, split), and its format."""
+    """Its title in a table, its data set (path, configuration, split) and how a row is read."""
 
     title: str
     source: tuple[str, str | None, str]
-    item: Callable[[Row], Item]
+    item: Callable[[Row], Item]  # ValueError for a row that is not as its docstring says
     perplexity: bool = False  # of the gold answer; else the accuracy among the options
+
+
+def field(row: Row, path: str, kind: type = str) -> Any:
+    """The value at `path` ("choices.text") of a row, of type `kind`; [str] is a list of texts."""
+    value: Any = row
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(f"{path} is missing")
+        value = value[name]
+    if type(value) is not kind:
+        noun = {str: "text", list: "a list", bool: "true or false", int: "a whole number"}[kind]
+        raise ValueError(f"{path} is {value!r:.60}, expected {noun}")
+    return value
+
+
+def texts(row: Row, path: str) -> tuple[str, ...]:
+    """The list of texts at `path` of a row, none of them empty."""
+    values = field(row, path, list)
+    for value in values:
+        if type(value) is not str or not value.strip():
+            raise ValueError(f"{path} holds {value!r:.60}, expected texts that are not empty")
+    return tuple(values)
 
 
 def arc_item(row: Row) -> Item:
     """`question, choices{text, label}, answerKey`."""
-    choices = row["choices"]
-    gold = choices["label"].index(row["answerKey"])
-    return Item(f"Question: {row['question']}\nAnswer:", tuple(choices["text"]), gold)
+    options, labels, key = texts(row, "choices.text"), texts(row, "choices.label"), "answerKey"
+    if len(options) != len(labels) or len(set(labels)) != len(labels):
+        raise ValueError(f"choices.label is {labels}, expected a different one for each option")
+    if field(row, key) not in labels:
+        raise ValueError(f"answerKey is {row[key]!r}, expected one of {', '.join(labels)}")
+    return Item(f"Question: {field(row, 'question')}\nAnswer:", options, labels.index(row[key]))
 
 
 def hellaswag_item(row: Row) -> Item:
@@ -48,11 +97,16 @@ def hellaswag_item(row: Row) -> Item:
 
     The harness begins the second part with a capital, which `ctx` does not have.
     """
-    context = row["ctx"]
     if "ctx_a" in row and "ctx_b" in row:
-        context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
-    endings = tuple(clean_wikihow(ending) for ending in row["endings"])
-    return Item(clean_wikihow(f"{row['activity_label']}: {context}"), endings, int(row["label"]))
+        context = f"{field(row, 'ctx_a')} {field(row, 'ctx_b').capitalize()}"
+    else:
+        context = field(row, "ctx")
+    endings = tuple(clean_wikihow(ending) for ending in texts(row, "endings"))
+    gold = field(row, "label", str if type(row.get("label")) is str else int)  # copies differ
+    if not str(gold).isdecimal():
+        raise ValueError(f"label is {gold!r:.60}, expected the number of the right ending")
+    prompt = clean_wikihow(f"{field(row, 'activity_label')}: {context}")
+    return Item(prompt, endings, int(gold))
 
 
 def clean_wikihow(text: str) -> str:
@@ -63,14 +117,16 @@ def clean_wikihow(text: str) -> str:
 
 def boolq_item(row: Row) -> Item:
     """`question, passage` and `label` (0 or 1) or `answer` (true or false)."""
-    gold = int(row["label"] if "label" in row else row["answer"])
-    return Item(f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ("no", "yes"), gold)
+    gold = field(row, "label", int) if "label" in row else int(field(row, "answer", bool))
+    passage, question = field(row, "passage"), field(row, "question")
+    return Item(f"{passage}\nQuestion: {question}?\nAnswer:", ("no", "yes"), gold)
 
 
 def squad_item(row: Row) -> Item:
     """`title, context, question, answers{text}`; the first answer is the gold one."""
-    prompt = f"Title: {row['title']}\n\nBackground: {row['context']}\n\n"
-    return Item(f"{prompt}Question: {row['question']}\n\nAnswer:", (row["answers"]["text"][0],), 0)
+    title, context, question = (field(row, name) for name in ("title", "context", "question"))
+    prompt = f"Title: {title}\n\nBackground: {context}\n\nQuestion: {question}\n\nAnswer:"
+    return Item(prompt, texts(row, "answers.text")[:1], 0)
 
 
 TASKS = {
@@ -90,12 +146,11 @@ def read_items(name: str, data: str, limit: int) -> list[Item]:
     items = []
     for where, row in rows:
         try:
-            item = TASKS[name].item(row)
-            if not 0 <= item.gold < len(item.options):
-                raise ValueError(f"answer {item.gold} of {len(item.options)} options")
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{where} is no row of {name}: {error!r}") from error
-        items.append(item)
+            if not isinstance(row, dict):
+                raise ValueError(f"it is {row!r:.60}, expected an object")
+            items.append(TASKS[name].item(row))
+        except ValueError as error:
+            raise UserError(f"{where} is not a row of {name}: {error}") from error
         if len(items) == limit:
             break
     if not items:
@@ -103,37 +158,236 @@ def read_items(name: str, data: str, limit: int) -> list[Item]:
     return items
 
 
-def _local_rows(name: str, folder: Path) -> Iterator[tuple[str, Row]]:
+def _local_rows(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     """The rows of the one file NAME*.jsonl or NAME*.parquet of a folder, and where each is."""
-    found = [path for suffix in ("jsonl", "parquet") for path in folder.glob(f"{name}*.{suffix}")]
-    if len(found) != 1:
+    files = [path for suffix in ("jsonl", "parquet") for path in folder.glob(f"{name}*.{suffix}")]
+    if len(files) != 1:
         raise UserError(
-            f"{folder} has {len(found)} files {name}*.jsonl or {name}*.parquet, expected 1"
+            f"{folder} has {len(files)} files {name}*.jsonl or {name}*.parquet, expected 1"
         )
-    path = found[0]
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1):
-            yield f"{path}, row {number}", row
-        return
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+    place, rows, number = f"{files[0]}, row", _rows_of(files[0]), 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield f"{place} {number}", row
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and ArrowInvalid, too
+        raise UserError(f"{place} {number + 1} cannot be read: {error}") from error
 
 
-def _hub_rows(name: str) -> Iterator[tuple[str, Row]]:
+def _rows_of(path: Path) -> Iterable[Any]:
+    if path.suffix == ".jsonl":
+        with system_errors("read", path):
+            return map(json.loads, path.read_bytes().splitlines())
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        table.validate(full=True)  # text that is not UTF-8, lists that point outside
+    except Exception as error:  # Arrow's readers raise whatever a damaged file leads them to
+        raise UserError(f"{path} is not a whole parquet file: {error}") from error
+    names, cells = table.column_names, zip(*table.columns, strict=True)
+    return ({name: v.as_py() for name, v in zip(names, row, strict=True)} for row in cells)
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
     path, config, split = TASKS[name].source
     try:
         rows = load_dataset(path, config, split=split)
     except Exception as error:
-        raise UserError(
-            f"cannot load {path} for {name} ({type(error).__name__}): check the network, or pass"
-            " --data=DIR with a file of its rows"
-        ) from error
+        reason = f"cannot load {path} for {name} ({type(error).__name__})"
+        advice = "check the network, or pass --data=DIR with a file of its rows"
+        raise UserError(f"{reason}: {advice}") from error
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of a prompt and of options that follow it, each with its place in the result."""
+
+    tokens: tuple[int, ...]
+    options: list[tuple[int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Nats of every option of every item, the options of an item one after the other.
+
+    `nats` (P,) float64, `tokens` (P,); `truncated` items lost a part of their prompt.
+    """
+
+    items: Sequence[Item]
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    truncated: int
+
+
+@torch.no_grad()
+def score(
+    model: GPT, tokenizer: Tokenizer, items: Sequence[Item], batch_size: int, processes: Processes
+) -> Scores:
+    """Score all options of all items, `batch_size` prompts at a time, shared by all processes.
+
+    Batches are the same for any number of processes. The caller decides about autocast. Raises
+    UserError, on every process, for a score that is not finite.
+    """
+    prompts, tokens, truncated = make_prompts(tokenizer, items, model.config.block_size)
+    nats = np.zeros(len(tokens))
+    for states, targets, options in option_states(model, prompts, batch_size, processes):
+        losses = token_nats(states, model.head.weight, targets).cpu().numpy()
+        nats += np.bincount(options, weights=losses, minlength=len(nats))
+    if processes.world > 1:
+        nats = processes.sum(torch.from_numpy(nats)).cpu().numpy()
+    if not np.isfinite(nats).all():
+        raise UserError("the model's log-likelihoods are not finite: its weights are damaged")
+    return Scores(items, nats, tokens, truncated)
+
+
+def split_pair(tokenizer: Tokenizer, prompt: str, option: str) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt and of what follows it, encoded separately.
+
+    Spaces that end the prompt go to the option, as in the harness.
+    """
+    text = prompt.rstrip()
+    return tokenizer.encode(text), tokenizer.encode(prompt[len(text) :] + option)
+
+
+def make_prompts(
+    tokenizer: Tokenizer, items: Iterable[Item], block_size: int
+) -> tuple[list[Prompt], NDArray[np.int64], int]:
+    """The prompts of all items, the tokens of every option, and how many items were truncated."""
+    prompts: list[Prompt] = []
+    tokens: list[int] = []
+    truncated = 0
+    for item in items:
+        by_tokens: dict[tuple[int, ...], Prompt] = {}
+        cut = False
+        for option in item.options:
+            ids = split_pair(tokenizer, item.prompt, f" {option}")
+            before, after, was_cut = fit(*ids, block_size)
+            prompt = by_tokens.setdefault(before, Prompt(before, []))
+            prompt.options.append((len(tokens), after))
+            tokens.append(len(after))
+            cut |= was_cut
+        prompts += by_tokens.values()
+        truncated += cut
+    return prompts, np.array(tokens), truncated
+
+
+def fit(
+    prompt: Sequence[int], option: Sequence[int], block_size: int
+) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """The end of prompt and option that the context holds, and whether anything was cut."""
+    whole = (*prompt, *option)[-(block_size + 1) :]  # the last token is not read
+    kept = max(1, len(whole) - len(option))
+    return whole[:kept], whole[kept:], len(whole) < len(prompt) + len(option)
+
+
+def option_states(
+    model: GPT, prompts: Sequence[Prompt], batch_size: int, processes: Processes
+) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
+    """This process's share of the batches: the states (N, C) that predict the tokens of options,
+    those tokens (N,), and the option that each belongs to (N,).
+    """
+
+    # By the positions they take, so that a batch has little padding.
+    longest_first = sorted(
+        prompts, key=lambda p: -len(p.tokens) - sum(len(ids) - 1 for _, ids in p.options)
+    )
+    starts = range(0, len(prompts), batch_size)[processes.rank :: processes.world]
+    for start in tqdm(starts, unit="batch", ncols=80, disable=not processes.first, leave=False):
+        batch = longest_first[start : start + batch_size]
+        ids, layout, places, targets, options = to_tensors(batch, processes.device)
+        yield model.hidden(ids, layout=layout)[places], targets, options
+
+
+def to_tensors(
+    batch: Sequence[Prompt], device: torch.device
+) -> tuple[Tensor, Layout, tuple[Tensor, Tensor], Tensor, NDArray[np.int64]]:
+    """Prompts as ids (B, T) and their layout; the places (N,), (N,) whose states predict the
+    tokens of options, those tokens (N,), and the option that each belongs to (N,).
+    """
+    rows: list[tuple[list[int], list[int], list[int]]] = []
+    targets: list[tuple[int, int, int, int]] = []  # row, column, token, option
+    for row, prompt in enumerate(batch):
+        length = len(prompt.tokens)
+        ids, segments, positions = [*prompt.tokens], [0] * length, [*range(length)]
+        for segment, (option, tokens) in enumerate(prompt.options, start=1):
+            read = len(tokens) - 1
+            columns = [length - 1, *range(len(ids), len(ids) + read)]
+            targets += [(row, *pair, option) for pair in zip(columns, tokens, strict=True)]
+            ids += tokens[:-1]
+            segments += [segment] * read
+            positions += range(length, length + read)
+        rows.append((ids, segments, positions))
+    # The segment of padding is -1.
+    x, segment_of, position_of = (
+        pad_sequence(list(map(torch.tensor, part)), batch_first=True, padding_value=value)
+        for part, value in zip(zip(*rows, strict=True), (0, -1, 0), strict=True)
+    )
+    layout = segment_layout(segment_of.to(device), position_of.to(device))
+    *places, tokens_of, options_of = torch.tensor(targets).T
+    r, c, y = (part.to(device) for part in (*places, tokens_of))
+    return x.to(device), layout, (r, c), y, options_of.numpy()
+
+
+class Estimate(NamedTuple):
+    """A value and its standard error over the items, None for fewer than two."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task says of a model: `acc` and `acc_norm`, or `perplexity`."""
+
+    items: int
+    tokens: int  # of all options
+    truncated: int  # items
+    chance: float | None  # the accuracy of guessing
+    measures: dict[str, Estimate]
+
+    def as_metrics(self) -> dict[str, float | None]:
+        """The entry of evaluation.json."""
+        counts = {"items": self.items, "tokens": self.tokens, "truncated": self.truncated}
+        values = {name: measure.value for name, measure in self.measures.items()}
+        errors = {f"{name}_stderr": measure.stderr for name, measure in self.measures.items()}
+        return counts | ({} if self.chance is None else {"chance": self.chance}) | values | errors
+
+
+def summarize(task: Task, scores: Scores) -> TaskResult:
+    """The accuracies or the perplexity that follow from the scores of a task's items."""
+    measures, chance = (perplexity(scores), None) if task.perplexity else accuracy(scores)
+    counts = len(scores.items), int(scores.tokens.sum()), scores.truncated
+    return TaskResult(*counts, chance, measures)
+
+
+def accuracy(scores: Scores) -> tuple[dict[str, Estimate], float]:
+    """How often the gold option is the likeliest, and what guessing would give.
+
+    `acc_norm` compares nats per byte of an option's text. Ties go to the first option.
+    """
+    counts = [len(item.options) for item in scores.items]
+    nats_of = np.split(scores.nats, np.cumsum(counts)[:-1])
+    plain, normed = [], []
+    for item, nats in zip(scores.items, nats_of, strict=True):
+        text_bytes = [max(1, len(option.encode())) for option in item.options]
+        plain.append(np.argmin(nats) == item.gold)
+        normed.append(np.argmin(nats / text_bytes) == item.gold)
+    return {"acc": mean(plain), "acc_norm": mean(normed)}, mean(1 / np.array(counts)).value
+
+
+def perplexity(scores: Scores) -> dict[str, Estimate]:
+    """e to the mean nats of all answer tokens; its error is that of a ratio of sums (delta)."""
+    loss = float(scores.nats.sum() / scores.tokens.sum())
+    error = mean((scores.nats - loss * scores.tokens) / scores.tokens.mean()).stderr
+    value = math.exp(min(loss, 700.0))  # the largest that a float holds
+    return {"perplexity": Estimate(value, None if error is None else value * error)}
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """The mean of independent values."""
+    sample = np.asarray(values, dtype=float)
+    error = sample.std(ddof=1) / math.sqrt(len(sample)) if len(sample) > 1 else None
+    return Estimate(float(sample.mean()), None if error is None else float(error))

@@ -13,11 +13,18 @@ import torch
 
 import evaluate
 import train
-from inputcodes.checkpoint import load_model
+from inputcodes.checkpoint import load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
-from inputcodes.scoring import Scores, accuracy, make_rows, perplexity, score
-from inputcodes.tasks import TASKS, Item, read_items
+from inputcodes.tasks import (
+    TASKS,
+    Item,
+    Scores,
+    make_prompts,
+    read_items,
+    score,
+    summarize,
+)
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 from tests.test_train import ROOT, SMALL
@@ -112,7 +119,7 @@ def direct_nats(gpt: GPT, prompt: str, option: str) -> float:
 @pytest.mark.parametrize("name", TASKS)
 def test_batched_nats_are_those_of_a_direct_computation(gpt, data, name):
     items = read_items(name, str(data), 0)
-    scores = score(gpt, TOKENIZER, items, 5, CPU, name)
+    scores = score(gpt, TOKENIZER, items, 5, CPU)
     expected = [direct_nats(gpt, i.prompt, " " + option) for i in items for option in i.options]
     assert scores.nats.shape == (len(expected),)
     assert np.abs(scores.nats - expected).max() < 1e-4
@@ -127,7 +134,7 @@ def test_a_prompt_is_read_once_for_all_its_options(gpt, data):
     assert len(items) > 5
     seen = []
     handle = gpt.blocks[0].register_forward_hook(lambda *args: seen.append(args[2].shape[:2]))
-    score(gpt, TOKENIZER, items, 1, CPU, "arc")
+    score(gpt, TOKENIZER, items, 1, CPU)
     handle.remove()
     wanted = [len(item.prompt) + sum(map(len, item.options)) for item in items]
     assert sorted(batch * length for batch, length in seen) == sorted(wanted)
@@ -135,11 +142,11 @@ def test_a_prompt_is_read_once_for_all_its_options(gpt, data):
 
 def test_an_option_longer_than_the_context_keeps_its_end(gpt):
     item = Item("Question:", ("a" * 150, "b"), 0)
-    rows, tokens, truncated = make_rows(TOKENIZER, [item], CONTEXT)
+    prompts, tokens, truncated = make_prompts(TOKENIZER, [item], CONTEXT)
     assert truncated == 1
     assert tokens.tolist() == [CONTEXT, 2]
-    assert sorted(len(row.prompt) for row in rows) == [1, len("Question:")]
-    assert np.isfinite(score(gpt, TOKENIZER, [item], 4, CPU, "x").nats).all()
+    assert sorted(len(prompt.tokens) for prompt in prompts) == [1, len("Question:")]
+    assert np.isfinite(score(gpt, TOKENIZER, [item], 4, CPU).nats).all()
 
 
 def test_the_formats_are_the_harnesses():
@@ -178,87 +185,41 @@ def test_a_model_that_knows_nothing_scores_at_chance(seed):
     gpt = GPT(GPTConfig(vocab_size=256, block_size=256, n_layer=1, n_head=1, n_embd=16), seed)
     for number, name in enumerate(CHOICES):
         items = [TASKS[name].item(row) for row in random_rows(name, 400, seed=10 * seed + number)]
-        result = accuracy(score(gpt, TOKENIZER, items, 64, CPU, name))
-        assert result["chance"] == pytest.approx(0.5 if name == "boolq" else 0.25)
-        spread = math.sqrt(result["chance"] * (1 - result["chance"]) / 400)
+        result = summarize(TASKS[name], score(gpt, TOKENIZER, items, 64, CPU))
+        assert result.chance == pytest.approx(0.5 if name == "boolq" else 0.25)
+        spread = math.sqrt(result.chance * (1 - result.chance) / 400)
         for measure in ("acc", "acc_norm"):
-            assert abs(result[measure] - result["chance"]) < 3.5 * spread, (name, measure)
-            assert result[f"{measure}_stderr"] == pytest.approx(spread, rel=0.2)
+            value, error = result.measures[measure]
+            assert abs(value - result.chance) < 3.5 * spread, (name, measure)
+            assert error == pytest.approx(spread, rel=0.2)
 
 
 def test_a_model_that_guesses_has_the_perplexity_of_the_vocabulary():
     gpt = GPT(GPTConfig(vocab_size=256, block_size=256, n_layer=1, n_head=1, n_embd=16), seed=0)
     torch.nn.init.zeros_(gpt.head.weight)
     items = [TASKS["squad"].item(row) for row in random_rows("squad", 40, seed=0)]
-    result = perplexity(score(gpt, TOKENIZER, items, 8, CPU, "squad"))
-    assert result["perplexity"] == pytest.approx(256, rel=1e-5)
-    assert result["perplexity_stderr"] == pytest.approx(0, abs=1e-3)
-    assert result["tokens"] == sum(len(" " + item.options[0]) for item in items)
+    result = summarize(TASKS["squad"], score(gpt, TOKENIZER, items, 8, CPU))
+    assert result.measures["perplexity"] == pytest.approx((256, 0), rel=1e-5, abs=1e-3)
+    assert result.tokens == sum(len(" " + item.options[0]) for item in items)
 
 
 def test_the_error_of_a_perplexity_is_that_of_resampling_the_items(gpt, data):
-    scores = score(gpt, TOKENIZER, read_items("squad", str(data), 0), 8, CPU, "squad")
+    scores = score(gpt, TOKENIZER, read_items("squad", str(data), 0), 8, CPU)
     rng = np.random.default_rng(0)
     drawn = rng.integers(24, size=(4000, 24))
     resampled = np.exp(scores.nats[drawn].sum(1) / scores.tokens[drawn].sum(1))
-    assert perplexity(scores)["perplexity_stderr"] == pytest.approx(resampled.std(), rel=0.15)
+    error = summarize(TASKS["squad"], scores).measures["perplexity"].stderr
+    assert error == pytest.approx(resampled.std(), rel=0.15)
 
 
 def test_the_likeliest_option_wins_plain_or_by_the_byte():
     """By hand: 6 > 2 and 3 < 4 nats; by the byte 6/4 < 2/1 (now right) and 3/2 > 4/4 (now not)."""
     items = [Item("", ("aaaa", "b"), 0), Item("", ("é", "cccc"), 0)]
     nats = np.array([6.0, 2.0, 3.0, 4.0])
-    result = accuracy(Scores(items, nats, np.ones(4, dtype=int), 0))
-    assert (result["acc"], result["acc_norm"]) == (0.5, 0.5)
-    first = accuracy(Scores(items[:1], nats[:2], np.ones(2, dtype=int), 0))
-    assert (first["acc"], first["acc_norm"], first["acc_stderr"]) == (0, 1, None)
-
-
-HARNESS_FILES = {
-    "arc_challenge": "tasks/arc/arc_challenge.yaml",
-    "hellaswag": "tasks/hellaswag/hellaswag.yaml",
-    "boolq": "tasks/super_glue/boolq/default.yaml",
-}
-
-
-def test_the_harness_gives_the_same_scores(gpt, data, tmp_path):
-    """lm-evaluation-harness itself on the same rows, the model behind a thin adapter."""
-    lm_eval = pytest.importorskip("lm_eval")
-    language_model = pytest.importorskip("lm_eval.api.model").LM
-
-    class Adapter(language_model):
-        def loglikelihood(self, requests):
-            return [(-direct_nats(gpt, *request.args), False) for request in requests]
-
-        loglikelihood_rolling = generate_until = None
-
-    Adapter.__abstractmethods__ = frozenset()
-    files = {}
-    for name in CHOICES:
-        lines = (data / f"{name}_validation.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        rows = [{"label": int(row["answer"]), **row} if name == "boolq" else row for row in rows]
-        table = tmp_path / f"{name}.jsonl"
-        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files[name] = tmp_path / f"{name}.yaml"
-        splits = dict.fromkeys(("train", "validation", "test"), str(table))
-        task = {
-            "include": str(Path(lm_eval.__file__).parent / HARNESS_FILES[name]),
-            "task": f"local_{name}",
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": splits},
-        }
-        files[name].write_text(json.dumps(task))  # JSON is YAML
-    results = lm_eval.simple_evaluate(model=Adapter(), tasks=list(map(str, files.values())),
-                                      num_fewshot=0, bootstrap_iters=2)["results"]  # fmt: skip
-    for name in CHOICES:
-        ours = accuracy(score(gpt, TOKENIZER, read_items(name, str(data), 0), 5, CPU, name))
-        theirs = results[f"local_{name}"]
-        assert theirs["sample_len"] == ours["items"] == 24
-        for measure in ("acc", "acc_norm") if name != "boolq" else ("acc",):
-            assert theirs[f"{measure},none"] == pytest.approx(ours[measure]), name
-            assert theirs[f"{measure}_stderr,none"] == pytest.approx(ours[f"{measure}_stderr"])
+    both = summarize(TASKS["boolq"], Scores(items, nats, np.ones(4, dtype=int), 0))
+    assert [both.measures[name].value for name in ("acc", "acc_norm")] == [0.5, 0.5]
+    first = summarize(TASKS["boolq"], Scores(items[:1], nats[:2], np.ones(2, dtype=int), 0))
+    assert first.measures == {"acc": (0, None), "acc_norm": (1, None)}
 
 
 def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsys):
@@ -270,14 +231,19 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
     head, _, first, second = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[:4]
     ]
-    assert head[2:] == ["val data", "val loss", "val PPL", "bits per byte", "ARC-C", "HellaSwag",
-                        "BoolQ", "SQuAD PPL"]  # fmt: skip
+    assert head[2:] == ["val data", "val loss", "bigram", "val PPL", "bits per byte", "ARC-C",
+                        "HellaSwag", "BoolQ", "SQuAD PPL"]  # fmt: skip
+    assert len({len(line) for line in shown.splitlines()[:4]}) == 1  # aligned
     assert first == second
     record = load_model(out_dir / "best.pt")[1]
     assert first[:4] == [str(out_dir), "30", "tiny", f"{record['best_val_loss']:.4f}"]
+    last = json.loads((out_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert first[4] == f"{last['val_bigram']:.4f}"
+    assert result["val_documents"] == last["val_documents"]
+    assert f"{out_dir} is worse than a bigram of counts" in shown
     scores = result["tasks"]
-    assert first[6:9] == [f"{100 * scores[name]['acc']:.2f}" for name in CHOICES]
-    assert first[9] == f"{scores['squad']['perplexity']:.2f}"
+    assert first[7:10] == [f"{100 * scores[name]['acc']:.2f}" for name in CHOICES]
+    assert first[10] == f"{scores['squad']['perplexity']:.2f}"
     assert all(score["items"] == score["limit"] == 10 for score in scores.values())
     assert f"± {100 * scores['boolq']['acc_stderr']:.2f}" in shown
     evaluate.main([*argv, "--validation=False", "--tasks=boolq"])
@@ -294,7 +260,7 @@ def test_two_processes_share_the_work(out_dir, data):
     shown = subprocess.run([*command, "evaluate.py", *argv], cwd=ROOT, capture_output=True,
                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("| boolq |") == 1  # only one process prints
+    assert shown.stdout.count(" boolq |") == 1  # only one process prints
     assert (out_dir / "evaluation.json").read_text() == one
 
 
@@ -316,10 +282,16 @@ def test_items_come_from_the_hub_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", r"boolq\.jsonl, line 2: not JSON"),
-        ('{"question": "a"}', r"boolq\.jsonl, line 2 is no row of boolq: KeyError\('answer'\)"),
+        ("{", r"boolq\.jsonl, row 2 cannot be read: Expecting"),
+        ('{"question": "a"}', r"row 2 is not a row of boolq: answer is missing"),
         ('{"question": "a", "passage": "b", "label": 2}', "answer 2 of 2 options"),
-        ("5", "line 2 is no row of boolq"),
+        ('{"question": 1, "passage": "b", "label": 1}', "question is 1, expected text"),
+        ('{"question": "a", "passage": "b", "answer": null}', "None, expected true or false"),
+        ('{"question": "a", "passage": "b", "label": true}', "True, expected a whole number"),
+        ('{"question": "\\ud800", "passage": "b", "label": 1}', "surrogates not allowed"),
+        ("5", "row 2 is not a row of boolq: it is 5, expected an object"),
+        ("[" * 100_000, "row 2 cannot be read"),
+        ("", "row 2 cannot be read"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, line, words):
@@ -330,11 +302,128 @@ def test_bad_rows_are_named(tmp_path, line, words):
     assert len(read_items("boolq", str(tmp_path), 1)) == 1
 
 
+DAMAGE = {
+    "arc_challenge": [
+        ("question", None),
+        ("choices", []),
+        ("choices.text", ["a", "b", 3, "d"]),
+        ("choices.text", ["a", "b", "c", " "]),
+        ("choices.text", ["a"]),
+        ("choices.label", ["A", "A", "C", "D"]),
+        ("answerKey", "E"),
+        ("answerKey", 1),
+    ],
+    "hellaswag": [
+        ("activity_label", 3),
+        ("ctx_b", None),
+        ("endings", "abcd"),
+        ("endings", [["a"], "b"]),
+        ("label", ""),
+        ("label", "4"),
+        ("label", -1),
+        ("label", True),
+    ],
+    "boolq": [("passage", 1.5), ("answer", None), ("answer", "true"), ("answer", 1)],
+    "squad": [("title", 1), ("answers", "a"), ("answers.text", []), ("answers.text", [None])],
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_field_of_a_row_is_checked(tmp_path, name):
+    row = random_rows(name, 1, seed=0)[0]
+    file = tmp_path / f"{name}.jsonl"
+    for path, value in DAMAGE[name]:
+        bad = json.loads(json.dumps(row))
+        *parents, last = path.split(".")
+        (bad[parents[0]] if parents else bad)[last] = value
+        file.write_text(json.dumps(row) + "\n" + json.dumps(bad))
+        with pytest.raises(UserError, match=rf"{name}\.jsonl, row 2 is not a row of {name}: "):
+            read_items(name, str(tmp_path), 0)
+
+
+def test_damaged_files_are_named(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = random_rows("boolq", 40, seed=0)
+    file = tmp_path / "boolq.jsonl"
+    file.write_bytes(json.dumps(rows[0]).encode() + b"\n\xff\n")
+    with pytest.raises(UserError, match=r"boolq\.jsonl, row 2 cannot be read: .*utf-8"):
+        read_items("boolq", str(tmp_path), 0)
+    file.unlink()
+    file = tmp_path / "boolq.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    assert read_items("boolq", str(tmp_path), 0) == [TASKS["boolq"].item(row) for row in rows]
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    errors = []
+    for place in rng.integers(len(whole), size=60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        file.write_bytes(damaged)
+        try:
+            read_items("boolq", str(tmp_path), 0)
+        except UserError as error:
+            errors.append(str(error))
+    assert len(errors) > 20
+    assert all("boolq.parquet" in error for error in errors)
+
+
+def test_what_is_missing_is_said_before_the_first_result(out_dir, data, text_data, tmp_path):
+    argv = [f"--data_dir={text_data}", "--device=cpu"]
+    (out_dir / "evaluation.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"nothing.best\.pt"):
+        evaluate.main([f"--out_dir={out_dir},{tmp_path / 'nothing'}", *argv])
+    assert not (out_dir / "evaluation.json").exists()
+
+
+def copy_run(out_dir: Path, to: Path, name: str, change) -> None:
+    """The run's best checkpoint as `to` / `name`, with its weights and record changed."""
+    tensors, record = read_checkpoint(out_dir / "best.pt")
+    change(tensors["model"], record)
+    to.mkdir()
+    write_checkpoint(to / name, tensors, record)
+
+
+def test_results_are_shown_though_a_later_run_fails(out_dir, text_data, tmp_path, capsys):
+    """Weights that are not finite are found only when they are used."""
+    broken = tmp_path / "broken"
+    copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(math.nan))
+    argv = [f"--out_dir={out_dir},{broken}", f"--data_dir={text_data}", "--device=cpu"]
+    with pytest.raises(UserError, match=r"the validation loss on .* is nan"):
+        evaluate.main(argv)
+    shown = capsys.readouterr().out
+    assert f"| {out_dir} " in shown
+    assert "broken" not in shown
+    assert not (broken / "evaluation.json").exists()
+
+
+def test_scores_that_are_not_finite_are_refused(out_dir, data, tmp_path):
+    broken = tmp_path / "broken"
+    copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(math.nan))
+    argv = [f"--out_dir={broken}", "--validation=False", "--tasks=boolq", f"--data={data}"]
+    with pytest.raises(UserError, match="log-likelihoods are not finite"):
+        evaluate.main([*argv, "--device=cpu"])
+
+
+def test_other_data_of_the_same_name_and_a_lone_last_checkpoint_are_said(
+    out_dir, text_data, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    copy_run(out_dir, other, "last.pt", lambda _, record: record.update(data_sha256="0" * 64))
+    evaluate.main([f"--out_dir={other}", f"--data_dir={text_data}", "--device=cpu"])
+    shown = capsys.readouterr().out
+    assert f"tiny is not the data that {other} was trained on: it has the same name" in shown
+    assert f"{other} has no best.pt: this is last.pt" in shown
+    result = json.loads((other / "evaluation.json").read_text())
+    assert result["checkpoint"] == "last"
+    assert "val_bigram" not in result
+
+
 def test_bad_requests_are_refused(out_dir, tmp_path):
     for argv, words in (
         ("--tasks=arc,boolq", "tasks: unknown 'arc', expected some of arc_challenge"),
         ("--validation=False", "nothing to do"),
-        ("--limit=-1", "limit must be at least 0"),
+        ("--limit=-1", "limit=-1: expected at least 0"),
         ("--dataset=nothing", r"no data set data.nothing to validate .*--validation=False"),
     ):
         with pytest.raises(UserError, match=words):
