@@ -38,6 +38,7 @@ from inputcodes.checkpoint import (
     write_run_json,
 )
 from inputcodes.configurator import UserError, build, given_values, names_where, run_main, setting
+from inputcodes.dashboard import missing_package, open_dashboard
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
 from inputcodes.memory import peak_mb
@@ -97,6 +98,12 @@ class TrainConfig(GPTConfig):
     log_interval: int = setting(
         50, "steps between lines of metrics.jsonl", least=1, free_on_resume=True
     )
+    log_to: str = setting(
+        "none",
+        "wandb or tensorboard: show the lines of metrics.jsonl there too",
+        choices=("none", "wandb", "tensorboard"),
+        free_on_resume=True,
+    )
     device: str = setting(
         "auto", "cuda, mps or cpu; auto: the first of these there is", free_on_resume=True
     )
@@ -132,6 +139,8 @@ class TrainConfig(GPTConfig):
             found.append(f"warmup_steps={self.warmup_steps}: max_steps={self.max_steps} is over")
         if self.min_lr > self.learning_rate:
             found.append(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}")
+        if missing := missing_package(self.log_to):
+            found.append(missing)
         return found
 
     @property
@@ -500,7 +509,8 @@ def main(argv: list[str]) -> None:
             if first:
                 print(describe(trainer), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
-                metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step)
+                show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
+                metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
             bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step", "ncols": 80}
             with trainer.stop.listening(), tqdm(**bar, disable=not first) as progress:
                 try:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from inputcodes.configurator import UserError, from_record
+from inputcodes.dashboard import Write
 from inputcodes.data import DataSet
 from inputcodes.files import file_sha256
 from inputcodes.hf import read_export, weights_file
@@ -196,20 +197,24 @@ def sole_writer(out_dir: Path) -> Iterator[None]:
 class Metrics:
     """metrics.jsonl: a line of numbers an interval, those of steps not kept cut off."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Keep the lines up to `last_step`, as a resumed run repeats the later ones."""
+    def __init__(self, path: Path, last_step: int, show: Write) -> None:
+        """Keep the lines up to `last_step`, as a resumed run repeats the later ones.
+
+        Each further line also goes to `show`.
+        """
         kept = []
         for line in path.read_text().splitlines() if path.is_file() else []:
             with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
                 if json.loads(line)["step"] <= last_step:
                     kept.append(line + "\n")
         path.write_text("".join(kept))
-        self.path = path
+        self.path, self.show = path, show
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        self.show(line)
 
 
 def write_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -> None:

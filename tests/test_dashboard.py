@@ -1,0 +1,72 @@
+"""What TensorBoard and Weights & Biases are given of a run, its interruption included."""
+
+import json
+import sys
+import types
+
+import pytest
+
+import train
+from inputcodes import dashboard
+from inputcodes.configurator import UserError
+from tests.test_train import SMALL
+
+
+def run(text_data, out, *argv: str) -> list[dict]:
+    """Train as a user does; the lines of metrics.jsonl."""
+    settings = SMALL | {"data_dir": text_data, "out_dir": out, "max_steps": 10}
+    train.main([*(f"--{key}={value}" for key, value in settings.items()), *argv])
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what a run sends."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.inits: list[dict] = []
+        self.lines: list[tuple[int, dict]] = []
+        self.__spec__ = object()  # found by find_spec
+
+    def init(self, **settings):
+        self.inits.append(settings)
+        return self
+
+    def log(self, line, step):
+        self.lines.append((step, line))
+
+
+def test_wandb_gets_the_lines_and_a_resumed_run_goes_on(text_data, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    lines = run(text_data, tmp_path, "--log_to=wandb")
+    assert [line for _, line in wandb.lines] == lines
+    assert [step for step, _ in wandb.lines] == [line["step"] for line in lines]
+    assert wandb.inits[0]["config"]["config"]["n_layer"] == SMALL["n_layer"]
+    assert "torch" in wandb.inits[0]["config"]
+    write = dashboard.open_dashboard("wandb", tmp_path, last_step=10)
+    write({"step": 11})
+    assert wandb.inits[1]["id"] == wandb.inits[0]["id"]
+    dashboard.open_dashboard("wandb", tmp_path, last_step=0)
+    assert wandb.inits[2]["id"] != wandb.inits[0]["id"]
+
+
+def test_tensorboard_holds_the_numbers_of_metrics_jsonl(text_data, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    lines = run(text_data, tmp_path, "--log_to=tensorboard")
+    write = dashboard.open_dashboard("tensorboard", tmp_path, last_step=8)  # 9 and 10 come again
+    write(lines[8] | {"train_loss": 1.5})
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = {event.step: event.value for event in events.Scalars("train_loss")}
+    expected = {line["step"]: line["train_loss"] for line in lines[:8]} | {9: 1.5}
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert {"val_loss", "lr", "tokens"} <= set(events.Tags()["scalars"])
+
+
+def test_a_missing_package_is_named_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(dashboard.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        train.main(["--log_to=wandb", f"--out_dir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="expected none, wandb or tensorboard"):
+        train.main(["--log_to=comet", f"--out_dir={tmp_path}/run"])
