@@ -41,7 +41,7 @@ from inputcodes.configurator import UserError, build, given_values, names_where,
 from inputcodes.dashboard import missing_package, open_dashboard
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
-from inputcodes.memory import peak_mb
+from inputcodes.memory import memory_report, peak_mb
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig, count_parameters
 from prepare_data import PrepareConfig, prepare
@@ -445,6 +445,7 @@ data:   {data.path}, V={data.vocab_size:,}
         {data.rows("val", config.block_size)} to validate
 recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens:,} \
 ({epochs:.2f} epochs)
+{memory_report(config, trainer.processes)}
 {start} {config.out_dir}"""
 
 

@@ -1,10 +1,68 @@
-"""What a run has held of memory."""
+"""What a training step needs of memory, estimated before it is taken, and what was held at most."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from inputcodes.distributed import Processes
+from model import count_parameters
+
+LOGITS_BYTES = 2**29  # of float32 logits that the loss holds at a time, on a GPU
+USABLE = 0.95  # of a GPU's memory; CUDA itself takes the rest
+
+
+def memory_needed(config: Any, processes: int = 1) -> int:
+    """Bytes that a step of `config`, a TrainConfig, holds at its peak in one of `processes`.
+
+    An estimate for GPUs, within a tenth; on a CPU more is computed again instead of kept.
+    """
+    parameters, _ = count_parameters(config)
+    half = config.dtype == "bfloat16"
+    # weight, gradient and AdamW's two moments; what DDP adds; the copy that autocast makes
+    weights = parameters * (16 + 4 * (processes > 1) + 2 * half)
+    # In a layer, for each token and position of the width: the states before and after each norm,
+    # queries, keys, values and their mix, and the four times wider states of the MLP.
+    tokens = config.batch_size // processes * config.block_size
+    states = config.n_layer * tokens * config.n_embd * (38 if half else 64)
+    # The loss: logits, their copy in bfloat16, and the gradients of the head and its input.
+    logits = min(tokens * config.vocab_size * 4, LOGITS_BYTES)
+    gradients = (config.vocab_size + tokens) * config.n_embd * 4
+    return int(weights + states + logits * (1.5 if half else 1) + gradients)
+
+
+def memory_report(config: Any, processes: Processes) -> str:
+    """One line for the start of a run, and a second one where a GPU is too small for it."""
+    needed, device = memory_needed(config, processes.world), processes.device
+    size = f"{needed / 1e9:.1f} GB" if needed > 1e9 else f"{needed / 1e6:.0f} MB"
+    line = f"memory: about {size} besides the program itself"
+    if device.type != "cuda":
+        return line
+    there = torch.cuda.get_device_properties(device).total_memory
+    line += f", of {there / 1e9:.1f} GB ({torch.cuda.get_device_name(device)})"
+    if needed <= USABLE * there:
+        return line
+    split = split_that_fits(config, processes.world, USABLE * there)
+    advice = f"the same steps fit with {split}" if split else "make the model smaller"
+    return f"{line}\nwarning: that will not fit; {advice}"
+
+
+def split_that_fits(config: Any, processes: int, limit: float) -> str:
+    """Words for the command line that split each step into more micro-steps, to fit in `limit`
+    bytes; empty if none do."""
+    share = config.batch_size // processes
+    for parts in range(1, share + 1):
+        split = {
+            "batch_size": config.batch_size // parts,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps * parts,
+        }
+        smaller = dataclasses.replace(config, **split)
+        if share % parts == 0 and memory_needed(smaller, processes) <= limit:
+            return " ".join(f"--{name}={value}" for name, value in split.items())
+    return ""
 
 
 def peak_mb(device: torch.device) -> float:

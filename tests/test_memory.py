@@ -1,0 +1,97 @@
+"""The estimate of a step's memory: against what autograd keeps, and against computed peaks."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import model
+from inputcodes.configurator import configure
+from inputcodes.distributed import Processes
+from inputcodes.memory import memory_needed, memory_report
+from train import TrainConfig
+
+GB = 1e9
+
+
+class FlashAttention(torch.autograd.Function):
+    """Keeps for the backward pass what the kernels of a GPU keep; computes nothing."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        y = v.transpose(1, 2).contiguous().transpose(1, 2)
+        ctx.save_for_backward(q, k, v, y, y.new_empty(y.shape[:-1], dtype=torch.float32))
+        return y
+
+
+def kept_bytes(config: TrainConfig) -> int:
+    """What the forward pass up to the loss keeps for the backward pass, but the weights."""
+    gpt = model.GPT(config)
+    ids = torch.zeros(config.batch_size, config.block_size, dtype=torch.int64)
+    own = {w.data_ptr() for w in (*gpt.parameters(), *gpt.buffers())}
+    kept = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    half = config.dtype == "bfloat16"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        gpt.hidden(ids)
+    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_estimate_grows_with_the_batch_as_what_is_kept(monkeypatch, dtype):
+    monkeypatch.setattr(
+        model, "causal_attention", lambda q, k, v, *_: FlashAttention.apply(q, k, v)
+    )
+    monkeypatch.setattr(model, "LARGE", 2**60)
+    small = TrainConfig(
+        vocab_size=256, n_layer=4, n_head=4, n_embd=256, block_size=256, batch_size=1, dtype=dtype
+    )
+    large = dataclasses.replace(small, batch_size=3)
+    states = 2 * 256 * 4 * (256 + 256)  # of the loss: logits, and the gradient of its input
+    states += 2 * 256 * 256 * (2 if dtype == "bfloat16" else 0)
+    grown = kept_bytes(large) - kept_bytes(small)
+    assert memory_needed(large) - memory_needed(small) - states == pytest.approx(grown, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "peak"),
+    [
+        (["config/fixed32.py", "--batch_size=8"], 1, 25.7),
+        (["config/learned32.py", "--batch_size=8"], 1, 26.7),
+        (["config/fixed32.py", "--batch_size=8", "--dtype=bfloat16"], 1, 20.7),
+        (["config/learned32.py", "--batch_size=8", "--dtype=bfloat16"], 1, 21.8),
+        (["config/fixed32.py"], 2, 25.7 + 1.9),
+        (["config/learned32.py"], 2, 26.7 + 2.2),
+    ],
+)
+def test_the_peaks_of_the_papers_model(words, processes, peak):
+    """Computed independently, tensor by tensor, on the meta device."""
+    assert memory_needed(configure(TrainConfig, words), processes) == pytest.approx(
+        peak * GB, rel=0.1
+    )
+
+
+def test_a_gpu_that_is_too_small_is_told_the_split_that_fits(monkeypatch):
+    config = configure(TrainConfig, ["config/fixed32.py"])
+    pair = Processes(torch.device("cuda:0"), 0, 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    for size, words in (
+        (80, "memory: about 27.4 GB besides the program itself, of 80.0 GB (Card)"),
+        (24, "--batch_size=8 --gradient_accumulation_steps=400"),
+        (16, "--batch_size=4 --gradient_accumulation_steps=800"),
+        (8, "make the model smaller"),
+    ):
+        card = SimpleNamespace(total_memory=size * GB)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        report = memory_report(config, pair)
+        assert words in report
+        assert ("warning" in report) == (size < 80)
+    assert memory_report(config, Processes(torch.device("cpu"))).count("GB") == 1
