@@ -10,40 +10,48 @@ that agree in all but the input layer the first is the baseline of the others. S
 are a variant each, the first the baseline.
 
 Every run is `python train.py RUN/config.py` in a process of its own. A run that is complete is not
-run again and one that was interrupted goes on, so the same command finishes a study. report.py
-says what is reported, figures.py how it is drawn.
+run again and one that was interrupted goes on, so the same command finishes a study. The modules
+runs.py, judging.py, report.py and study_figures.py measure, judge, write and draw.
+
+With --study_dir=results/NAME --runs_dir=out/NAME the study keeps run.json and metrics.jsonl of
+every run beside its report, in results/NAME/runs, and is reported from them when out/ is gone.
 """
 
 import contextlib
 import dataclasses
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
-from inputcodes.configurator import UserError, build, given_values, names_where, run_main, setting
+from inputcodes.configurator import (
+    UserError,
+    build,
+    from_record,
+    given_values,
+    names_where,
+    run_main,
+    setting,
+)
 from inputcodes.data import DataSet
 from inputcodes.distributed import Processes
-from inputcodes.report import (
+from inputcodes.files import locked, read_json, write_json, write_text
+from inputcodes.report import make_report, text_of
+from inputcodes.runner import Runner, jobs_at_once, stopped_by_signals
+from inputcodes.runs import (
     FREE_FIELDS,
     Run,
     Variant,
     differences,
+    keep_record,
     not_matched,
     read_run,
-    write_report,
 )
+from inputcodes.study_figures import draw_study
 from model import GPTConfig
 from train import TrainConfig, open_data
 
@@ -104,10 +112,18 @@ class Study:
     def directory(self) -> Path:
         return Path(self.config.study_dir)
 
+    @property
+    def runs_dir(self) -> Path:
+        return Path(self.config.runs_dir or self.config.study_dir)
+
     def run_dir(self, variant: Variant, seed: int) -> Path:
         """Where the run of `variant` with `seed` is."""
-        name = variant.label.replace(" ", "-")
-        return Path(self.config.runs_dir or self.config.study_dir) / f"{name}-s{seed}"
+        name = re.sub(r"[^\w.=+-]+", "-", variant.label)
+        return self.runs_dir / f"{name}-s{seed}"
+
+    def record_dir(self, variant: Variant, seed: int) -> Path:
+        """Where the record of that run is kept, if the runs are elsewhere."""
+        return self.directory / "runs" / self.run_dir(variant, seed).name
 
     def runs(self) -> Iterator[tuple[Variant, int, Path]]:
         """All runs, seed by seed, so that an unfinished study has whole pairs."""
@@ -131,25 +147,41 @@ class Study:
     def stored_run(self, variant: Variant, seed: int) -> Run | None:
         """What there is of a run; UserError if it is another than this study's."""
         path = self.run_dir(variant, seed)
-        run = read_run(path)
-        if run:
-            now = dataclasses.asdict(self.run_config(variant, seed))
-            now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
-            free = FREE_FIELDS - {"seed"}
-            if found := differences({"there": [run.config], "in the study": [now]}, free):
-                raise UserError(
-                    "\n".join([f"{path} holds another run:", *found])
-                    + "\ndelete it, or choose another --runs_dir"
-                )
+        run = read_run(path, TrainConfig) or read_run(self.record_dir(variant, seed), TrainConfig)
+        if run is None or not (run.complete or (path / "last.pt").is_file()):
+            return run  # without a checkpoint there is nothing to guard
+        now = dataclasses.asdict(self.run_config(variant, seed))
+        now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
+        free = FREE_FIELDS - {"seed"}
+        if found := differences({"there": [run.config], "in the study": [now]}, free):
+            lines = "\n".join([f"{run.path} holds another run:", *found])
+            raise UserError(f"{lines}\ndelete it, or pass another --runs_dir")
         return run
 
     def write(self) -> None:
         """study.json, from which `--report` reads what the study is."""
         own = {name: getattr(self.config, name) for name in sorted(OWN_FIELDS)}
         variants = [dataclasses.asdict(variant) for variant in self.variants]
-        text = json.dumps({"compare": own, "variants": variants}, indent=1)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "study.json").write_text(text + "\n")
+        write_json(self.directory / "study.json", {"compare": own, "variants": variants})
+
+    def report(self) -> str:
+        """Write report.json, report.md, the figures and the records of the runs; the text."""
+        config, seeds = self.config, self.config.seed_list
+        groups = [
+            [(variant, [self.stored_run(variant, seed) for seed in seeds]) for variant in group]
+            for group in grouped(self.variants)
+        ]
+        report = make_report(groups, seeds, config.margin, config.unmatched)
+        text = text_of(report)
+        write_json(self.directory / "report.json", report.to_json())
+        write_text(self.directory / "report.md", text + "\n")
+        names = draw_study(self.directory, report)
+        if self.runs_dir != self.directory:
+            for variant, seed, path in self.runs():
+                if run := read_run(path, TrainConfig):
+                    keep_record(run, self.record_dir(variant, seed))
+        files = ", ".join(f"{name}.png/.svg" for name in names)
+        return f"\n{text}\n\nin {self.directory}: report.json, report.md,\n{files}"
 
 
 def base_of(variant: Variant) -> str:
@@ -162,7 +194,7 @@ def architecture_of(base: str) -> dict[str, Any]:
     """The settings that the run to fine-tune decides."""
     if base == "scratch":
         return {}
-    run = read_run(Path(base))
+    run = read_run(Path(base), TrainConfig)
     if run is None:
         raise UserError(f"init_from={base!r}: there is no run")
     return {field.name: run.config[field.name] for field in dataclasses.fields(GPTConfig)}
@@ -170,13 +202,11 @@ def architecture_of(base: str) -> dict[str, Any]:
 
 def configure_study(argv: Sequence[str]) -> Study:
     """The study that the config files and `--name=value` words of `argv` describe."""
-    files = [word for word in argv if not word.startswith("-")] or [str(ROOT / DEFAULT_STUDY)]
-    options = [word for word in argv if word.startswith("-")]
-    for word in options:
-        if word.startswith(("--seed=", "--out_dir=")):
-            raise UserError(
-                f"{word}: every run has its own here; say --seeds=... or --study_dir=..."
-            )
+    files = [word for word in argv if word.endswith(".py") and not word.startswith("-")]
+    options = [word for word in argv if word not in files]
+    files = files or [str(ROOT / DEFAULT_STUDY)]
+    for name in given_values(CompareConfig, options).keys() & {"seed", "out_dir"}:
+        raise UserError(f"--{name}: every run has its own; pass --seeds=... or --study_dir=...")
     each = [given_values(CompareConfig, [file, *options]) for file in files]
     own = [{k: v for k, v in values.items() if k in OWN_FIELDS} for values in each]
     recipes = [{k: v for k, v in values.items() if k not in OWN_FIELDS} for values in each]
@@ -185,9 +215,8 @@ def configure_study(argv: Sequence[str]) -> Study:
     if len(files) > 1 and "variants" in own[0]:
         raise UserError("variants: one config file has them; several files are a variant each")
     given = recipes[0] | own[0]
-    given["study_dir"] = given.get("study_dir") or "out/studies/" + "-".join(
-        Path(f).stem for f in files
-    )
+    stems = "-".join(Path(file).stem for file in files)
+    given["study_dir"] = given.get("study_dir") or f"out/studies/{stems}"
     config = build(CompareConfig, architecture_of(base_of(Variant("", recipes[0]))) | given)
     if len(files) > 1:
         variants = [
@@ -224,19 +253,23 @@ def read_study(directory: Path, options: Sequence[str]) -> Study:
     file = directory / "study.json"
     if not file.is_file():
         raise UserError(f"no study in {directory}: there is no {file} (compare.py makes one)")
+    stored = read_json(file, "run the study again")
     try:
-        stored = json.loads(file.read_text())
-        variants = [Variant(**variant) for variant in stored.pop("variants")]
+        variants = [Variant(**variant) for variant in stored["variants"]]
         own = {**stored["compare"], "study_dir": str(directory)}
-        return Study(build(CompareConfig, own | changes), variants)
-    except (ValueError, KeyError, TypeError) as error:
+        return Study(from_record(CompareConfig, own | changes), variants)
+    except (KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): run the study again") from error
 
 
 def check_before(study: Study) -> None:
     """Prepare or open all data; UserError for what is impossible or not matched."""
     known: dict[tuple[str, str], DataSet] = {}
-    for variants in grouped(study.variants):
+    groups = grouped(study.variants)
+    for variants in groups:
+        if len(variants) == 1 < len(groups):
+            print(f"{variants[0].label} is compared with no other (none agrees in all but the")
+            print("input layer)")
         facts: dict[str, list[dict[str, Any]]] = {}
         for variant in variants:
             config = study.run_config(variant, study.config.seed_list[0])
@@ -258,109 +291,32 @@ def grouped(variants: Sequence[Variant]) -> list[list[Variant]]:
     return [[variant for variant in variants if variant.group == name] for name in names]
 
 
-class Runner:
-    """The runs of a study that are not complete, some at a time, under one progress bar."""
+def run_missing(study: Study) -> list[str]:
+    """Do the runs that are not complete; what there is to say of those that failed."""
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.waiting: list[tuple[Path, int]] = []  # with their tokens at the end
-        self.active: dict[Path, subprocess.Popen[bytes]] = {}
-        self.failed: list[str] = []
-        for variant, seed, path in study.runs():
-            run = study.stored_run(variant, seed)
-            if run is None or not run.complete:
-                config = study.run_config(variant, seed)
-                self.waiting.append((path, config.max_steps * config.tokens_per_step))
-        self.all = list(self.waiting)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        nproc, jobs = study.config.nproc, study.config.jobs
-        on_cpu = study.config.device == "cpu" or not torch.cuda.is_available()
-        self.jobs = jobs or (max(1, min((cores or 1) // nproc, len(self.all))) if on_cpu else 1)
-        threads = max(1, (cores or 1) // (self.jobs * nproc))
-        self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    def complete(path: Path) -> bool:
+        run = read_run(path, TrainConfig)
+        return run is not None and run.complete
 
-    def run(self) -> list[str]:
-        """Do all runs; what there is to say of those that failed."""
-        for variant, seed, path in self.study.runs():
-            lines = [f"{k} = {v!r}\n" for k, v in self.study.run_settings(variant, seed).items()]
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.py").write_text("".join(lines))
-        bar = {"total": sum(tokens for _, tokens in self.all), "unit": "tokens", "ncols": 80}
-        bar |= {"unit_scale": True, "initial": self.done(), "smoothing": 0.05}
-        with tqdm(**bar, disable=not self.all) as progress:
-            try:
-                while self.waiting or self.active:
-                    self.look_after()
-                    left = len(self.waiting) + len(self.active)
-                    progress.set_description_str(f"{left} of {len(self.all)} runs left", False)
-                    progress.update(self.done() - progress.n)
-            finally:
-                for process in self.active.values():
-                    process.terminate()  # it saves
-                for process in self.active.values():
-                    process.wait()
-        return self.failed
-
-    def look_after(self) -> None:
-        """Start a run where there is room, wait a little, and see which have ended."""
-        if self.waiting and len(self.active) < self.jobs:
-            self.start(self.waiting.pop(0)[0])
-        time.sleep(0.2)
-        for path, process in list(self.active.items()):
-            if process.poll() is None:
-                continue
-            del self.active[path]
-            run = read_run(path)
-            if process.returncode or run is None or not run.complete:
-                log = (path / "log.txt").read_text(errors="replace").strip().splitlines()
-                said = [line for line in log if line.startswith("error:")] or log[-3:]
-                self.failed += [f"{path} failed, says {path / 'log.txt'}:", *said]
-
-    def start(self, path: Path) -> None:
-        command = [sys.executable]
-        if self.study.config.nproc > 1:
-            command += ["-m", "torch.distributed.run", "--standalone"]
-            command += [f"--nproc_per_node={self.study.config.nproc}"]
-        with open(path / "log.txt", "wb") as log:
-            self.active[path] = subprocess.Popen(
-                [*command, str(ROOT / "train.py"), str(path / "config.py")],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-            )
-
-    def done(self) -> int:
-        """Tokens trained on so far, of the runs that are not complete at the start."""
-        return sum(tokens_of(path) for path, _ in self.all)
-
-
-def tokens_of(path: Path) -> int:
-    """Where a run stands by its metrics."""
-    file = path / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError):  # being written
-            return int(json.loads(line)["tokens"])
-    return 0
-
-
-@contextlib.contextmanager
-def terminating() -> Iterator[None]:
-    """SIGTERM ends this program as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    waiting = {}
+    for variant, seed, path in study.runs():
+        run = study.stored_run(variant, seed)
+        if run is None or not run.complete:
+            config = study.run_config(variant, seed)
+            waiting[path] = config.max_steps * config.tokens_per_step
+    study.write()
+    for variant, seed, path in study.runs():
+        lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
+        if path in waiting:
+            write_text(path / "config.py", "".join(lines))
+    nproc = study.config.nproc
+    jobs = study.config.jobs or jobs_at_once(study.config.device, nproc, len(waiting))
+    return Runner(waiting, jobs, nproc, complete).run()
 
 
 def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
-    with terminating():
+    with stopped_by_signals():
         try:
             compare(argv)
         except KeyboardInterrupt:
@@ -370,34 +326,31 @@ def main(argv: list[str]) -> None:
 def compare(argv: list[str]) -> None:
     """What `main` does, but for how it stops."""
     failed: list[str] = []
+    with contextlib.ExitStack() as stack:
+        if any(word.partition("=")[0] == "--report" for word in argv):
+            study = study_to_report(argv)
+        else:
+            study = configure_study(argv)
+            check_before(study)
+            for directory in sorted({study.directory, study.runs_dir}):
+                stack.enter_context(locked(directory, wait=False))
+            failed = run_missing(study)
+        try:
+            print(study.report())
+        finally:
+            if failed:
+                raise UserError("\n".join(failed))
+
+
+def study_to_report(argv: Sequence[str]) -> Study:
+    """The study that `--report DIRECTORY` or `--report=DIRECTORY` names."""
     words = [word.partition("=") for word in argv]
-    if "--report" in [name for name, _, _ in words]:
-        named = [value if name == "--report" else name for name, _, value in words]
-        places = [word for word in named if word and not word.startswith("-")]
-        if len(places) != 1:
-            raise UserError("--report: expected one directory, as --report out/study")
-        options = [w for w in argv if w.startswith("-") and not w.startswith("--report")]
-        study = read_study(Path(places[0]), options)
-    else:
-        study = configure_study(argv)
-        check_before(study)
-        runner = Runner(study)
-        study.write()
-        failed = runner.run()
-    seeds = study.config.seed_list
-    groups = [
-        [(variant, [study.stored_run(variant, seed) for seed in seeds]) for variant in group]
-        for group in grouped(study.variants)
-    ]
-    try:
-        print(
-            write_report(
-                study.directory, groups, seeds, study.config.margin, study.config.unmatched
-            )
-        )
-    finally:
-        if failed:
-            raise UserError("\n".join(failed))
+    named = [value if name == "--report" else name for name, _, value in words]
+    places = [word for word in named if word and not word.startswith("-")]
+    if len(places) != 1:
+        raise UserError("--report: expected one directory, as --report out/studies/default")
+    options = [w for w in argv if w.startswith("-") and not w.startswith("--report")]
+    return read_study(Path(places[0]), options)
 
 
 if __name__ == "__main__":

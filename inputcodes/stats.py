@@ -1,12 +1,13 @@
-"""Statistics for comparing two methods over seeds, standard library only (Python 3.9 and newer).
+"""Statistics for comparing methods over seeds; standard library only.
 
-Used by autoenc_study.py and compare.py. `a` and `b` are the results of two methods, one number a
-seed; every difference is mean(a) - mean(b), in the unit of the samples. Matched runs, where a[i]
-and b[i] share a seed and everything that follows from it, take the paired functions; independent
-runs take the Welch ones, which do not assume equal variances.
+Used by autoenc_study.py and report.py. Runs of one seed share batches and noise, so a difference is
+taken within seeds: `paired` for two methods alone, `contrasts` for all variants of a study under
+one additive model, whose pooled residual has more degrees of freedom. Differences are in the unit
+of the samples; that of `paired(a, b)` is mean(a) - mean(b).
 
-A large p-value of a t-test says that no difference was seen, not that there is none. To claim
-equivalence take a TOST, with a margin chosen before looking.
+A large p-value of a t-test says that no difference was seen, not that there is none. `verdicts`
+asks in this order, with a margin chosen before looking: not worse by the margin, equivalent within
+it, better or worse.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Sample = Sequence[float]
+ALPHA = 0.05  # the level of every claim, one-sided for margins and two-sided for differences
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def t_quantile(p: float, df: float) -> float:
     return high
 
 
-def _compare(difference: float, se: float, df: float, confidence: float) -> Comparison:
+def _compare(difference: float, se: float, df: float, confidence: float = 0.95) -> Comparison:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, as 0.95")
     half = t_quantile((1 + confidence) / 2, df) * se
@@ -138,17 +140,6 @@ def mean_interval(sample: Sample, confidence: float = 0.95) -> tuple[float, floa
     return result.low, result.high
 
 
-def welch(a: Sample, b: Sample, confidence: float = 0.95) -> Comparison:
-    """Welch's t-test of two independent samples, 2 or more numbers each (Welch 1947)."""
-    var_a, var_b = sd(a) ** 2 / len(a), sd(b) ** 2 / len(b)
-    total = var_a + var_b
-    if total > 0:
-        df = total**2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
-    else:
-        df = float(len(a) + len(b) - 2)
-    return _compare(mean(a) - mean(b), math.sqrt(total), df, confidence)
-
-
 def paired(a: Sample, b: Sample, confidence: float = 0.95) -> Comparison:
     """Paired t-test: a[i] and b[i] belong together. ValueError when the lengths differ."""
     if len(a) != len(b):
@@ -162,14 +153,6 @@ def cohens_d(a: Sample, b: Sample) -> float:
     """Cohen's d: the difference in units of the pooled standard deviation (Cohen 1988, 2.5.1)."""
     squares = (len(a) - 1) * sd(a) ** 2 + (len(b) - 1) * sd(b) ** 2
     return _ratio(mean(a) - mean(b), math.sqrt(squares / (len(a) + len(b) - 2)))
-
-
-def tost_welch(a: Sample, b: Sample, margin: float) -> float:
-    """p-value of |difference| >= margin, by two one-sided Welch tests (Schuirmann 1987).
-
-    p < 0.05 claims equivalence within the margin (in the unit of the samples) at the 5% level.
-    """
-    return _tost(welch(a, b), margin)
 
 
 def tost_paired(a: Sample, b: Sample, margin: float) -> float:
@@ -198,22 +181,135 @@ def holm(p_values: Sample) -> list[float]:
     return adjusted
 
 
-def pairs_needed(difference: float, sd: float, margin: float, most: int = 1000) -> int | None:
-    """How many pairs would settle a comparison whose differences have this mean and deviation.
+@dataclass(frozen=True)
+class Additive:
+    """Least squares of result = variant + seed: the variants' means, each as if it had all seeds.
 
-    The fewest at which a TOST or a two-sided t-test, both at the 5% level, would succeed in 4
-    studies of 5, were the mean and the deviation the true ones (the normal approximation to power
-    with Student quantiles; Chow et al., Sample Size Calculations, section 3.2). None above `most`.
+    `covariance` times the residual variance, `rss` / `df`, is that of the means.
     """
-    inside = margin - abs(difference)
-    for n in range(2, most + 1):
-        se = sd / math.sqrt(n)
-        power = t_quantile(0.8, n - 1)
-        # A mean near zero can fail on either side, so the TOST is asked for 0.9 on each.
-        equivalent = inside > (t_quantile(0.95, n - 1) + t_quantile(0.9, n - 1)) * se
-        if equivalent or abs(difference) > (t_quantile(0.975, n - 1) + power) * se:
-            return n
-    return None
+
+    means: list[float]
+    covariance: list[list[float]]
+    rss: float
+    df: int
+
+
+def additive(table: Sequence[Sequence[float | None]]) -> Additive:
+    """Fit rows of variants with a column a seed; None where a run is missing.
+
+    ValueError where the runs that are there do not connect all variants through common seeds.
+    """
+    seeds = [column for column in zip(*table, strict=True) if any(y is not None for y in column)]
+    k, size = len(table), len(table) + len(seeds)
+    # Normal equations beside the unit matrix. Seed effects sum to nothing: the last line of size.
+    lines = [[0.0] * (2 * size + 2) for _ in range(size + 1)]
+    cells = [(i, j, y) for j, seed in enumerate(seeds) for i, y in enumerate(seed) if y is not None]
+    for i, j, _ in cells:
+        for one in (i, k + j):
+            lines[one][i] += 1
+            lines[one][k + j] += 1
+    for j in range(k, size):
+        lines[size][j] = lines[j][size] = 1
+    for i, line in enumerate(lines):
+        line[size + 1 + i] = 1
+    inverse = _inverse(lines)
+    totals = [math.fsum(y for i, j, y in cells if one in (i, k + j)) for one in range(size)]
+    effects = [math.fsum(map(float.__mul__, line, [*totals, 0.0])) for line in inverse]
+    rss = math.fsum((y - effects[i] - effects[k + j]) ** 2 for i, j, y in cells)
+    return Additive(effects[:k], [line[:k] for line in inverse[:k]], rss, len(cells) - size + 1)
+
+
+def _inverse(lines: list[list[float]]) -> list[list[float]]:
+    """The inverse of a square matrix with the unit matrix at its right, by Gauss and Jordan."""
+    n = len(lines)
+    for i in range(n):
+        best = max(range(i, n), key=lambda row: abs(lines[row][i]))
+        lines[i], lines[best] = lines[best], lines[i]
+        if abs(pivot := lines[i][i]) < 1e-9:
+            raise ValueError("these runs have no seeds in common that connect all variants")
+        lines[i] = [x / pivot for x in lines[i]]
+        for row in range(n):
+            if row != i and (factor := lines[row][i]):
+                lines[row] = [x - factor * y for x, y in zip(lines[row], lines[i], strict=True)]
+    return [line[n:] for line in lines]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A variant minus the first one of its table.
+
+    `judged` has the residual pooled over all variants. Where one of the two scatters more than the
+    others (`uneven`) it is `paired`, the test of these two alone.
+    """
+
+    judged: Comparison
+    paired: Comparison | None  # None below two common seeds
+    uneven: bool
+
+
+def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
+    """All but the first row of `table` (see `additive`) against the first; None with one seed."""
+    fit = additive(table)
+    if fit.df < 1:
+        return [None for _ in table[1:]]
+    noisy = [_scatters_more(table, fit, i) for i in range(len(table))]
+    found: list[Contrast | None] = []
+    for i, row in enumerate(table[1:], 1):
+        both = [
+            (a, b) for a, b in zip(row, table[0], strict=True) if a is not None and b is not None
+        ]
+        differences = [a - b for a, b in both]
+        alone = paired(differences, [0.0] * len(both)) if len(both) > 1 else None
+        share = fit.covariance
+        variance = (share[i][i] + share[0][0] - 2 * share[i][0]) * fit.rss / fit.df
+        pooled = _compare(fit.means[i] - fit.means[0], math.sqrt(max(variance, 0)), fit.df)
+        uneven = alone is not None and (noisy[0] or noisy[i])
+        found.append(Contrast(alone if alone and uneven else pooled, alone, uneven))
+    return found
+
+
+def _scatters_more(table: Sequence[Sequence[float | None]], fit: Additive, i: int) -> bool:
+    """Whether the residual is smaller without row `i` than chance explains, by an F-test at 5%."""
+    rest = [row for j, row in enumerate(table) if j != i]
+    without = additive(rest) if len(rest) > 1 else None
+    if without is None or without.df < 1 or without.df == fit.df:
+        return False
+    own = (fit.rss - without.rss) / (fit.df - without.df)
+    f = _ratio(own, without.rss / without.df)
+    return f_tail(f, fit.df - without.df, without.df) < ALPHA
+
+
+def f_tail(f: float, above: float, below: float) -> float:
+    """P(F > f) with these degrees of freedom (Abramowitz and Stegun 26.6.2)."""
+    if math.isinf(f):
+        return 0.0
+    return beta_inc(below / 2, above / 2, below / (below + above * max(f, 0)))
+
+
+def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
+    """What can be claimed of every row of a study, its p-values corrected for their number (Holm).
+
+    A difference above zero is worse; `margins` are in the unit of the differences. Each of the
+    questions of the module's docstring has at most 5% of studies with a false claim.
+    """
+    known = [(row.judged, m) for row, m in zip(rows, margins, strict=True) if row]
+    # One-sided against the margin: what has to be refuted is a difference of `m` or more.
+    below = holm([t_cdf(_ratio(c.difference - m, c.se), c.df) for c, m in known])
+    within = holm([_tost(c, m) for c, m in known])
+    differ = holm([c.p for c, _ in known])
+    claims = iter(zip(known, below, within, differ, strict=True))
+    said = []
+    for row in rows:
+        if row is None:
+            said.append("one seed, no verdict")
+            continue
+        (c, _), not_worse, equivalent, different = next(claims)
+        side = ("worse" if c.difference > 0 else "better") if different < ALPHA else ""
+        if equivalent < ALPHA:
+            said.append(f"equivalent, {side}" if side else "equivalent")
+        else:
+            said.append(side or ("not worse" if not_worse < ALPHA else "not resolved"))
+    return said
 
 
 @dataclass(frozen=True)
@@ -230,29 +326,19 @@ class Blocked:
 def blocked_anova(rows: Sequence[Sample]) -> Blocked:
     """Two-way analysis of variance, one number a cell: rows are treatments, columns blocks.
 
-    `f` = treatments' mean square over the residual's; `p` for "all treatments are the same"
-    (Montgomery, Design and Analysis of Experiments, section 4.1). The standard deviations are the
-    analysis-of-variance estimates: what the rest adds to a mean is taken out, down to 0.
-    ValueError unless there are two or more of each and all rows are as long.
+    `f` and `p` test that all treatments are the same (Montgomery, Design and Analysis of
+    Experiments, section 4.1). Of the standard deviations what the rest adds to a mean is taken
+    out, down to 0. ValueError unless there are two or more of each.
     """
-    k, n = len(rows), len(rows[0]) if rows else 0
-    if k < 2 or n < 2 or any(len(row) != n for row in rows):
-        raise ValueError(
-            f"{k} rows of {[len(row) for row in rows]} numbers: expected 2 or more, as long each"
-        )
-    by_row = [mean(row) for row in rows]
-    by_column = [mean([row[j] for row in rows]) for j in range(n)]
-    centre = mean(by_row)
-    squares = math.fsum(
-        (rows[i][j] - by_row[i] - by_column[j] + centre) ** 2 for i in range(k) for j in range(n)
-    )
-    df = (k - 1) * (n - 1)
-    rest = squares / df
-    spread = sd(by_row) ** 2, sd(by_column) ** 2
-    f = _ratio(n * spread[0], rest)
-    # P(F > f) through the incomplete beta function (Abramowitz and Stegun 26.6.2)
-    p = 0.0 if math.isinf(f) else beta_inc(df / 2, (k - 1) / 2, df / (df + (k - 1) * f))
-    treatments, blocks = max(0, spread[0] - rest / n), max(0, spread[1] - rest / k)
+    fit = additive(rows)
+    k, n = len(rows), len(rows[0])
+    if k < 2 or n < 2:
+        raise ValueError(f"{k} rows of {n} numbers: expected 2 or more of each")
+    rest = fit.rss / fit.df
+    by_row, by_column = sd(fit.means) ** 2, sd([mean(c) for c in zip(*rows, strict=True)]) ** 2
+    f = _ratio(n * by_row, rest)
+    treatments, blocks = max(0, by_row - rest / n), max(0, by_column - rest / k)
+    p = f_tail(f, k - 1, fit.df)
     return Blocked(math.sqrt(treatments), math.sqrt(blocks), math.sqrt(rest), f, p)
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from inputcodes import stats
+from inputcodes import extrapolation, stats
 
 # Student (1908), Biometrika 6: extra hours of sleep under two drugs, the `sleep` data of R.
 SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -121,40 +121,11 @@ def test_mean_and_sd_and_interval_of_textbook_data():
     assert stats.sd([2, 4, 4, 4, 5, 5, 7, 9]) == close(math.sqrt(32 / 7), 14)
 
 
-def test_welch_on_students_sleep_data():
-    # R, example(t.test): t = -1.8608, df = 17.776, p = 0.07939, interval -3.3654832 to 0.2054832.
-    result = stats.welch(SLEEP_1, SLEEP_2)
-    assert (result.low, result.high) == (close(-3.3654832), close(0.2054832))
-    assert round(result.t, 4) == -1.8608
-    assert round(result.df, 3) == 17.776
-    assert round(result.p, 5) == 0.07939
-    assert result.difference == close(-1.58, 12)
-
-
 def test_paired_on_students_sleep_data():
     # R, t.test(paired = TRUE): t = -4.0621, df = 9, p = 0.002833.
     result = stats.paired(SLEEP_1, SLEEP_2)
     assert (result.low, result.high) == (close(-2.4598858), close(-0.7001142))
     assert (round(result.t, 4), result.df, round(result.p, 6)) == (-4.0621, 9, 0.002833)
-
-
-def test_welch_against_nist_certified_anova():
-    # With equal group sizes t^2 is the F of a one-way analysis of variance, certified by NIST to
-    # 15 digits; and d = t sqrt(2 / n).
-    result = stats.welch(SILVER_1, SILVER_2)
-    assert result.t**2 == close(15.9467335677930, 12)
-    assert stats.cohens_d(SILVER_1, SILVER_2) == close(math.sqrt(15.9467335677930 * 2 / 24), 12)
-
-
-def test_welch_against_r_on_the_clinic_data():
-    result = stats.welch(CLINIC_1A, CLINIC_1B)
-    assert result.t == close(0.650438363512706, 12)
-    assert result.df == close(26.7484787582315, 12)
-    assert result.p == close(2 * 0.2604786501355416, 12)
-    ninety = stats.welch(CLINIC_1A, CLINIC_1B, confidence=0.90)
-    assert ninety.se == close(0.2531625991083627, 12)
-    assert ninety.low == close(-0.2666862980722534, 12)
-    assert ninety.high == close(0.596019631405587, 12)
 
 
 def test_paired_against_r_on_the_clinic_data():
@@ -168,26 +139,24 @@ def test_paired_against_r_on_the_clinic_data():
 
 
 def test_tost_against_r_on_the_clinic_data():
-    # equivalence::tost(..., epsilon = 0.6), unpaired (Welch) and paired.
-    assert stats.tost_welch(CLINIC_1A, CLINIC_1B, 0.6) == close(0.04853083976236974, 12)
-    assert stats.tost_welch(CLINIC_2A, CLINIC_2B, 0.6) == close(0.4317936812594803, 12)
+    # equivalence::tost(..., epsilon = 0.6, paired = TRUE)
     assert stats.tost_paired(CLINIC_1A, CLINIC_1B, 0.6) == close(0.003166881489265175, 12)
     assert stats.tost_paired(CLINIC_2A, CLINIC_2B, 0.6) == close(0.4412034046017588, 12)
 
 
 def test_tost_agrees_with_the_ninety_percent_interval():
-    for margin in (0.2, 0.5, 0.59, 0.6, 0.7, 1.0):
-        interval = stats.welch(CLINIC_1B, CLINIC_1A, confidence=0.90)
+    for margin in (0.2, 0.35, 0.39, 0.4, 0.5, 1.0):
+        interval = stats.paired(CLINIC_1B, CLINIC_1A, confidence=0.90)
         inside = -margin < interval.low and interval.high < margin
-        assert (stats.tost_welch(CLINIC_1B, CLINIC_1A, margin) < 0.05) == inside
+        assert (stats.tost_paired(CLINIC_1B, CLINIC_1A, margin) < 0.05) == inside
 
 
 def test_swapping_the_methods_changes_only_the_sign():
-    forward, backward = stats.welch(SLEEP_1, SLEEP_2), stats.welch(SLEEP_2, SLEEP_1)
+    forward, backward = stats.paired(SLEEP_1, SLEEP_2), stats.paired(SLEEP_2, SLEEP_1)
     assert (forward.low, forward.high) == (-backward.high, -backward.low)
     assert (forward.t, forward.p) == (-backward.t, backward.p)
     assert stats.cohens_d(SLEEP_1, SLEEP_2) == -stats.cohens_d(SLEEP_2, SLEEP_1)
-    assert stats.tost_welch(SLEEP_1, SLEEP_2, 3) == stats.tost_welch(SLEEP_2, SLEEP_1, 3)
+    assert stats.tost_paired(SLEEP_1, SLEEP_2, 3) == stats.tost_paired(SLEEP_2, SLEEP_1, 3)
 
 
 def test_identical_runs_are_equal_and_equivalent():
@@ -196,9 +165,9 @@ def test_identical_runs_are_equal_and_equivalent():
     assert (result.difference, result.t, result.p) == (0, 0, 1)
     assert stats.tost_paired(same, same, 1e-9) == 0
     assert stats.cohens_d([1, 1], [1, 1]) == 0
-    shifted = stats.welch([2, 2, 2], [1, 1, 1])
+    shifted = stats.paired([2, 2, 2], [1, 1, 1])
     assert (shifted.t, shifted.p, shifted.low, shifted.high) == (math.inf, 0, 1, 1)
-    assert stats.tost_welch([2, 2], [1, 1], 0.5) == 1
+    assert stats.tost_paired([2, 2], [1, 1], 0.5) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,11 +177,12 @@ def test_identical_runs_are_equal_and_equivalent():
         (lambda: stats.mean([1.0, math.nan]), "expected one or more finite numbers"),
         (lambda: stats.sd([1.0]), "a standard deviation needs 2 or more numbers"),
         (lambda: stats.paired([1, 2], [1, 2, 3]), "paired samples have 2 and 3 numbers"),
-        (lambda: stats.welch([1, 2], [1, 2], confidence=95), "confidence=95"),
-        (lambda: stats.tost_welch([1, 2], [1, 2], 0), "margin=0: expected a positive number"),
+        (lambda: stats.paired([1, 2], [1, 2], confidence=95), "confidence=95"),
+        (lambda: stats.tost_paired([1, 2], [1, 2], 0), "margin=0: expected a positive number"),
         (lambda: stats.t_cdf(1, 0), "expected a number t and df > 0"),
         (lambda: stats.t_quantile(1, 5), "expected 0 < p < 1"),
         (lambda: stats.beta_inc(1, 1, 1.5), "0 <= x <= 1"),
+        (lambda: stats.additive([[1.0, None], [None, 1.0]]), "no seeds in common"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -261,28 +231,6 @@ def test_blocked_anova_of_two_treatments_is_the_paired_test():
     assert found.p == pytest.approx(test.p)
 
 
-@pytest.mark.parametrize(
-    ("difference", "sd", "margin"), [(0.0, 1.0, 1.0), (0.1, 1.0, 1.0), (1.0, 1.0, 0.1)]
-)
-def test_as_many_pairs_as_needed_succeed_four_times_in_five(difference, sd, margin):
-    n = stats.pairs_needed(difference, sd, margin)
-    assert n is not None
-    rng, wins = random.Random(0), {n: 0, n // 2: 0}
-    for size in wins:
-        for _ in range(400):
-            sample = [rng.gauss(difference, sd) for _ in range(size)]
-            zeros = [0.0] * size
-            equivalent = stats.tost_paired(sample, zeros, margin) < 0.05
-            wins[size] += equivalent or stats.paired(sample, zeros).p < 0.05
-    assert 0.72 < wins[n] / 400 < 0.95
-    assert wins[n // 2] < wins[n]
-
-
-def test_what_lies_on_the_margin_is_never_equivalent():
-    assert stats.pairs_needed(0.0, 1.0, 1e-3, most=100) is None
-    assert stats.pairs_needed(1.0, 0.0, 0.1) == 2
-
-
 def test_holm_by_its_definition():
     # Holm (1979): reject the smallest while p <= alpha / (number not yet rejected).
     p_values = [0.01, 0.04, 0.03, 0.005, 0.2]
@@ -300,3 +248,148 @@ def test_a_table_is_markdown_and_aligned():
     assert stats.markdown_table("run | loss", [["out/a", "1.25"], ["b", 10]]) == "\n".join(
         ["| run   | loss |", "| ----- | ---: |", "| out/a | 1.25 |", "| b     |   10 |"]
     )
+
+
+def test_cohens_d_of_nist_certified_data():
+    # With equal group sizes t^2 is the F of a one-way analysis of variance, certified by NIST to
+    # 15 digits; and d = t sqrt(2 / n).
+    assert stats.cohens_d(SILVER_1, SILVER_2) == close(math.sqrt(15.9467335677930 * 2 / 24), 12)
+
+
+def test_an_additive_model_of_whole_tables_is_the_analysis_of_variance():
+    fit = stats.additive(GRAFTS)
+    assert fit.means == pytest.approx([stats.mean(row) for row in GRAFTS])
+    assert fit.df == 15
+    assert fit.rss / fit.df == pytest.approx(7.33, abs=0.005)
+    for contrast, row in zip(stats.contrasts(GRAFTS), GRAFTS[1:], strict=True):
+        alone = stats.paired(row, GRAFTS[0])
+        assert contrast.paired.difference == pytest.approx(alone.difference)
+        assert contrast.judged.difference == pytest.approx(alone.difference)
+        assert contrast.judged.se == pytest.approx(math.sqrt(2 * fit.rss / fit.df / 6))
+
+
+def test_an_additive_model_with_runs_missing_is_least_squares():
+    """Against a descent on the sum of squares, which knows no algebra."""
+    table = [[1.0, 2.0, None], [1.5, None, 3.7], [0.5, 1.8, 2.9]]
+    variants, seeds = [0.0] * 3, [0.0] * 3
+    cells = [(i, j, y) for i, row in enumerate(table) for j, y in enumerate(row) if y is not None]
+    for _ in range(2000):  # each effect in turn at its best
+        for i in range(3):
+            variants[i] = stats.mean([y - seeds[j] for k, j, y in cells if k == i])
+        for j in range(3):
+            seeds[j] = stats.mean([y - variants[i] for i, k, y in cells if k == j])
+    rss = sum((y - variants[i] - seeds[j]) ** 2 for i, j, y in cells)
+    fit = stats.additive(table)
+    assert (fit.rss, fit.df) == (pytest.approx(rss), 2)
+    for i in (1, 2):
+        difference = variants[i] - variants[0]
+        assert fit.means[i] - fit.means[0] == pytest.approx(difference)
+        # The standard error: how the estimate answers to each result, by finite differences.
+        answers = []
+        for k, j, y in cells:
+            moved = [list(row) for row in table]
+            moved[k][j] = y + 1
+            other = stats.additive(moved)
+            answers.append(other.means[i] - other.means[0] - difference)
+        variance = fit.covariance[i][i] + fit.covariance[0][0] - 2 * fit.covariance[i][0]
+        assert variance == pytest.approx(sum(answer**2 for answer in answers))
+
+
+def test_a_variant_that_scatters_more_is_judged_alone():
+    rng = random.Random(3)
+    table = [[rng.gauss(0, 0.1) for _ in range(5)] for _ in range(6)]
+    table[4] = [10 * y for y in table[4]]
+    found = stats.contrasts(table)
+    assert [contrast.uneven for contrast in found] == [False, False, False, True, False]
+    assert found[3].judged == found[3].paired
+    assert stats.contrasts([[1.0], [2.0]]) == [None]
+
+
+def simulated(truth: list[float], seeds: int, sd: float, rng: random.Random) -> list[str]:
+    """The verdicts of one study whose margin is 1 and whose rows have these true differences."""
+    blocks = [rng.gauss(0, 2) for _ in range(seeds)]
+    table = [[d + block + rng.gauss(0, sd) for block in blocks] for d in [0.0, *truth]]
+    return stats.verdicts(stats.contrasts(table), [1.0] * len(truth))
+
+
+@pytest.mark.parametrize(
+    ("truth", "false"),
+    [
+        (0.0, {"better", "worse", "equivalent, better", "equivalent, worse"}),
+        (1.0, {"not worse", "equivalent", "better", "equivalent, better", "equivalent, worse"}),
+        (-1.0, {"worse", "equivalent", "equivalent, better", "equivalent, worse"}),
+    ],
+)
+def test_at_most_one_study_in_twenty_has_a_false_claim(truth, false):
+    rng, studies = random.Random(1), 600
+    bad = sum(bool(false & set(simulated([truth] * 4, 3, 0.4, rng))) for _ in range(studies))
+    assert bad / studies < 0.05 + 2 * math.sqrt(0.05 * 0.95 / studies)
+
+
+def test_what_is_there_is_claimed():
+    rng, studies = random.Random(2), 100
+    said = [simulated([0.0, 3.0, -3.0], 5, 0.3, rng) for _ in range(studies)]
+    assert sum(one[0].startswith("equivalent") for one in said) > 0.9 * studies
+    assert sum(one[1] == "worse" for one in said) == studies
+    assert sum(one[2] == "better" for one in said) == studies
+
+
+def test_the_power_is_the_share_of_studies_that_succeed():
+    rng, n, sd, margin = random.Random(4), 5, 1.0, 2.0
+    for difference in (0.0, 1.0, 3.0):
+        wins = 0
+        for _ in range(1500):
+            test = stats.paired([rng.gauss(difference, sd) for _ in range(n)], [0.0] * n)
+            below = stats.t_cdf((test.difference - margin) / test.se, test.df) < 0.05
+            wins += below if difference < 2 else test.p < 0.05
+        exact = extrapolation.power(difference, sd / math.sqrt(n), n - 1, margin)
+        assert exact == pytest.approx(wins / 1500, abs=0.04)
+
+
+def test_the_noncentral_t_is_its_definition():
+    # With one degree of freedom and by symmetry at zero: P(T <= 0) is that of the shifted normal.
+    for shift in (-1.0, 0.5, 3.0):
+        normal = 0.5 * math.erfc(shift / math.sqrt(2))
+        for df in (1, 4, 30):
+            assert extrapolation.noncentral_t_cdf(0, df, shift) == pytest.approx(normal, abs=1e-6)
+    for df, t in itertools.product((1, 2, 7, 40), (-2.5, 0.3, 4.0)):
+        central = extrapolation.noncentral_t_cdf(t, df, 0.0)
+        assert central == pytest.approx(stats.t_cdf(t, df), abs=1e-6)
+    rng = random.Random(5)
+    drawn = [
+        rng.gauss(2.0, 1) / math.sqrt(sum(rng.gauss(0, 1) ** 2 for _ in range(5)) / 5)
+        for _ in range(20_000)
+    ]
+    share = sum(t <= 3.0 for t in drawn) / len(drawn)
+    assert extrapolation.noncentral_t_cdf(3.0, 5, 2.0) == pytest.approx(share, abs=0.01)
+
+
+def test_seeds_are_asked_for_as_a_range_and_only_from_five_on():
+    found = stats.Comparison(0.5, 0.5, 16, -0.56, 1.56, 1.0, 0.33)
+    assert extrapolation.seeds_needed(found, 4, 1.0) == ""
+    low, high = extrapolation.seeds_needed(found, 5, 1.0).split(" to ")
+    assert 2 < int(low) < int(high) < 1000
+    on_the_margin = stats.Comparison(1.0, 0.01, 16, 0.9999, 1.0001, 0, 1)
+    assert extrapolation.seeds_needed(on_the_margin, 5, 1.0, most=3) == "2 to 2"  # "worse"
+
+
+def test_a_power_law_is_found_with_its_offset():
+    tokens = [100.0 * 1.3**i for i in range(20)]
+    gaps = [3.0 * t**-0.6 + 0.02 for t in tokens]
+    law = extrapolation.power_law(tokens, gaps, with_offset=True)
+    assert (law.exponent, law.offset) == (
+        pytest.approx(0.6, rel=1e-2),
+        pytest.approx(0.02, rel=0.05),
+    )
+    assert law.reaches(0.05) == pytest.approx((3 / 0.03) ** (1 / 0.6), rel=0.02)
+    assert law.reaches(0.01) == math.inf
+    plain = extrapolation.power_law(tokens, gaps, with_offset=False)
+    assert plain.error > 10 * law.error
+
+
+def test_tokens_for_a_loss_are_read_off_a_curve():
+    tokens, losses = [100.0, 200.0, 400.0], [3.0, 2.0, 1.0]
+    assert extrapolation.tokens_for(1.5, tokens, losses) == pytest.approx(200 * 2**0.5)
+    assert extrapolation.tokens_for(2.0, tokens, losses) == pytest.approx(200)
+    assert extrapolation.tokens_for(0.5, tokens, losses) is None
+    assert extrapolation.tokens_for(3.5, tokens, losses) is None

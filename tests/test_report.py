@@ -1,0 +1,330 @@
+"""Reports of runs that are written here by hand, and their figures."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from inputcodes import figures, report, runs, stats, study_figures
+from inputcodes.configurator import UserError
+from inputcodes.files import write_json
+from train import TrainConfig
+
+SHAPE = {"vocab_size": 256, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 16}
+OTHERS = {"code_seed": 1, "max_steps": 10, "learning_rate": 0.1}
+
+
+def write_run(
+    path: Path, losses: list[float], config: dict, record=None, line=None, documents=None
+) -> runs.Run:
+    """What a run with an evaluation every 100 tokens would leave, read back."""
+    hashes = {name: name for name in ("tokenizer_sha256", "data_sha256", "code_sha256")}
+    write_json(path / "run.json", {**hashes, "config": SHAPE | OTHERS | config, **(record or {})})
+    lines = [
+        {
+            "step": step,
+            "tokens": 100 * step,
+            "elapsed_s": step,
+            "tokens_per_s": 1000.0,
+            "train_loss": loss,
+            "val_loss": loss,
+            "val_bits_per_byte": 2 * loss,
+            "peak_mb": 100.0,
+        }
+        | (line or {})
+        for step, loss in enumerate(losses, 1)
+    ]
+    if documents:
+        lines[-1]["val_documents"] = documents
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = runs.read_run(path, TrainConfig)
+    assert run is not None
+    return run
+
+
+def falling(end: float, steps: int = 10) -> list[float]:
+    """Losses that fall by 0.1 a step, down to `end`."""
+    return [end + (steps - step) / 10 for step in range(1, steps + 1)]
+
+
+def group_of(directory: Path, documents=None, steps: int = 10, **variants):
+    """A group of variants given as last losses by seed, or as (losses, keywords of write_run)."""
+    group = []
+    split = {name: v if isinstance(v, tuple) else (v, {}) for name, v in variants.items()}
+    most = max(len(ends) for ends, _ in split.values())
+    for name, (ends, given) in split.items():
+        config = {"input_layer": name.split("_")[0]} | given.get("config", {})
+        rest = {key: value for key, value in given.items() if key not in ("config", "steps")}
+        some: list[runs.Run | None] = [None] * most
+        for i, end in enumerate(ends):
+            if end is not None:
+                path = directory / f"{name}-s{i + 1}"
+                curve = falling(end, given.get("steps", steps))
+                one = {"documents": documents[name][i]} if documents else {}
+                some[i] = write_run(path, curve, config | {"seed": i + 1}, **rest, **one)
+        settings = {"input_layer": config["input_layer"]}
+        settings |= {k: v for k, v in config.items() if k == "code_seed"}
+        group.append((runs.Variant(name, settings), some))
+    return group
+
+
+def by_hand(directory: Path, unmatched: bool = False, **variants) -> report.Report:
+    group = group_of(directory, **variants)
+    return report.make_report([group], range(1, len(group[0][1]) + 1), 0.01, unmatched)
+
+
+def test_a_gap_is_told_in_four_units(tmp_path):
+    made = by_hand(tmp_path, learned=[1.00, 1.10, 1.20], fixed=[1.05, 1.151, 1.249])
+    (base, row), (gap,) = made.groups[0], made.gaps[0]
+    assert gap.nats == pytest.approx(0.05)
+    assert gap.share == pytest.approx(0.05 / 1.1)
+    assert gap.bits_per_byte == pytest.approx(0.1)
+    # The baseline was there half a step before its end, on a logarithmic scale.
+    assert gap.data == pytest.approx(1000 / (900 * 1000) ** 0.5, rel=2e-3)
+    assert gap.verdict == "worse"
+    # differences 0.05, 0.051, 0.049; t(2) = 4.303
+    half = 4.303 * 0.001 / 3**0.5
+    assert gap.interval == pytest.approx((0.05 - half, 0.05 + half), rel=1e-3)
+    perplexities = [math.exp(loss) for loss in (1.00, 1.10, 1.20)]
+    assert base.perplexity == pytest.approx(sum(perplexities) / 3)
+    spread = perplexities[2] - perplexities[0]
+    assert base.perplexity_range == pytest.approx(spread / base.perplexity)
+    assert (row.loss, base.tokens) == (pytest.approx(1.15), 1000)
+    costs = {"parameters": 16_384, "gradients": 16_384, "optimizer": 32_768, "fixed": 0}
+    assert base.input_bytes == costs
+    text = report.text_of(made)
+    assert "| +0.0500 [+0.0475, +0.0525] | +4.55% |" in text
+
+
+def test_a_variant_that_is_ahead_needs_less_data(tmp_path):
+    made = by_hand(tmp_path, learned=[1.05, 1.15], spelling=[1.00, 1.10])
+    assert made.gaps[0][0].data == pytest.approx((900 * 1000) ** 0.5 / 1000, rel=2e-3)
+
+
+def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
+    made = by_hand(
+        tmp_path,
+        learned=[1.00, 1.10, 1.20],
+        fixed=[1.05, None, 1.249],
+        affine=[1.05, 1.152, 1.251],
+        compressed=[None, None, None],
+    )
+    fixed, affine = made.gaps[0]
+    assert fixed.nats == pytest.approx(0.0495, abs=2e-3)
+    assert affine.verdict == "worse"
+    assert "Left out: fixed, seed 2: no evaluation yet." in made.notes
+    assert [row.variant for row in made.groups[0]] == ["learned", "fixed", "affine"]
+    with pytest.raises(UserError, match="Nothing to compare with: learned has no complete run"):
+        by_hand(tmp_path / "b", learned=[None], fixed=[1.0])
+
+
+def test_both_worse_than_counting_is_said(tmp_path):
+    line = {"line": {"val_bigram": 0.9, "val_chance": 5.5}}
+    made = by_hand(tmp_path / "a", learned=([1.0, 1.1], line), fixed=([1.0, 1.2], line))
+    assert any("both worse than counts of token pairs (0.900" in note for note in made.notes)
+    better = {"line": {"val_bigram": 1.2}}
+    made = by_hand(tmp_path / "b", learned=([1.0, 1.1], better), fixed=([1.0, 1.3], better))
+    assert not any("token pairs" in note for note in made.notes)
+    assert made.groups[0][0].chance is None
+
+
+def test_the_interval_over_documents_is_as_wide_as_they_differ(tmp_path):
+    rng = random.Random(1)
+    base = [[[100 + rng.gauss(0, 1), 100] for _ in range(40)] for _ in range(3)]
+    widths = []
+    for spread in (0.0, 30.0):
+        shifts = [rng.gauss(5, spread) for _ in range(40)]
+        ours = [[[n + s, k] for (n, k), s in zip(one, shifts, strict=True)] for one in base]
+        documents = {"learned": base, "fixed": ours}
+        ends = {"learned": [1.0, 1.1, 1.2], "fixed": [1.05, 1.151, 1.249]}
+        made = by_hand(tmp_path / str(spread), documents=documents, **ends)
+        low, high = made.gaps[0][0].over_documents
+        widths.append(high - low)
+    assert widths[0] < 1e-9
+    # 40 documents of 100 tokens: the mean shift of a token has the deviation 0.3 / sqrt(40).
+    assert widths[1] == pytest.approx(2 * 1.96 * 0.3 / 40**0.5, rel=0.35)
+
+
+def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
+    """The gap is 8% at 100 tokens and falls as tokens^-0.5: 1% after 6,400."""
+    group = []
+    for name, price in (("learned", 0.0), ("fixed", 0.8)):
+        some = []
+        for seed in (1, 2, 3):
+            losses = [2 + 2 * price * (100 * step) ** -0.5 for step in range(1, 11)]
+            config = {"input_layer": name, "seed": seed, "min_lr": 0.1}
+            some.append(write_run(tmp_path / f"{name}-{seed}", losses, config))
+        group.append((runs.Variant(name, {"input_layer": name}), some))
+    made = report.make_report([group], [1, 2, 3], 0.01)
+    plain, offset = made.gaps[0][0].fits
+    assert plain.crossing == pytest.approx(6400, rel=0.01)
+    assert [law.exponent for law in plain.laws] == pytest.approx([0.5] * 3, rel=0.01)
+    assert [law.offset for law in offset.laws] == pytest.approx([0.0] * 3, abs=1e-3)
+    assert " 0.50 |   none | " in report.text_of(made)
+    names = study_figures.draw_study(tmp_path / "report", made)
+    assert names == ["loss", "differences", "price"]
+    for name in names:
+        assert (tmp_path / "report" / f"{name}.png").read_bytes()[1:4] == b"PNG"
+        assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
+    made = by_hand(
+        tmp_path,
+        learned=[1.0, 1.1],
+        fixed=[1.3, 1.4],
+        codeword_a=([1.2, 1.3], {"config": {"code_length": 12}}),
+        codeword_b=([1.1, 1.2], {"config": {"code_length": 16}}),
+    )
+    assert [row.code_length for row in made.groups[0]] == [None, 8, 12, 16]
+    assert "code_length" in study_figures.draw_study(tmp_path / "report", made)
+
+
+def test_the_papers_difference_is_not_resolved_by_its_ranges():
+    """Bochkov, Table 1: loss 0.893 and 0.859, seed ranges of perplexity 4.8% and 4.6%, 3 seeds.
+
+    The range of three normal numbers is 1.693 standard deviations in the mean (Tippett 1925), and
+    a small relative deviation of perplexity is the same number of nats.
+    """
+    se = math.sqrt(sum((share / 1.693) ** 2 / 3 for share in (0.048, 0.046)))
+    half = stats.t_quantile(0.975, 4) * se
+    ends = [100 * (0.859 - 0.893 + sign * half) / 0.893 for sign in (-1, 1)]
+    assert pytest.approx(-3.8, abs=0.05) == 100 * (0.859 - 0.893) / 0.893
+    assert ends == pytest.approx([-10.9, 3.3], abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"record": {"data_sha256": "other"}},
+            r"data: 'data_sha256' \(learned\), 'other' \(fixed\)",
+        ),
+        (
+            {"record": {"base": {"step": 5, "data_sha256": "x"}}},
+            r"fine-tuned from: \(None, None\) \(learned\)",
+        ),
+        ({"record": {"tokenizer_sha256": "other"}}, "tokenizer: "),
+        (
+            {"config": {"learning_rate": 0.2}},
+            r"learning_rate: 0.1 \(learned\), 0.2 \(fixed\)",
+        ),
+        ({"config": {"n_embd": 32, "weight_decay": 0.2}}, r"(?s)n_embd: 16.*weight_decay: 0.1"),
+        ({"record": {"changes": [{"step": 5}]}}, "fixed-s1 was resumed with changed settings"),
+    ],
+)
+def test_what_is_not_matched_is_refused_with_all_that_differs(tmp_path, changes, line):
+    with pytest.raises(UserError, match=line):
+        by_hand(tmp_path, learned=[1.0, 1.1], fixed=([1.0, 1.2], changes))
+
+
+def test_a_single_seed_that_is_not_matched_is_refused(tmp_path):
+    some = [
+        write_run(
+            tmp_path / f"a-s{seed}", [1.0], {"seed": seed, "max_steps": 1, "beta1": 0.1 * seed}
+        )
+        for seed in (1, 2)
+    ]
+    with pytest.raises(UserError, match=r"beta1: \[0.1, 0.2\] \(a\)"):
+        report.make_report([[(runs.Variant("a", {}), some)]], [1, 2], 0.01)
+
+
+def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path):
+    losses = {
+        0.1: {"learned": [1.0, 1.1, 1.2], "fixed": [1.2, 1.3, 1.4]},
+        0.2: {"learned": [1.1, 1.2, 1.3], "fixed": [1.05, 1.151, 1.249]},
+        0.4: {"learned": [1.1, 1.2, None], "fixed": [1.1, None, None]},
+        0.8: {"learned": [None, None, None]},
+    }
+    groups = []
+    for rate, ends in losses.items():
+        name = f"learning_rate={rate}"
+        given = {k: (v, {"config": {"learning_rate": rate}}) for k, v in ends.items()}
+        group = group_of(tmp_path / name, **given)
+        groups.append(
+            [
+                (runs.Variant(f"{v.label} {name}", v.settings, name, v.label), some)
+                for v, some in group
+            ]
+        )
+    made = report.make_report(groups, [1, 2, 3], 0.01)
+    (best,) = made.best
+    assert best.variant == "fixed learning_rate=0.2"
+    assert best.baseline == "learned learning_rate=0.1"
+    assert best.nats == pytest.approx(0.05)
+    assert best.verdict == "worse"
+    text = report.text_of(made)
+    assert "chosen after looking" in text
+    assert "Left out: fixed learning_rate=0.4, seed 2" in text
+    assert "sweep" in study_figures.draw_study(tmp_path / "report", made)
+
+
+def test_a_run_stopped_early_is_left_out_or_reported_without_a_verdict(tmp_path):
+    early = {"learned": [1.0, 1.1], "affine": ([1.0, 1.2], {"steps": 9})}
+    made = by_hand(tmp_path / "a", **early)
+    assert "Left out: affine, seed 1: at step 9 of 10." in made.notes
+    made = by_hand(tmp_path / "b", unmatched=True, **early)
+    assert "NOT MATCHED: tokens: 1000 (learned), 900 (affine)" in made.notes
+    assert made.gaps[0][0].verdict == "not matched"
+
+
+def test_recodings_that_differ_by_more_than_seeds_explain(tmp_path):
+    made = by_hand(
+        tmp_path,
+        fixed=[1.0, 1.1, 1.2],
+        affine=([1.10, 1.20, 1.30], {"config": {"code_seed": 1}}),
+        affine_2=([1.12, 1.21, 1.33], {"config": {"code_seed": 2}}),
+        affine_3=([1.05, 1.16, 1.25], {"config": {"code_seed": 3}}),
+    )
+    (found,) = made.recodings
+    assert (found.variants, found.seeds) == (["affine", "affine_2", "affine_3"], 3)
+    assert found.spread.p < 0.01
+    assert "3 recodings x 3 seeds" in report.text_of(made)
+
+
+def test_one_seed_has_no_verdict_and_json_no_infinity(tmp_path):
+    made = by_hand(tmp_path, learned=[1.0], fixed=[1.2])
+    (gap,) = made.gaps[0]
+    assert (gap.verdict, gap.interval, gap.paired) == ("one seed, no verdict", None, None)
+    assert gap.share == pytest.approx(0.2)
+    assert "Infinity" not in json.dumps(made.to_json())
+    study_figures.draw_study(tmp_path / "report", made)
+
+
+def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_path):
+    write_run(tmp_path, [1.0, 0.9], {})
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"step": 3, "tok')
+    assert len(runs.read_metrics(tmp_path)) == 2
+    file.write_text(whole.replace('"step": 1,', '"step" 1,'))
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is damaged"):
+        runs.read_metrics(tmp_path)
+
+
+def test_the_record_that_is_kept_reports_the_same(tmp_path):
+    documents = [[[10.0, 10], [20.0, 10]]] * 2
+    some = [write_run(tmp_path / f"a{i}", [1.0, 0.9 + i], {"max_steps": 2}) for i in (0, 1)]
+    some[0].lines[0]["val_documents"] = some[0].lines[1]["val_documents"] = documents[0]
+    for i, run in enumerate(some):
+        runs.keep_record(run, tmp_path / f"kept{i}")
+    kept = [runs.read_run(tmp_path / f"kept{i}", TrainConfig) for i in (0, 1)]
+    assert [run.record for run in kept] == [run.record for run in some]
+    assert kept[1].lines == some[1].lines
+    assert "val_documents" not in kept[0].lines[0]
+    assert kept[0].last == some[0].last
+
+
+def test_the_curves_of_runs(tmp_path):
+    line = {"val_bigram": 1.5, "val_chance": 5.5}
+    for name in ("a", "b"):
+        write_run(tmp_path / name, falling(1.0), {}, line=line)
+    figures.draw_curve(tmp_path / "a")
+    assert (tmp_path / "a" / "curve.png").read_bytes()[1:4] == b"PNG"
+    figures.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--file={tmp_path / 'both.svg'}"])
+    text = (tmp_path / "both.svg").read_text()
+    assert text.startswith("<?xml")
+    with pytest.raises(UserError, match="holds no metrics"):
+        figures.main([str(tmp_path)])
