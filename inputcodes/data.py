@@ -4,13 +4,12 @@ How a document becomes a batch: prepare_data.py writes its tokens and an end-of-
 shard; the shards of a split, one after another, are one long stream of tokens. An epoch cuts the
 stream into windows of block_size + 1 tokens, each beginning with the last token of the one
 before, so that every token is a target once. Where the first window starts (below block_size)
-and the order of the windows are drawn anew for every epoch from (seed, epoch). Sequence number n
+and the order of the windows are drawn for every epoch from (seed, epoch). Sequence number n
 of the run is window n % windows of epoch n // windows; micro-batch m of the run holds sequences
-m * batch_size to (m + 1) * batch_size - 1, and each process takes its slice. So what a step sees
-follows from (seed, step) alone: there is no cursor to save.
+m * batch_size to (m + 1) * batch_size - 1, and each process takes its slice. So the batch of
+a step follows from (seed, step) alone: there is no cursor to save.
 
-A data set of conversations is read in packed rows instead (packing.py), numbered 0, 1, ..., which
-every epoch permutes anew.
+A data set of conversations is read in packed rows (packing.py), permuted for every epoch.
 
 Validation reads windows spread evenly over the whole split, the same ones whatever the seed, the
 variant or the number of processes, and says which document each target belongs to, so that a loss
@@ -43,9 +42,8 @@ from model import Layout, segment_layout
 class Split:
     """The shards of a split as one stream of token ids."""
 
-    def __init__(self, paths: list[Path], dtype: str = "uint16") -> None:
-        little_endian = np.dtype(dtype).newbyteorder("<")
-        self.shards = [np.memmap(path, dtype=little_endian, mode="r") for path in paths]
+    def __init__(self, paths: list[Path], dtype: np.dtype[Any]) -> None:
+        self.shards = [np.memmap(path, dtype.newbyteorder("<"), mode="r") for path in paths]
         self.ends = np.cumsum([len(shard) for shard in self.shards])
         self.tokens = int(self.ends[-1]) if paths else 0
         self._places: dict[int, NDArray[np.int64]] = {}  # one pass over the split is enough
@@ -94,10 +92,7 @@ class TextRows:
         return len(numbers) * self.block_size
 
     def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The document of each target, (len(numbers), block_size): 0, 1, ... in the split.
-
-        The end-of-text token is the last target of its document.
-        """
+        """The number of each target's document in the split, (len(numbers), block_size)."""
         targets = numbers[:, None] + np.arange(1, self.block_size + 1)
         return np.searchsorted(self._split.places(self._end_of_text), targets)
 
@@ -136,16 +131,10 @@ class DataSet:
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise self._damaged("meta.json", f"is damaged ({reason})") from error
-        self.vocab_size = self.tokenizer.vocab_size
-        self.sha256: str = self.meta["data_sha256"]
+        self.vocab_size, self.sha256 = self.tokenizer.vocab_size, str(self.meta["data_sha256"])
         self.chat: bool = self.meta.get("settings", {}).get("chat", False)
-        files = {split: self.meta["splits"][split]["files"] for split in SPLITS}
         with system_errors("read", path):
-            self._check_files([*files["train"], *files["val"]], verify)
-        self.train, self.val = (
-            Split([path / file["name"] for file in files[split]], self.tokenizer.dtype.name)
-            for split in SPLITS
-        )
+            self.train, self.val = self._open_splits(verify)
         self._packed: dict[tuple[str, int], ChatRows] = {}  # packing is slow
         marks = [self.tokenizer.special[name] for name in SPECIAL_NAMES[1:]]
         if self.chat != any(shard[0] in marks for shard in self.train.shards[:1]):
@@ -186,25 +175,27 @@ class DataSet:
             raise self._damaged(name, "is missing")
         return self.path / name
 
-    def _check_files(self, files: list[dict[str, Any]], verify: bool) -> None:
+    def _open_splits(self, verify: bool) -> list[Split]:
         """Check the size of every shard, and its hash unless verified.json has it."""
-        remembered = self.path / "verified.json"
+        remembered, dtype = self.path / "verified.json", self.tokenizer.dtype
         before: dict[str, Any] = {}
-        if verify and remembered.is_file():
-            with contextlib.suppress(UserError):  # a damaged one is as good as none
-                before = read_json(remembered)
+        with contextlib.suppress(UserError):  # a damaged file is as good as none
+            before = read_json(remembered)
         verified: dict[str, Any] = {}
-        for name, tokens, sha256 in ((f["name"], f["tokens"], f["sha256"]) for f in files):
-            stat, expected = self._file(name).stat(), self.tokenizer.dtype.itemsize * tokens
+        files = {split: self.meta["splits"][split]["files"] for split in SPLITS}
+        for file in (*files["train"], *files["val"]):
+            path = self._file(name := file["name"])
+            stat, expected = path.stat(), dtype.itemsize * file["tokens"]
             if stat.st_size != expected:
                 raise self._damaged(name, f"holds {stat.st_size} bytes, expected {expected}")
-            verified[name] = [stat.st_size, stat.st_mtime_ns, sha256]
+            verified[name] = [stat.st_size, stat.st_mtime_ns, file["sha256"]]
             known = not verify or before.get(name) == verified[name]
-            if not known and file_sha256(self.path / name) != sha256:
+            if not known and file_sha256(path) != file["sha256"]:
                 raise self._damaged(name, "was altered (wrong SHA-256)")
         if verify and verified != before:
             with contextlib.suppress(UserError):  # in a read-only folder: verify again next time
                 write_json(remembered, verified)
+        return [Split([self.path / file["name"] for file in files[s]], dtype) for s in SPLITS]
 
 
 def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -251,8 +242,7 @@ class BatchOrder:
 
     def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         # RandomState's stream is frozen for good, unlike Generator's (NumPy NEP 19).
-        bits = np.random.MT19937(np.random.SeedSequence((self.seed, epoch)))
-        rng = np.random.RandomState(bits)
+        rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self.seed, epoch))))
         return int(rng.randint(self.stride)), rng.permutation(self.count)
 
 

@@ -2,11 +2,11 @@
 
 An example of L tokens is L - 1 positions, each with the next token as its target; only targets
 that an assistant says have a loss. Examples are packed whole, several to a row where they fit, and
-padding fills the row. Those of a row do not see each other and each counts its positions from 0
-(model.Layout), so the loss of an example is what it would be in a row of its own.
+padding fills the row. Examples in one row do not attend to each other, and each counts its
+positions from 0 (model.Layout), so its loss is what it would be in a row of its own.
 
-An example longer than block_size + 1 tokens loses its end; what is left of it without a target
-then (its prompt fills the context) is left out. Both are counted.
+An example longer than block_size + 1 tokens loses its end, and one that has no target then (its
+prompt fills the context) is left out. Both are counted.
 """
 
 import numpy as np
@@ -40,8 +40,7 @@ class ChatRows:
         usable = (positions > 0) & (targets > 0)
         self._starts, self._positions = starts[usable], positions[usable]
         self._numbers = np.flatnonzero(usable)  # of the examples among the split's documents
-        self.examples = len(self._starts)
-        self.document_count = len(ends)
+        self.examples, self.document_count = len(self._starts), len(ends)
         self.cut = int((usable & (ends - starts - 1 > block_size)).sum())
         self.left_out = len(ends) - self.examples
         self._rows = pack(self._positions, block_size)
@@ -69,15 +68,11 @@ class ChatRows:
         return x, y, segments, positions
 
     def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The document of each position, (len(numbers), block_size): 0, 1, ... in the split.
-
-        Padding has no target and is given to document 0.
-        """
+        """The number of each target's document in the split, (len(numbers), block_size)."""
         documents = np.zeros((len(numbers), self.block_size), dtype=np.int64)
-        for row, number in enumerate(numbers):
-            examples = self._rows[number]
-            whose = np.repeat(self._numbers[examples], self._positions[examples])
-            documents[row, : len(whose)] = whose
+        for row, examples in zip(documents, (self._rows[n] for n in numbers), strict=True):
+            filled = int(self._positions[examples].sum())
+            row[:filled] = np.repeat(self._numbers[examples], self._positions[examples])
         return documents
 
     def targets(self, numbers: NDArray[np.int64]) -> int:
@@ -88,9 +83,7 @@ class ChatRows:
         """A fixed choice of rows with at most `max_targets` (0: all of the rows)."""
         # Packed rows are sorted by length; the first ones would be of long examples alone.
         shuffled = np.random.RandomState(0).permutation(self.count)
-        if not max_targets:
-            return shuffled
-        return shuffled[np.cumsum(self._targets[shuffled]) <= max_targets]
+        return shuffled[np.cumsum(self._targets[shuffled]) <= (max_targets or self.tokens)]
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:

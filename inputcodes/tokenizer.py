@@ -272,9 +272,7 @@ class Tokenizer:
 def check_vocab_size(vocab_size: int) -> int:
     """The size itself; UserError for one that no layout has."""
     if not 256 <= vocab_size <= UNICODE_SIZE:
-        raise UserError(
-            f"vocab_size={vocab_size}: expected 256 (bytes) to {UNICODE_SIZE} (the paper's)"
-        )
+        raise UserError(f"vocab_size={vocab_size}: expected 256 (bytes) to {UNICODE_SIZE}")
     return vocab_size
 
 

@@ -28,7 +28,7 @@ def data_dir(tmp_path):
 
 
 def stream_of(tokens: int) -> Split:
-    split = Split([])
+    split = Split([], np.dtype(np.uint16))
     split.tokens = tokens
     return split
 
@@ -286,4 +286,4 @@ def test_shards_are_verified_once(data_dir, monkeypatch):
 
 
 def test_split_of_no_shards_is_empty():
-    assert Split([]).tokens == 0
+    assert Split([], np.dtype(np.uint16)).tokens == 0
