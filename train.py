@@ -11,7 +11,9 @@ from the number of processes (up to rounding), nor from evaluations, nor from in
 
 import contextlib
 import dataclasses
+import functools
 import math
+import os
 import re
 import sys
 import time
@@ -26,122 +28,147 @@ from tqdm import tqdm
 
 from inputcodes.checkpoint import (
     Metrics,
-    Start,
-    check_architecture,
-    check_base,
-    check_same_run,
     code_sha256,
-    find_start,
-    refuse_to_overwrite,
-    sole_writer,
+    mend_run_json,
+    read_checkpoint,
     write_checkpoint,
     write_run_json,
 )
-from inputcodes.configurator import UserError, build, given_values, names_where, run_main, setting
+from inputcodes.configurator import (
+    ROOT,
+    UserError,
+    build,
+    command,
+    given_values,
+    run_main,
+    setting,
+)
 from inputcodes.dashboard import missing_package, open_dashboard
-from inputcodes.data import Batch, DataSet, TrainingData
+from inputcodes.data import Batch, DataSet, TrainingData, validation_batches
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
-from inputcodes.memory import memory_report, peak_mb
+from inputcodes.files import locked
+from inputcodes.memory import peak_mb
+from inputcodes.progress import Output, describe, next_commands, resume_command
+from inputcodes.resume import Start, check_base, config_files, configure_run
 from inputcodes.validation import Bigram, Evaluation, validate
-from model import GPT, GPTConfig, count_parameters
+from model import GPT, GPTConfig
 from prepare_data import PrepareConfig, prepare
 from sample import SampleConfig, write_on, write_sample
 
-USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
 SAMPLE_TOKENS = 200  # of the sample that closes a run
+USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
 DOCSTRINGS = "docstrings"
 EMBEDDED = re.compile(rf"{PrepareConfig().dataset}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
+# Settings that a resumed run may have other values of: any, or those that the command line says.
+free = functools.partial(setting, free_on_resume=True)
+changeable = functools.partial(setting, explicit_on_resume=True)
 
 
 @dataclass(frozen=True)
 class TrainConfig(GPTConfig):
     """A training run. Batch sizes are global: the number of processes divides them."""
 
-    dataset: str = setting("stdlib", "directory under data_dir made by prepare_data.py")
-    data_dir: str = setting("data", "where data sets are", free_on_resume=True)
-    out_dir: str = setting(
-        "", "where the run is written; empty: out/NAME for config/NAME.py", free_on_resume=True
-    )
-    init_from: str = setting(
+    # data and places
+    dataset: str = setting("stdlib", "folder under data_dir made by prepare_data.py")
+    data_dir: str = free("data", "folder of all data sets")
+    out_dir: str = free("", "where the run is written; empty: out/NAME for config/NAME.py, or out")
+    init_from: str = free(
         "scratch",
         "scratch; the directory of a run, to fine-tune its best checkpoint, or of an export; or "
         "resume: go on from the last checkpoint in out_dir if there is one, else from what "
         "follows a comma (resume,out/fixed32) or from scratch",
-        free_on_resume=True,
     )
-    seed: int = setting(1, "initial weights and batch order; at least 0", least=0, most=2**63 - 1)
-    batch_size: int = setting(4, "sequences a micro-step, over all processes", least=1)
-    gradient_accumulation_steps: int = setting(1, "micro-steps a step", least=1)
-    max_steps: int = setting(5600, "steps (weight updates) of the run", least=1)
-    learning_rate: float = setting(2.5e-3, "peak learning rate of AdamW", least=0)
-    min_lr: float = setting(0.0, "learning rate at the end of the cosine", least=0)
-    warmup_steps: int = setting(200, "steps of linear warm-up", least=0)
-    weight_decay: float = setting(0.1, "on matrices only", least=0)
-    beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
-    beta2: float = setting(0.95, "AdamW: decay of the mean of squared gradients", least=0, below=1)
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 clips nothing", least=0)
-    eval_interval: int = setting(
-        1400,
-        "steps between evaluations, each followed by a checkpoint",
-        least=1,
-        free_on_resume=True,
+    seed: int = setting(1, "initial weights and batch order", least=0, most=2**63 - 1)
+    # batch_size x block_size x gradient_accumulation_steps = tokens per step
+    batch_size: int = changeable(
+        4, "sequences per micro-step, over all processes", least=1, most=2**20
     )
-    eval_tokens: int = setting(
-        0, "validation tokens an evaluation; 0: all", least=0, free_on_resume=True
+    gradient_accumulation_steps: int = changeable(1, "micro-steps per step", least=1, most=2**20)
+    max_steps: int = changeable(5600, "steps (weight updates) of the run", least=1, most=2**40)
+    # optimizer and schedule
+    learning_rate: float = changeable(2.5e-3, "peak learning rate of AdamW", least=0)
+    min_lr: float = changeable(0.0, "learning rate at the end of the cosine", least=0)
+    warmup_steps: int = changeable(
+        200, "steps of linear warm-up; if not given, at most a tenth of a short run", least=0
     )
-    save_interval: float = setting(
-        15.0,
-        "minutes between checkpoints, besides those of evaluations",
-        above=0,
-        free_on_resume=True,
+    weight_decay: float = changeable(0.1, "on matrices only", least=0)
+    beta1: float = changeable(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
+    beta2: float = changeable(0.95, "AdamW: decay of their mean square", least=0, below=1)
+    grad_clip: float = changeable(1.0, "largest norm of the gradient; 0 clips nothing", least=0)
+    # evaluation and log
+    eval_interval: int = free(
+        1400, "steps between evaluations, each followed by a checkpoint", least=1
     )
-    log_interval: int = setting(
-        50, "steps between lines of metrics.jsonl", least=1, free_on_resume=True
+    eval_tokens: int = changeable(0, "validation tokens per evaluation; 0: all", least=0)
+    save_interval: float = free(
+        15.0, "minutes between checkpoints, besides those of evaluations", above=0
     )
-    log_to: str = setting(
+    log_interval: int = free(50, "steps between lines of metrics.jsonl", least=1)
+    log_to: str = free(
         "none",
         "wandb or tensorboard: show the lines of metrics.jsonl there too",
         choices=("none", "wandb", "tensorboard"),
-        free_on_resume=True,
     )
-    device: str = setting(
-        "auto", "cuda, mps or cpu; auto: the first of these there is", free_on_resume=True
-    )
-    dtype: str = setting(
+    # arithmetic
+    device: str = free("auto", "cuda, mps or cpu; auto: the first of these there is")
+    dtype: str = changeable(
         "float32",
         "float32, or bfloat16: autocast with float32 weights",
         choices=("float32", "bfloat16"),
     )
-    matmul_precision: str = setting(
+    matmul_precision: str = changeable(
         "highest",
         "what products of float32 numbers may round to: highest, nothing; high, TF32 on CUDA; "
         "medium, bfloat16 on CPUs that have products for it (AMX), TF32 on CUDA",
         choices=("highest", "high", "medium"),
     )
-    deterministic: bool = setting(
+    deterministic: bool = free(
         False,
         "only algorithms that give the same bits every time, which CUDA needs for a resume bit for "
         "bit; slower there",
-        free_on_resume=True,
     )
-    compile: bool = setting(
-        False, "torch.compile the model (needs a C++ compiler on a CPU)", free_on_resume=True
-    )
+    compile: bool = free(False, "torch.compile the model (needs a C++ compiler on a CPU)")
 
     renamed: ClassVar[Mapping[str, str]] = {
-        "tf32": "it is matmul_precision now (--matmul_precision=high for TF32)"
+        "tf32": "it is matmul_precision now (--matmul_precision=high for TF32)",
+        "max_iters": "it is called max_steps here",
+        "warmup_iters": "it is called warmup_steps here",
+        "lr_decay_iters": "the cosine always ends at max_steps",
+        "decay_lr": "for a constant rate set min_lr to the value of learning_rate",
+        "eval_iters": "an evaluation reads eval_tokens tokens (0: all), always the same",
+        "eval_only": "evaluate.py evaluates a run",
+        "always_save_checkpoint": "last.pt is always kept, and best.pt beside it",
+        "wandb_log": "pass --log_to=wandb",
+        "dropout": "there is none in this model",
+        "bias": "no layer of this model has one",
+        "start": "it is --prompt of sample.py",
+        "out": "it is called out_dir here",
+        "backend": "it is nccl on CUDA and gloo elsewhere",
     }
+
+    @classmethod
+    def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with a warm-up that fits into a short run, unless it has one."""
+        max_steps = given.get("max_steps", cls.max_steps)
+        if "warmup_steps" in given or max_steps > cls.warmup_steps:
+            return dict(given)
+        return {**given, "warmup_steps": max(0, max_steps // 10)}
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
-        found = super().problems()
+        problems = super().problems()
         if self.warmup_steps >= self.max_steps:
-            found.append(f"warmup_steps={self.warmup_steps}: max_steps={self.max_steps} is over")
+            problems.append(
+                f"warmup_steps ({self.warmup_steps:,}) must be smaller than max_steps"
+                f" ({self.max_steps:,})"
+            )
         if self.min_lr > self.learning_rate:
-            found.append(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}")
+            problems.append(
+                f"min_lr ({self.min_lr}) must not be above learning_rate ({self.learning_rate})"
+            )
         if missing := missing_package(self.log_to):
-            found.append(missing)
-        return found
+            problems.append(missing)
+        return problems
 
     @property
     def tokens_per_step(self) -> int:
@@ -149,17 +176,21 @@ class TrainConfig(GPTConfig):
 
     def for_data(self, data: DataSet, processes: int = 1) -> "TrainConfig":
         """These settings with the vocabulary of `data`; UserError for all that now clashes."""
-        found = []
+        problems = []
         if self.vocab_size not in (0, data.vocab_size):
-            found.append(f"vocab_size={self.vocab_size}, but {data.path} has {data.vocab_size:,}")
+            problems.append(f"vocab_size={self.vocab_size}, but {data.path} has {data.vocab_size}")
         if self.batch_size % processes:
-            found.append(
+            problems.append(
                 f"batch_size={self.batch_size} cannot be shared by {processes} processes:"
                 f" make it a multiple of {processes}"
             )
         config = dataclasses.replace(self, vocab_size=data.vocab_size)
-        if found := found or config.problems():
-            raise UserError("\n".join(found))
+        if problems := problems or config.problems():
+            raise UserError("\n".join(problems))
+        # Both raise UserError if there are too few tokens for one window.
+        TrainingData(data.rows("train", self.block_size), self.batch_size, self.seed)
+        rows, alone = data.rows("val", self.block_size), Processes(torch.device("cpu"))
+        next(validation_batches(rows, self.eval_tokens, 1, alone))
         return config
 
 
@@ -193,6 +224,7 @@ class Trainer:
         self.started = self.saved_at = time.perf_counter()
         self.interrupted: dict[str, Any] | None = None  # the line of a stopped evaluation
         self.base = start.base if start else None
+        self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
             self._load(start)
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
@@ -203,18 +235,22 @@ class Trainer:
 
     def _load(self, start: Start) -> None:
         """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
-        tensors, record = start.tensors, start.record
-        if start.resuming:
-            check_same_run(
-                start.path, record, self.record(), names_where(TrainConfig, "free_on_resume")
-            )
-        self.raw_model.load_state_dict(tensors["model"])
         if not start.resuming:
+            self.raw_model.load_state_dict(start.tensors["model"])
             return
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        self.step, self.best_loss = record["step"], record["best_val_loss"]
-        self.started -= record["elapsed_s"]
-        self.interrupted = record.get("interrupted")
+        self.step, best = start.record["step"], self.out_dir / "best.pt"
+        self.started -= start.record["elapsed_s"]
+        self.interrupted = start.record.get("interrupted")
+        if best.is_file():
+            self.best_loss = start.record["best_val_loss"]
+            if any(change["name"] == "eval_tokens" for change in start.changes):
+                # The losses to come are of other tokens: measure the best weights on those, too.
+                self.raw_model.load_state_dict(read_checkpoint(best)[0]["model"])
+                self.best_loss = self.evaluate().loss
+        self.raw_model.load_state_dict(start.tensors["model"])
+        # The moments of the checkpoint with the rates of the configuration, which may be new.
+        state = {**self.optimizer.state_dict(), "state": start.tensors["optimizer"]["state"]}
+        self.optimizer.load_state_dict(state)
 
     @property
     def elapsed_s(self) -> float:
@@ -231,6 +267,7 @@ class Trainer:
             "interrupted": self.interrupted,
             "config": dataclasses.asdict(self.config),
             "base": self.base,
+            "changes": self.changes,
             "chat": self.data.chat,
             "tokenizer": self.data.tokenizer.to_json(),
             "tokenizer_sha256": self.data.tokenizer.sha256,
@@ -365,6 +402,8 @@ class Trainer:
 
     def keep(self) -> None:
         """Save the weights as `last`, and as `best` if no evaluation was better."""
+        if not (self.out_dir / "last.pt").is_file():
+            self.save("last")  # first, so that there is never a best.pt alone
         if self.result.loss < self.best_loss:
             self.best_loss = self.result.loss
             self.save("best")
@@ -383,36 +422,18 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def configure_run(argv: Sequence[str]) -> tuple[TrainConfig, Start | None]:
-    """The configuration that `argv` says, and the checkpoint to start from, if any.
-
-    What a checkpoint decides is filled in from it. Raises UserError with what is impossible.
-    """
-    given = given_values(TrainConfig, argv)
-    if not given.get("out_dir"):
-        files = [word for word in argv if word.endswith(".py") and not word.startswith("-")]
-        given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
-    start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
-    inherited = {}
-    if start:
-        names = {field.name for field in dataclasses.fields(GPTConfig)}
-        inherited = {name: start.record["config"][name] for name in names}
-        if not start.resuming:
-            check_architecture(start.path, inherited, given)
-    config = build(TrainConfig, inherited | given)
-    refuse_to_overwrite(Path(config.out_dir), config.init_from)
-    return config, start
-
-
 def open_data(config: TrainConfig, processes: Processes) -> DataSet:
     """The data set of the run.
 
     Those made of the standard library are prepared on first use: stdlib, stdlib-4096 (and other
-    vocabularies) and docstrings.
+    vocabularies) and docstrings. Raises UserError, with the command that makes it, if another is
+    not there.
     """
     path = Path(config.data_dir) / config.dataset
-    embedded = EMBEDDED.fullmatch(config.dataset)
-    if embedded and not (path / "meta.json").is_file():
+    if not (path / "meta.json").is_file():
+        embedded = EMBEDDED.fullmatch(config.dataset)
+        if not embedded:
+            raise UserError(f"there is no data set {path}: make it with `{data_command(config)}`")
         settings: dict[str, Any] = {"data_dir": config.data_dir, "dataset": config.dataset}
         settings["chat"] = config.dataset == DOCSTRINGS
         if embedded["vocab_size"]:
@@ -425,28 +446,14 @@ def open_data(config: TrainConfig, processes: Processes) -> DataSet:
     return data
 
 
-def describe(trainer: Trainer) -> str:
-    """The run in lines of at most 80 columns."""
-    config, data = trainer.config, trainer.data
-    total, inputs = count_parameters(config)
-    tokens = config.max_steps * config.tokens_per_step
-    epochs = tokens / config.block_size / trainer.rows.rows.count
-    start = "writing to"
-    if trainer.step:
-        start = f"going on from step {trainer.step:,} of"
-    elif trainer.base:
-        start = f"fine-tuning {trainer.base['out_dir']} as of step {trainer.base['step']:,} in"
-    elif config.init_from != "scratch":
-        start = "no checkpoint to resume yet: starting anew in"
-    return f"""\
-model:  {config.input_layer} input, {inputs:,} of {total:,} parameters in the input layer
-data:   {data.path}, V={data.vocab_size:,}
-        {trainer.rows.rows} to train on
-        {data.rows("val", config.block_size)} to validate
-recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens:,} \
-({epochs:.2f} epochs)
-{memory_report(config, trainer.processes)}
-{start} {config.out_dir}"""
+def data_command(config: TrainConfig) -> str:
+    """The command that prepares a data set: of its config file, if the program has one."""
+    words = [] if config.data_dir == TrainConfig.data_dir else [f"--data_dir={config.data_dir}"]
+    for file in sorted(ROOT.glob("config/data_*.py")):
+        if given_values(PrepareConfig, [str(file)]).get("dataset") == config.dataset:
+            return command("prepare_data.py", os.path.relpath(file), *words)
+    words += ["--source=files", "--files=TEXT.txt", f"--dataset={config.dataset}"]
+    return command("prepare_data.py", *words)
 
 
 def show_sample(trainer: Trainer) -> None:
@@ -462,32 +469,30 @@ def show_sample(trainer: Trainer) -> None:
     write_on(model, tokenizer, prompt, sample, 0)
 
 
-def close(trainer: Trainer, argv: list[str]) -> None:
+def close(trainer: Trainer, argv: Sequence[str]) -> None:
     """Print how the run ended, a short sample, and what to try next."""
-    config = trainer.config
-    if trainer.step < config.max_steps or trainer.interrupted:
-        print(f"stopped after step {trainer.step:,} and saved; the same command and")
-        print("--init_from=resume go on from there")
+    if trainer.step < trainer.config.max_steps or trainer.interrupted:
+        print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
+        print(f"  {resume_command(trainer, argv)}")
         return
-    print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}")
-    print("a sample:")
-    show_sample(trainer)
-    next_sample = "--chat" if trainer.data.chat else "--prompt='import '"
-    next_run = ""
-    if not trainer.base:
-        other = "learned" if config.input_layer != "learned" else "fixed"
-        changed = ("--input_layer", "--out_dir", "--init_from")
-        words = [word for word in argv if not word.startswith(changed)]
-        words += [f"--input_layer={other}", f"--out_dir={config.out_dir}/{other}"]
-        next_run = f"\n      python train.py {' '.join(words)}"
-    print(f"""
-next: python sample.py --out_dir={config.out_dir} {next_sample}
-      python evaluate.py --out_dir={config.out_dir}{next_run}""")
+    print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}\na sample:")
+    try:
+        show_sample(trainer)
+    except Exception as error:  # the run is done and saved, whatever is wrong here
+        print(f"(none: {type(error).__name__}: {error})")
+    print("\nnext: " + "\n      ".join(next_commands(trainer, argv)))
 
 
 def main(argv: list[str]) -> None:
     """Train as `argv` says; see the module's docstring."""
-    config, start = configure_run(argv)
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        run(argv)
+
+
+def run(argv: list[str]) -> None:
+    """What `main` does, whatever becomes of its output."""
+    config, start = configure_run(TrainConfig, argv)
     stopped = 0  # the signal that ended the run before its time
     with join_processes(
         config.device,
@@ -504,11 +509,14 @@ def main(argv: list[str]) -> None:
         if trainer.step >= config.max_steps and not trainer.interrupted:
             if first:
                 print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
+                mend_run_json(trainer.out_dir, trainer.record(), processes.device)
             return
-        with sole_writer(trainer.out_dir) if first else contextlib.nullcontext():
+        advice = "wait for it to end, or choose another --out_dir"
+        lock = locked(trainer.out_dir, wait=False, advice=advice)
+        with lock if first else contextlib.nullcontext():
             metrics = None
             if first:
-                print(describe(trainer), flush=True)
+                print(describe(trainer, config_files(argv)), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)

@@ -14,12 +14,15 @@ import inspect
 import math
 import os
 import runpy
+import shlex
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+ROOT = Path(__file__).resolve().parent.parent  # of the program
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 NOUNS = {
     bool: "True or False",
@@ -44,12 +47,15 @@ def setting(
     below: float | None = None,
     choices: Sequence[str] | Callable[[], Sequence[str]] = (),
     free_on_resume: bool = False,
+    explicit_on_resume: bool = False,
     of_input_layer: bool = False,
 ) -> Any:
     """A dataclass field with its meaning, unit and special values, its bounds and its role.
 
     The type of the default is the type of the setting: bool, int, float, str, or tuple for a list
-    of strings. `choices` may be a function where the names are not known yet.
+    of strings. `choices` may be a function where the names are not known yet. A run that is
+    resumed may have any value of a setting that is `free_on_resume`, and of one that is
+    `explicit_on_resume` another value if the command line says so; the others are fixed.
     """
     metadata = {
         "help": help,
@@ -59,6 +65,7 @@ def setting(
         "below": below,
         "choices": choices,
         "free_on_resume": free_on_resume,
+        "explicit_on_resume": explicit_on_resume,
         "of_input_layer": of_input_layer,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -69,6 +76,11 @@ class Settings:
     """The base of every configuration: knows the bounds of its fields."""
 
     renamed: ClassVar[Mapping[str, str]] = {}  # names of other programs: what to use instead
+
+    @classmethod
+    def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with the defaults that depend on it; subclasses add theirs."""
+        return dict(given)
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination; subclasses add theirs."""
@@ -104,7 +116,7 @@ def _expected(value: Any, bounds: Mapping[str, Any]) -> str:
 
 
 def names_where(cls: type[Settings], role: str) -> set[str]:
-    """The settings whose definition says `role`: "free_on_resume" or "of_input_layer"."""
+    """The settings whose definition says `role`, such as "free_on_resume"."""
     return {field.name for field in dataclasses.fields(cls) if field.metadata[role]}
 
 
@@ -139,7 +151,7 @@ def given_values(cls: type[Settings], argv: Sequence[str], positional: str = "")
 
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
     """The defaults with `values`; UserError with all that is impossible about them."""
-    config = cls(**values)
+    config = cls(**cls.complete(values))
     if problems := config.problems():
         raise UserError("\n".join(problems))
     return config
@@ -157,14 +169,14 @@ def run_main(
 ) -> NoReturn:
     """Run a script's `main(argv)`, or print its help if that is asked for.
 
-    A UserError is printed in plain words and exits with 1. Any other error is a bug and keeps its
-    traceback.
+    A UserError is printed in plain words and exits with 1, as does an error of the system with a
+    file; Ctrl-C exits with 130. Any other error is a bug and keeps its traceback.
     """
     argv = sys.argv[1:]
     try:
         if {"-h", "--help"} & set(argv):
             words = [word for word in argv if word not in ("-h", "--help")]
-            print(help_text(cls, usage, given_values(cls, words, positional)))
+            print(help_text(cls, usage, cls.complete(given_values(cls, words, positional))))
         else:
             main(argv)
     except UserError as error:
@@ -172,7 +184,19 @@ def run_main(
     except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells expect
     sys.exit(0)
+
+
+def command(script: str, *words: str) -> str:
+    """A shell command that runs a script of the program from here, quoted where need be."""
+    return shlex.join(["python", os.path.relpath(ROOT / script), *words])
 
 
 def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: one atomic write, one JSON reader, one lock, one hash.
+"""Files that are whole or not there: one atomic write, one lock, one hash, readers of JSON.
 
 Every error of the system (full disk, read-only folder, a file where a folder should be) becomes a
 UserError of one line that names the path.
@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -73,11 +74,36 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     return value
 
 
+def read_json_lines(path: Path, quiet: bool = False) -> list[dict[str, Any]]:
+    """The JSON objects of a file that grows by a line at a time; none if there is no file.
+
+    A last line without an end is still being written, or was when its process was killed: it does
+    not count. Any other damaged line is left out, which a warning says unless `quiet`.
+    """
+    if not path.is_file():
+        return []
+    with system_errors("read", path):
+        *lines, _ = path.read_bytes().split(b"\n")
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line.decode())
+            if not isinstance(value, dict):
+                raise ValueError("expected an object")
+            values.append(value)
+        except (ValueError, RecursionError) as error:
+            if not quiet:
+                warning = f"warning: {path}, line {number} is damaged and left out ({error})"
+                print(warning, file=sys.stderr)
+    return values
+
+
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool, advice: str = "wait for it to end") -> Iterator[None]:
     """Hold `folder` for this process, by a lock file in it that ends with the process.
 
-    With `wait`, return once no other process holds it; else raise UserError if one does.
+    With `wait`, return once no other process holds it; else raise UserError if one does. What a
+    killed process left half-written in the folder is removed.
     """
     with system_errors("write in", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +113,9 @@ def locked(folder: Path, wait: bool, advice: str = "wait for it to end") -> Iter
         except Timeout as error:
             raise UserError(f"another process is writing to {folder}: {advice}") from error
     try:
+        for partial in folder.glob(f"*{PARTIAL}"):
+            with contextlib.suppress(OSError):
+                partial.unlink()
         yield
     finally:
         lock.release()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from inputcodes.tokenizer import Tokenizer
+from tests.helpers import SMALL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is first imported
 os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-codes-tests"))
@@ -62,3 +63,14 @@ def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir = tmp_path_factory.mktemp("data")
     write_data_set(data_dir / "tiny", [tokens[:9000], tokens[9000:20_000]], [tokens[20_000:]])
     return data_dir
+
+
+@pytest.fixture
+def words(text_data, tmp_path):
+    """Builds a command line: the small run in tmp_path / NAME, with changes."""
+
+    def build(name: str = "run", **changes) -> list[str]:
+        settings = SMALL | {"data_dir": text_data, "out_dir": tmp_path / name} | changes
+        return [f"--{key}={value}" for key, value in settings.items()]
+
+    return build

@@ -14,7 +14,7 @@ import compare
 import train
 from inputcodes import runner, runs
 from inputcodes.configurator import UserError
-from tests.test_train import COSTS, SMALL
+from tests.helpers import COSTS, SMALL
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = SMALL | {"max_steps": 12, "eval_interval": 4, "warmup_steps": 2}

@@ -27,7 +27,7 @@ from inputcodes.tasks import (
 )
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from tests.test_train import ROOT, SMALL
+from tests.helpers import ROOT, SMALL
 
 CPU = Processes(torch.device("cpu"))
 TOKENIZER = Tokenizer(256)

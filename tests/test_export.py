@@ -21,8 +21,7 @@ from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, INPUT_LAYERS, GPTConfig
-from tests.helpers import build_tokenizer
-from tests.test_train import SMALL
+from tests.helpers import SMALL, build_tokenizer
 
 TEXT = (
     Path(hf.__file__).read_text() + "Der süße Bär 東京 🦊 naïve don't DON'T 12345\r\n\t \n  x" * 9

@@ -10,7 +10,7 @@ import sample
 import train
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
-from tests.test_train import SMALL
+from tests.helpers import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from inputcodes.documents import encode_turns
 from inputcodes.loss import IGNORED
 from inputcodes.tokenizer import Tokenizer
 from tests.conftest import write_data_set
-from tests.test_train import SMALL, assert_same_run, finish, metrics_of, start, weights_of
+from tests.helpers import SMALL, assert_same_run, finish, metrics_of, start
 
 BASE = {key: SMALL[key] for key in ("block_size", "n_layer", "n_head", "n_embd")}
 SFT = {key: value for key, value in SMALL.items() if key not in BASE}
@@ -111,9 +111,6 @@ def test_fine_tuning_is_the_plain_loop_over_responses(words, base, data_dir, tmp
     assert record["base"]["out_dir"] == str(base)
     assert record["base"]["step"] == was["step"]
     assert record["tokenizer_sha256"] == was["tokenizer_sha256"]
-    assert torch.equal(
-        weights_of(base)["input_layer.columns"], weights_of(tmp_path / "run")["input_layer.columns"]
-    )
     shown = capsys.readouterr().out
     assert f"fine-tuning {base} as of step 8" in shown
     assert "conversations (" in shown
@@ -156,7 +153,8 @@ def test_a_fine_tuning_cut_short_goes_on_to_the_same_weights(words, base, tmp_pa
 
     def keep(trainer):
         interrupt(trainer)
-        trainer.stopping = trainer.step == 10
+        if trainer.step == 10:
+            raise train.Stopped
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Trainer, "keep", keep)
@@ -196,8 +194,8 @@ def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path):
     shutil.copytree(base, tmp_path / "copy")
     with pytest.raises(UserError, match=f"it started from {base}, not from"):
         train.main(words(max_steps=5, init_from=f"resume,{tmp_path / 'copy'}"))
-    with pytest.raises(UserError, match=r"learning_rate: 0\.001 there, 0\.002 now"):
-        train.main(words(max_steps=5, init_from="resume", learning_rate=2e-3))
+    with pytest.raises(UserError, match=r"seed=2, but .*last\.pt has 1: resuming cannot change it"):
+        train.main(words(max_steps=5, init_from="resume", seed=2))
 
 
 def test_a_chat_goes_on_until_the_input_ends(words, tmp_path, capsys, monkeypatch):

@@ -5,13 +5,12 @@ import itertools
 import json
 import math
 import os
-import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,82 +19,22 @@ import torch
 
 import train
 from inputcodes import validation
-from inputcodes.checkpoint import read_checkpoint, sole_writer
+from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
+from inputcodes.files import locked
 from model import GPT, count_parameters
+from tests.helpers import (
+    ROOT,
+    SMALL,
+    assert_same_run,
+    finish,
+    metrics_of,
+    start,
+    weights_of,
+)
 from train import TrainConfig
-
-ROOT = Path(__file__).parent.parent
-COSTS = {"elapsed_s", "tokens_per_s", "peak_mb"}  # all that may differ between two runs of one seed
-SMALL = {
-    "dataset": "tiny",
-    "device": "cpu",
-    "block_size": 16,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_embd": 16,
-    "batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "max_steps": 20,
-    "learning_rate": 1e-3,
-    "min_lr": 1e-4,
-    "warmup_steps": 4,
-    "eval_interval": 5,
-    "log_interval": 1,
-}
-
-
-@pytest.fixture
-def words(text_data, tmp_path):
-    """Builds a command line: the small run in tmp_path / NAME, with changes."""
-
-    def build(name: str = "run", **changes) -> list[str]:
-        settings = SMALL | {"data_dir": text_data, "out_dir": tmp_path / name} | changes
-        return [f"--{key}={value}" for key, value in settings.items()]
-
-    return build
-
-
-def metrics_of(out_dir: Path) -> list[dict]:
-    lines = (out_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in COSTS} for line in lines]
-
-
-def weights_of(out_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return read_checkpoint(out_dir / f"{name}.pt")[0]["model"]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    assert metrics_of(a) == metrics_of(b)
-    for name in ("last", "best"):
-        ours, theirs = weights_of(a, name), weights_of(b, name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def start(
-    argv: list, processes: int = 1, program: str = "train.py", grace: int = 30
-) -> subprocess.Popen:
-    """A program in a process of its own, or in several under torchrun."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        command += ["--standalone", f"--shutdown-timeout={grace}"]
-    return subprocess.Popen(
-        [*command, program, *argv],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=120)
-    return output
 
 
 def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]:
@@ -206,35 +145,10 @@ def test_compiled_training_is_the_plain_loop(words, text_data, tmp_path):
     assert losses == pytest.approx(plain_losses(TrainConfig(**SMALL), text_data, 20), rel=1e-5)
 
 
-def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
-    """One command in a restart loop, killed without notice until it gets through."""
-    changes = {"max_steps": 400, "eval_interval": 20}
-    whole = start(words("whole", **changes))
-    assert whole.wait(120) == 0, finish(whole)
-    rng, kills = random.Random(), 0
-    while True:
-        process = start(words("killed", init_from="resume", **changes))
-        metrics = tmp_path / "killed" / "metrics.jsonl"
-        target = rng.randint(kills * 100, kills * 100 + 99)
-        while kills < 3 and process.poll() is None:
-            if metrics.is_file() and metrics.read_text().count("\n") > target:
-                time.sleep(rng.random() * 0.05)
-                process.kill()
-                break
-            time.sleep(0.01)
-        output = finish(process)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, output
-        kills += 1
-    assert kills == 3
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-
-
 def test_a_second_writer_is_refused(words, tmp_path):
-    with sole_writer(tmp_path / "run"):
+    with locked(tmp_path / "run", wait=False):
         with pytest.raises(
-            UserError, match=r"another process is writing to .*run: wait for its end"
+            UserError, match=r"another process is writing to .*run: wait for it to end"
         ):
             train.main(words())
         assert not (tmp_path / "run" / "run.json").exists()
@@ -308,20 +222,7 @@ def test_checkpoints_come_by_the_clock_too(words, monkeypatch):
         train, "write_checkpoint", lambda path, _, record: saved.append((path.stem, record["step"]))
     )
     train.main(words(save_interval=1e-9, max_steps=6, eval_interval=6, log_interval=3))
-    assert saved[:7] == [("last", step) for step in range(1, 6)] + [("best", 6), ("last", 6)]
-
-
-def test_a_checkpoint_that_knows_tf32_goes_on_with_its_new_name(words, tmp_path):
-    train.main(words(max_steps=5))
-    last = tmp_path / "run" / "last.pt"
-    state = torch.load(last, weights_only=True)
-    record = json.loads(state["record"])
-    del record["config"]["matmul_precision"]
-    record["config"]["tf32"] = True
-    torch.save(state | {"record": json.dumps(record)}, last)
-    with pytest.raises(UserError, match="matmul_precision: 'high' there, 'highest' now"):
-        train.main(words(max_steps=5, init_from="resume"))
-    train.main(words(max_steps=5, init_from="resume", matmul_precision="high"))
+    assert saved[:7] == [("last", step) for step in range(1, 7)] + [("best", 6)]
 
 
 def test_evaluating_changes_no_weight(words, tmp_path):
@@ -350,20 +251,13 @@ def test_all_variants_see_the_same_batches(words, monkeypatch):
             assert torch.equal(y, fy), name
 
 
-def plant_nan(checkpoint: Path) -> None:
-    state = torch.load(checkpoint, weights_only=True)
-    state["model"]["blocks.1.mlp.fc.weight"][3, 2] = math.nan
-    torch.save(state, checkpoint)
-
-
 def test_nan_stops_both_processes_before_the_update(words, tmp_path):
     train.main(words(max_steps=10))
     last = tmp_path / "run" / "last.pt"
-    record = read_checkpoint(last)[1]
+    tensors, record = read_checkpoint(last)
     record["step"], record["config"]["max_steps"] = 5, 20
-    state = torch.load(last, weights_only=True)
-    torch.save(state | {"record": json.dumps(record)}, last)
-    plant_nan(last)
+    tensors["model"]["blocks.1.mlp.fc.weight"][3, 2] = math.nan
+    write_checkpoint(last, tensors, record)
     before = last.read_bytes()
     process = start(words(init_from="resume"), processes=2)
     output = finish(process)
@@ -373,65 +267,12 @@ def test_nan_stops_both_processes_before_the_update(words, tmp_path):
     assert last.read_bytes() == before
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 3] ^= 1
-    path.write_bytes(raw)
-
-
-@pytest.mark.parametrize("damage", [truncate, flip])
-def test_a_damaged_checkpoint_is_named_and_refused(words, tmp_path, damage):
-    train.main(words(max_steps=5))
-    last = tmp_path / "run" / "last.pt"
-    damage(last)
-    before = last.read_bytes()
-    with pytest.raises(UserError, match=re.escape(f"{last} is not a whole checkpoint")):
-        train.main(words(max_steps=5, init_from="resume"))
-    assert last.read_bytes() == before
-
-
-def test_an_existing_run_is_not_written_over(words, tmp_path):
-    train.main(words(max_steps=5))
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(UserError, match=r"--init_from=resume.*--out_dir=.*delete"):
-        train.main(words(max_steps=5))
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-
-
-def test_resume_needs_the_same_recipe_and_data(words, tmp_path):
-    train.main(words(max_steps=5))
-    with pytest.raises(UserError) as caught:
-        train.main(words(max_steps=5, init_from="resume", learning_rate=2e-3, n_layer=3))
-    assert "learning_rate: 0.001 there, 0.002 now" in str(caught.value)
-    assert "n_layer: 2 there, 3 now" in str(caught.value)
-    record = read_checkpoint(tmp_path / "run" / "last.pt")[1]
-    with pytest.raises(UserError, match="another tokenizer than the checkpoint's"):
-        train.check_same_run(Path("last.pt"), record, record | {"tokenizer_sha256": "x"}, set())
-
-
-def test_resume_without_a_checkpoint_starts_anew_and_says_so(words, capsys):
-    train.main(words(max_steps=5, init_from="resume"))
-    assert "no checkpoint to resume yet: starting anew" in capsys.readouterr().out
-
-
-def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
-    train.main(words(max_steps=5))
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    train.main(words(max_steps=5, init_from="resume"))
-    assert "holds this run already, all 5 steps" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-
-
 def test_the_end_says_what_to_try_next(words, tmp_path, capsys):
     train.main(words(max_steps=5))
     out = capsys.readouterr().out
     assert f"next: python sample.py --out_dir={tmp_path / 'run'}" in out
     (command,) = re.findall(r"python train.py (.*)", out)
-    train.main(command.split())
+    train.main(shlex.split(command))
     assert (tmp_path / "run" / "learned" / "best.pt").is_file()
 
 
@@ -463,7 +304,10 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
         (["--tf32=True"], ["unknown setting 'tf32'", "--matmul_precision=high"]),
         (["--n_layers=3"], ["unknown setting 'n_layers'", "did you mean 'n_layer'?"]),
         (["--max_steps=many"], ["max_steps='many'", "expected a whole number"]),
-        (["--dataset=nowhere"], ["no data set in", "prepare_data.py --dataset=nowhere"]),
+        (
+            ["--dataset=nowhere"],
+            ["there is no data set data/nowhere", "prepare_data.py --source=files"],
+        ),
         (["--device=quantum"], ["device='quantum' cannot be used here"]),
         (["--beta2=1", "--seed=-1"], ["beta2=1.0", "seed=-1"]),
         (["config/nothing.py"], ["no config file 'config/nothing.py'"]),

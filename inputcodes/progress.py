@@ -1,0 +1,96 @@
+"""What a training run shows: its description, how it ended, and what to run next."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from inputcodes.configurator import command
+from inputcodes.memory import memory_report
+from model import count_parameters
+
+
+class Output:
+    """A text stream that never fails: what cannot be written is lost, and the program goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            return self._stream.write(text.encode("ascii", "replace").decode())
+        except (OSError, ValueError):  # the reader has gone, the disk is full; or it is closed
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let all that follows vanish, what is in the buffer included."""
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def describe(trainer: Any, files: Sequence[str]) -> str:
+    """The run of a Trainer in lines of at most 80 columns."""
+    config, data = trainer.config, trainer.data
+    total, inputs = count_parameters(config)
+    tokens = config.max_steps * config.tokens_per_step
+    epochs = tokens / config.block_size / trainer.rows.rows.count
+    doing = "writing to"
+    if trainer.step:
+        doing = f"resuming at step {trainer.step:,} in"
+    elif trainer.base:
+        doing = f"fine-tuning {trainer.base['out_dir']} as of step {trainer.base['step']:,} in"
+    elif config.init_from != "scratch":
+        doing = "no checkpoint to resume yet: starting from scratch in"
+    lines = [
+        f"config: {' '.join(files) or 'the defaults'}",
+        f"        seed {config.seed}, {config.dtype} on {trainer.processes.device}",
+        f"model:  {config.input_layer} input, {inputs:,} of {total:,} parameters in it",
+        f"data:   {data.path}, V={data.vocab_size:,}",
+        f"        {trainer.rows.rows} to train on",
+        f"        {data.rows('val', config.block_size)} to validate",
+        f"recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens:,}"
+        f" ({epochs:.2f} epochs)",
+    ]
+    lines.append(memory_report(config, trainer.processes))
+    for change in trainer.changes:
+        lines.append(
+            "        {name} {from} before step {step:,}, {to} from there on".format_map(change)
+        )
+    return "\n".join([*lines, f"{doing} {config.out_dir}"])
+
+
+def resume_command(trainer: Any, argv: Sequence[str]) -> str:
+    """The command that resumes a run that was started by `argv`."""
+    choice = trainer.config.init_from
+    words = [word for word in argv if not word.startswith("--init_from=")]
+    resume = choice if choice.startswith("resume") else "resume"
+    return command("train.py", *words, f"--init_from={resume}")
+
+
+def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
+    """What to try after a run that was started by `argv`."""
+    config = trainer.config
+    out_dir = f"--out_dir={config.out_dir}"
+    commands = [
+        command("sample.py", out_dir, "--chat" if trainer.data.chat else "--prompt=import "),
+        command("evaluate.py", out_dir),
+    ]
+    if not trainer.base:
+        other = "learned" if config.input_layer != "learned" else "fixed"
+        changed = ("--input_layer=", "--out_dir=", "--init_from=")
+        words = [word for word in argv if not word.startswith(changed)]
+        words += [f"--input_layer={other}", f"{out_dir}/{other}", "--init_from=scratch"]
+        commands.append(command("train.py", *words))
+    return commands

@@ -1,0 +1,204 @@
+"""How a training run starts: its configuration and the checkpoint that it goes on from.
+
+`--init_from` names the checkpoint that a run starts from. A run that is resumed keeps all that
+decided the batches and weights already made; the rest of its recipe may change when the command
+line says so, and `changes` in its record says what changed and when. A run that fine-tunes
+another (`--init_from=out/fixed32`) takes the architecture, input layer included, from it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inputcodes.checkpoint import other_checkpoint, read_checkpoint
+from inputcodes.configurator import (
+    Settings,
+    UserError,
+    build,
+    from_record,
+    given_values,
+    names_where,
+)
+from inputcodes.data import DataSet
+from inputcodes.files import file_sha256
+from inputcodes.hf import read_export, weights_file
+from model import GPTConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint whose weights a run begins with, and whether it is that run's own."""
+
+    path: Path
+    resuming: bool
+    tensors: dict[str, Any]
+    record: dict[str, Any]
+    changes: Sequence[dict[str, Any]] = ()  # of its recipe, from here on
+
+    @property
+    def all_changes(self) -> list[dict[str, Any]]:
+        """The changes of the recipe since the run began."""
+        return [*self.record.get("changes", []), *self.changes] if self.resuming else []
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """The checkpoint that the run fine-tunes, for its record; None if it fine-tunes none."""
+        if self.resuming:
+            return self.record.get("base")
+        kept = ("step", "best_val_loss", "data_sha256", "code_sha256")
+        return {
+            "out_dir": str(self.path.parent),
+            "sha256": file_sha256(self.path),
+            **{name: self.record[name] for name in kept},
+        }
+
+    def inherited(self, cls: type[Settings], architecture_only: bool) -> dict[str, Any]:
+        """The checkpoint's settings, but for those that say where a run is; or its architecture."""
+        kinds = GPTConfig if architecture_only else cls
+        names = {field.name for field in dataclasses.fields(kinds)} - {"out_dir", "init_from"}
+        return {k: v for k, v in self.record["config"].items() if k in names}
+
+    def find_changes(self, config: Settings, typed: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What `config` changes of the run to resume; `typed` are the command line's settings.
+
+        Raises UserError, naming each, for what cannot change or was not said there.
+        """
+        cls, step = type(config), self.record["step"]
+        was = dataclasses.asdict(from_record(cls, self.record["config"]))
+        now = dataclasses.asdict(config)
+        now["vocab_size"] = now["vocab_size"] or was["vocab_size"]
+        changes, problems = [], []
+        for name in sorted(now.keys() - names_where(cls, "free_on_resume")):
+            if now[name] == was[name]:
+                continue
+            there = f"{name}={now[name]!r}, but {self.path} has {was[name]!r}"
+            if name not in names_where(cls, "explicit_on_resume"):
+                problems.append(f"{there}: resuming cannot change it")
+            elif name not in typed:
+                problems.append(
+                    f"{there}: add --{name}={was[name]} to keep that, or --{name}={now[name]}"
+                    f" to change it from step {step:,} on"
+                )
+            changes.append({"step": step, "name": name, "from": was[name], "to": now[name]})
+        if problems:
+            raise UserError("\n".join(problems))
+        return changes
+
+
+def find_start(init_from: str, out_dir: Path) -> Start | None:
+    """The checkpoint that `init_from` names; None if the weights are to be new."""
+    for choice in init_from.split(","):
+        if choice == "scratch":
+            return None
+        path = Path(choice) / "best.pt"
+        if choice == "resume":
+            path = out_dir / "last.pt"
+            if not path.is_file() and path.with_name("best.pt").is_file():
+                raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
+            if not path.is_file():
+                continue
+        elif (Path(choice) / "config.json").is_file():
+            return Start(weights_file(Path(choice)), False, *read_export(Path(choice)))
+        elif not path.is_file():
+            raise UserError(
+                f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"
+                f" an export, and there is no {path}"
+            )
+        return Start(path, choice == "resume", *read_checkpoint(path))
+    return None
+
+
+def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise UserError, naming each, for settings that contradict the checkpoint to fine-tune."""
+    architecture = {field.name for field in dataclasses.fields(GPTConfig)}
+    problems = [
+        f"{name}={given[name]!r}, but {path} has {value!r}: leave it out, the checkpoint decides"
+        for name, value in there.items()
+        if name in architecture & given.keys()
+        and given[name] != value
+        and (name, given[name]) != ("vocab_size", 0)
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Path) -> None:
+    """Raise UserError if the checkpoint to start from does not fit the data or the command."""
+    choice = init_from.split(",")[-1]
+    if start is None:
+        if data.chat and choice == "resume":
+            raise UserError(
+                "there is no checkpoint to resume yet: say what to fine-tune"
+                " (--init_from=resume,out/RUN), or train new weights (--init_from=scratch)"
+            )
+        return
+    if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
+        source = data_dir / start.record["config"]["dataset"] / "tokenizer.json"
+        raise UserError(
+            f"{data.path} has another tokenizer than {start.path}: prepare it under another name,"
+            f" with --tokenizer={source}"
+        )
+    if start.resuming and data.sha256 != start.record["data_sha256"]:
+        raise UserError(f"cannot resume {start.path}: {data.path} is another data set than it had")
+    was = start.base["out_dir"] if start.base else "scratch"
+    if start.resuming and choice != "resume" and was != str(Path(choice)):
+        raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
+
+
+def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:
+    """Raise UserError if a new run would write over the checkpoints of one that is there."""
+    there = [name for name in ("last.pt", "best.pt") if (out_dir / name).is_file()]
+    if "resume" not in init_from.split(",") and there:
+        raise UserError(
+            f"{out_dir} holds a run already ({', '.join(there)}): go on with it"
+            " (--init_from=resume), write elsewhere (--out_dir=...), or delete it"
+        )
+
+
+def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
+    """The configuration, a `cls` such as TrainConfig, that `argv` says, and where it starts from.
+
+    What a checkpoint decides is filled in from it. Raises UserError with what is impossible.
+    """
+    given = given_values(cls, argv)
+    files = config_files(argv)
+    if not given.get("out_dir"):
+        given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
+    start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
+    if start is None:
+        config = build(cls, given)
+        refuse_to_overwrite(Path(config.out_dir), config.init_from)
+        return config, None
+    inherited = start.inherited(cls, architecture_only=bool(files) and not start.resuming)
+    if start.resuming:
+        config = build(cls, inherited | given)
+        typed = given_values(cls, [word for word in argv if word not in files])
+        return config, resumed(start, config, typed)
+    check_architecture(start.path, inherited, given)
+    if "max_steps" in given:
+        inherited.pop("warmup_steps", None)  # it may not fit
+    config = build(cls, inherited | given)
+    refuse_to_overwrite(Path(config.out_dir), config.init_from)
+    return config, start
+
+
+def resumed(start: Start, config: Any, typed: Mapping[str, Any]) -> Start:
+    """`start` with what `config` changes of its recipe; UserError for what cannot change."""
+    changes = start.find_changes(config, typed)
+    was, step = from_record(type(config), start.record["config"]), start.record["step"]
+    if config.tokens_per_step != was.tokens_per_step:
+        raise UserError(
+            f"batch_size={config.batch_size} x gradient_accumulation_steps="
+            f"{config.gradient_accumulation_steps}: their product must stay"
+            f" {was.batch_size * was.gradient_accumulation_steps}, as in {start.path}"
+        )
+    if config.max_steps < step:
+        raise UserError(f"max_steps={config.max_steps}: {start.path} is at step {step} already")
+    return dataclasses.replace(start, changes=changes)
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """The words of a command line that name config files."""
+    return [word for word in argv if word.endswith(".py") and not word.startswith("-")]

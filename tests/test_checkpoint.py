@@ -1,0 +1,145 @@
+"""Files of a run: every bit of a checkpoint counts, and none is lost when something goes wrong."""
+
+import io
+import json
+import random
+import resource
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
+from inputcodes.configurator import UserError
+from inputcodes.files import PARTIAL, locked, read_json_lines
+from model import GPT, GPTConfig
+from tests.helpers import ROOT
+
+CONFIG = {"vocab_size": 16, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
+CONFIG["input_layer"] = "learned"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small checkpoint, last.pt."""
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, {"model": GPT(GPTConfig(**CONFIG), 1).state_dict()}, {"config": CONFIG})
+    return path
+
+
+def test_what_is_written_is_read(checkpoint):
+    tensors, record = read_checkpoint(checkpoint)
+    expected = GPT(GPTConfig(**CONFIG), 1).state_dict()
+    assert tensors["model"].keys() == expected.keys()
+    assert all(torch.equal(tensors["model"][key], expected[key]) for key in expected)
+    assert record["config"] == CONFIG
+    assert not list(checkpoint.parent.glob(f"*{PARTIAL}"))
+
+
+def test_no_flipped_bit_passes(checkpoint):
+    """Bits of everything: tensors, zip directory, record, and the line with the SHA-256."""
+    whole = checkpoint.read_bytes()
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    draw = random.Random(seed).randrange
+    places = [draw(len(whole)) for _ in range(200)] + [len(whole) - draw(75) - 1 for _ in range(75)]
+    places += list(range(whole.index(b"PK\x01\x02"), len(whole) - 74, 7))  # the zip directory
+    for place in places:
+        raw = bytearray(whole)
+        raw[place] ^= 1 << draw(8)
+        checkpoint.write_bytes(raw)
+        with pytest.raises(UserError, match=r"last\.pt is (damaged|refused)"):
+            read_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_cut_short_is_refused(checkpoint):
+    whole = checkpoint.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 74, len(whole) - 1):
+        checkpoint.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"last\.pt is damaged"):
+            read_checkpoint(checkpoint)
+
+
+def test_no_pickle_is_run_and_the_refusal_is_one_line(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    for path, options in ((tmp_path / "zip.pt", {}), (tmp_path / "old.pt", {})):
+        torch.save(
+            {"model": Evil()}, path, _use_new_zipfile_serialization=path.stem == "zip", **options
+        )
+        with pytest.raises(UserError) as caught:
+            read_checkpoint(path)
+        assert len(str(caught.value).splitlines()) == 1
+        assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_of_before_load_with_the_names_of_today(tmp_path):
+    """Format 1: a torch file alone, with settings that have other names now."""
+    config = CONFIG | {"input_layer": "random", "random_width": 6, "tf32": True}
+    weights = GPT(GPTConfig(**CONFIG | {"input_layer": "random", "code_length": 6}), 1).state_dict()
+    record = json.dumps({"config": config, "step": 3})
+    torch.save({"model": weights, "record": record}, tmp_path / "best.pt")
+    gpt, record = load_model(tmp_path / "best.pt")
+    assert gpt.config.code_length == 6
+    assert record["config"]["matmul_precision"] == "high"
+    raw = bytearray((tmp_path / "best.pt").read_bytes())
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        entry = max(archive.infolist(), key=lambda info: info.file_size)
+    raw[entry.header_offset + 200] ^= 1
+    (tmp_path / "best.pt").write_bytes(raw)
+    with pytest.raises(UserError, match=r"damaged \(wrong checksum"):
+        read_checkpoint(tmp_path / "best.pt")
+
+
+def test_without_best_the_last_is_loaded_and_said(checkpoint, capsys):
+    load_model(checkpoint.with_name("best.pt"))
+    assert f"taking {checkpoint}" in capsys.readouterr().err
+    checkpoint.unlink()
+    with pytest.raises(UserError, match=r"no checkpoint .*best\.pt: train one"):
+        load_model(checkpoint.with_name("best.pt"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(checkpoint):
+    """A limit on the size of files fails as a full disk does, within torch's writer."""
+    before = checkpoint.read_bytes()
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path;"
+        "from inputcodes.checkpoint import write_checkpoint;"
+        "from inputcodes.configurator import UserError;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"
+        "try: write_checkpoint(Path(sys.argv[1]), {'model': {'w': torch.ones(10**6)}}, {})\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, checkpoint], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == f"cannot write {checkpoint}: File too large\n", done.stderr
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
+
+
+def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_path):
+    (tmp_path / f"last.pt{PARTIAL}").write_bytes(b"half")
+    with locked(tmp_path, wait=False):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_metrics_keep_every_line_but_those_to_be_repeated(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, 0, lambda line: None)
+    for step in range(1, 6):
+        metrics.write({"step": step})
+    lines = path.read_text().splitlines()
+    lines[1] = '{"step": '
+    path.write_text("\n".join(lines) + '\n{"step": 6')
+    assert [line["step"] for line in read_json_lines(path)] == [1, 3, 4, 5]
+    assert f"warning: {path}, line 2 is damaged" in capsys.readouterr().err
+    Metrics(path, 4, lambda line: None)
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4}\n'

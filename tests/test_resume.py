@@ -1,0 +1,197 @@
+"""Going on from a checkpoint: the same run, a changed one, or another one that starts there."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+import train
+from inputcodes.checkpoint import read_checkpoint, write_checkpoint
+from inputcodes.configurator import UserError
+from inputcodes.data import DataSet, TrainingData
+from inputcodes.distributed import Processes
+from tests.helpers import assert_same_run, finish, metrics_of, start, weights_of
+
+FIVE = {"max_steps": 5, "warmup_steps": 1, "min_lr": 1e-3}  # a constant rate, whatever max_steps
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
+    """One command in a restart loop, killed without notice until it gets through."""
+    changes = {"max_steps": 400, "eval_interval": 20}
+    whole = start(words("whole", **changes))
+    assert whole.wait(120) == 0, finish(whole)
+    rng, kills = random.Random(), 0
+    while True:
+        process = start(words("killed", init_from="resume", **changes))
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        target = rng.randint(kills * 100, kills * 100 + 99)
+        while kills < 3 and process.poll() is None:
+            if metrics.is_file() and metrics.read_text().count("\n") > target:
+                time.sleep(rng.random() * 0.05)
+                process.kill()
+                break
+            time.sleep(0.01)
+        output = finish(process)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output
+        kills += 1
+    assert kills == 3
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_an_existing_run_is_not_written_over(words, tmp_path):
+    train.main(words(max_steps=5))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match=r"--init_from=resume.*--out_dir=.*delete"):
+        train.main(words(max_steps=5))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_directory_without_a_checkpoint_is_free(words, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{")
+    train.main(words(**FIVE))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["max_steps"] == 5
+
+
+def test_what_was_decided_before_the_first_step_cannot_change(words, tmp_path):
+    train.main(words(**FIVE))
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    with pytest.raises(UserError) as caught:
+        train.main(words(**FIVE, init_from="resume", seed=2, n_layer=3))
+    path = tmp_path / "run" / "last.pt"
+    assert str(caught.value).splitlines() == [
+        f"n_layer=3, but {path} has 2: resuming cannot change it",
+        f"seed=2, but {path} has 1: resuming cannot change it",
+    ]
+    with pytest.raises(UserError, match=r"their product must stay 8, as in"):
+        train.main(words(**FIVE, init_from="resume", batch_size=8))
+    with pytest.raises(UserError, match=r"max_steps=4: .* is at step 5 already"):
+        train.main(words(**FIVE | {"max_steps": 4}, init_from="resume"))
+    assert path.read_bytes() == before
+
+
+def test_another_data_set_of_the_name_is_refused(words, text_data, tmp_path):
+    train.main(words(**FIVE))
+    shutil.copytree(text_data, tmp_path / "data")
+    file = tmp_path / "data" / "tiny" / "meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": "x"}))
+    with pytest.raises(UserError, match="is another data set than it had"):
+        train.main(words(**FIVE, init_from="resume", data_dir=tmp_path / "data"))
+
+
+def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
+    """With a constant rate the first steps do not know how many follow: all weights are equal."""
+    train.main(words("whole", **FIVE | {"max_steps": 10}))
+    train.main(words("more", **FIVE))
+    out_dir = f"--out_dir={tmp_path / 'more'}"
+    train.main([out_dir, "--init_from=resume", "--max_steps=10"])  # all else is the checkpoint's
+    assert "max_steps 5 before step 5, 10 from there on" in capsys.readouterr().out
+    assert_same_run(tmp_path / "more", tmp_path / "whole")
+    record = read_checkpoint(tmp_path / "more" / "last.pt")[1]
+    change = {"step": 5, "name": "max_steps", "from": 5, "to": 10}
+    assert record["changes"] == [change]
+    assert json.loads((tmp_path / "more" / "run.json").read_text())["changes"] == [change]
+    train.main([out_dir, "--init_from=resume", "--max_steps=12", "--learning_rate=2e-3"])
+    assert metrics_of(tmp_path / "more")[-1]["lr"] == pytest.approx(1.1e-3, rel=0.1)
+    names = [c["name"] for c in read_checkpoint(tmp_path / "more" / "last.pt")[1]["changes"]]
+    assert names == ["max_steps", "learning_rate", "max_steps"]
+
+
+def test_a_config_file_alone_changes_nothing(words, tmp_path):
+    train.main(words(**FIVE))
+    file = tmp_path / "longer.py"
+    file.write_text("max_steps = 9\nweight_decay = 0.2\n")
+    out_dir = f"--out_dir={tmp_path / 'run'}"
+    with pytest.raises(UserError) as caught:
+        train.main([str(file), out_dir, "--init_from=resume", "--weight_decay=0.2"])
+    (line,) = str(caught.value).splitlines()
+    assert "add --max_steps=5 to keep that, or --max_steps=9 to change it from step 5 on" in line
+    train.main([str(file), out_dir, "--init_from=resume", "--weight_decay=0.2", "--max_steps=9"])
+    tensors, record = read_checkpoint(tmp_path / "run" / "last.pt")
+    assert record["step"] == 9
+    assert tensors["optimizer"]["param_groups"][0]["weight_decay"] == 0.2
+
+
+def test_a_batch_may_be_split_in_another_way(words, text_data, tmp_path):
+    """The sequences of a step are the same, and so are the losses up to rounding."""
+    rows = DataSet(text_data / "tiny").rows("train", 16)
+    alone = Processes(torch.device("cpu"))
+    coarse = TrainingData(rows, 8, seed=1).batches(5, alone)  # of step 5
+    fine = TrainingData(rows, 2, seed=1).batches(5 * 4, alone)
+    for _ in range(3):
+        parts = [next(fine) for _ in range(4)]
+        batch = next(coarse)
+        assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
+        assert torch.equal(torch.cat([part.y for part in parts]), batch.y)
+    train.main(words("whole", **FIVE | {"max_steps": 10}))
+    train.main(words("split", **FIVE))
+    more = ["--init_from=resume", "--max_steps=10", "--batch_size=2"]
+    more += ["--gradient_accumulation_steps=4", f"--out_dir={tmp_path / 'split'}"]
+    train.main(more)
+    whole, split = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "split")
+    for a, b in zip(whole, split, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+
+
+def test_best_is_measured_again_on_other_validation_tokens(words, tmp_path):
+    train.main(words(**FIVE, eval_tokens=64))
+    best = tmp_path / "run" / "best.pt"
+    tensors, record = read_checkpoint(best)
+    write_checkpoint(best, tensors, record)
+    more = ["--init_from=resume", "--max_steps=6", "--eval_tokens=512", "--learning_rate=0"]
+    more += ["--min_lr=0"]  # the weights stay: the new measure of `best` is the last loss
+    train.main([*more, f"--out_dir={tmp_path / 'run'}"])
+    last = read_checkpoint(tmp_path / "run" / "last.pt")[1]
+    assert last["best_val_loss"] == metrics_of(tmp_path / "run")[-1]["val_loss"]
+    assert last["best_val_loss"] != record["best_val_loss"]
+
+
+def test_a_run_without_its_last_checkpoint_is_not_begun_again(words, tmp_path):
+    train.main(words(**FIVE))
+    best = (tmp_path / "run" / "best.pt").read_bytes()
+    (tmp_path / "run" / "last.pt").unlink()
+    with pytest.raises(UserError, match=r"no .*last\.pt to resume; start another run") as caught:
+        train.main(words(**FIVE, init_from="resume"))
+    advice = str(caught.value).split("`")[1].split()
+    assert advice[:2] == ["python", "train.py"]
+    train.main(advice[2:])  # takes the configuration of the checkpoint
+    assert (tmp_path / "run" / "best.pt").read_bytes() == best
+    record = read_checkpoint(tmp_path / "run-again" / "last.pt")[1]
+    assert (record["step"], record["config"]["dataset"]) == (5, "tiny")
+    assert record["base"]["out_dir"] == str(tmp_path / "run")
+
+
+def test_a_checkpoint_of_before_a_setting_existed_resumes(words, tmp_path):
+    train.main(words(**FIVE))
+    last = tmp_path / "run" / "last.pt"
+    tensors, record = read_checkpoint(last)
+    for name in ("table_std", "grad_clip"):
+        del record["config"][name]
+    del record["changes"]
+    write_checkpoint(last, tensors, record)
+    train.main(words(**FIVE | {"max_steps": 6}, init_from="resume"))
+    assert read_checkpoint(last)[1]["config"]["grad_clip"] == 1.0
+
+
+def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(words, capsys):
+    train.main(words(**FIVE, init_from="resume"))
+    assert "no checkpoint to resume yet: starting from scratch" in capsys.readouterr().out
+
+
+def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
+    train.main(words(**FIVE))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    train.main(words(**FIVE, init_from="resume"))
+    assert "holds this run already, all 5 steps" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "run" / "run.json").write_text("{")
+    train.main(words(**FIVE, init_from="resume"))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 5
+    assert weights_of(tmp_path / "run").keys()
