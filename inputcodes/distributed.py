@@ -55,15 +55,14 @@ class Processes:
     def wait(self) -> None:
         """Return once every process has come here, however long that takes."""
         if self.world > 1:
-            dist.barrier(self.side)
+            dist.all_reduce(torch.zeros(()), group=self.side)
 
 
 @contextlib.contextmanager
 def join_processes(name: str, **settings: Any) -> Iterator[Processes]:
     """This process on the device that `setup_device` makes ready, in the group of all if any.
 
-    RANK and WORLD_SIZE in the environment say that there are others: torchrun and Kubeflow set
-    them.
+    There are others if RANK and WORLD_SIZE are set, as torchrun and Kubeflow do.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield Processes(setup_device(name, **settings))
@@ -71,9 +70,7 @@ def join_processes(name: str, **settings: Any) -> Iterator[Processes]:
     rank, gpus = int(os.environ["RANK"]), torch.cuda.device_count()
     local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
     if name not in ("auto", "cuda", "cpu"):
-        raise UserError(
-            f"device={name!r}: each process takes its own device, so pass cuda, cpu or auto"
-        )
+        raise UserError(f"device={name!r}: each process takes its own, so pass cuda, cpu or auto")
     if name != "cpu" and local_rank >= gpus > 0:
         raise UserError(f"more processes than GPUs here: pass --nproc_per_node={gpus} to torchrun")
     if name == "auto" and not gpus:
@@ -144,10 +141,6 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-# ---------------------------------------------------------------------------------------------
-# Ending: when asked to, and when one process fails
-
-
 class Stopped(Exception):
     """The run ends before its last step, because it was asked to."""
 
@@ -160,7 +153,7 @@ class Stop:
         self.signal = 0  # that was heard; 0: none
         self._heard_at = 0.0
         self._parent = os.getppid()
-        self._answer, self._largest = 0, torch.tensor(0)  # `signal` of any process
+        self._largest = torch.tensor(0)  # the largest `signal` of all processes
         self._question: dist.Work | None = None
 
     @contextlib.contextmanager
@@ -182,15 +175,13 @@ class Stop:
         All call it equally often. Several get the answer to the question of the call before,
         which travelled while they computed.
         """
-        if self.processes.world == 1:
-            self._answer = self.asked()
-        elif self._question:
+        several = self.processes.world > 1
+        if self._question:
             self._question.wait()
-            self._answer = int(self._largest)
-        if self._answer:
-            self.signal = self._answer
+        if heard := int(self._largest) if several else self.asked():
+            self.signal = heard
             raise Stopped
-        if self.processes.world > 1:
+        if several:
             self._largest = torch.tensor(self.asked())
             self._question = dist.all_reduce(
                 self._largest, dist.ReduceOp.MAX, self.processes.side, async_op=True
@@ -203,29 +194,29 @@ class Stop:
         return self.signal
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
         if not self.signal:
-            self.signal, self._heard_at = number, now
+            self.signal, self._heard_at = number, time.monotonic()
             if self.processes.first:
                 say(
                     f"\n{signal.Signals(number).name}: saving the last whole step, then stopping"
                     " (once more: stop at once, without saving)"
                 )
-        elif now - self._heard_at > 1:  # a batch system signals torchrun and its processes
+        elif (
+            time.monotonic() - self._heard_at > 1
+        ):  # a batch system signals torchrun and its processes
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     def _parent_is_gone(self) -> bool:
         """Whether torchrun, or the program that PARENT names, no longer runs."""
         watched = os.environ.get(PARENT)
-        if (watched or TORCHRUN in os.environ) and os.getppid() != self._parent:
-            return True
-        if watched and sys.platform != "win32":  # not the parent itself where torchrun is between
+        gone = os.getppid() != self._parent and (watched or TORCHRUN in os.environ)
+        if watched and sys.platform != "win32":  # perhaps the grandparent, with torchrun between
             try:
                 os.kill(int(watched), 0)  # sends nothing
             except ProcessLookupError:
                 return True
-        return False
+        return bool(gone)
 
 
 def say(text: str) -> None:

@@ -183,7 +183,10 @@ def test_the_end_of_the_program_that_started_it_is_a_wish_to_stop(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "gpus", "words"),
-    [("cuda:1", 2, "device='cuda:1': each process takes"), ("auto", 1, "--nproc_per_node=1")],
+    [
+        ("cuda:1", 2, "device='cuda:1': each process takes its own"),
+        ("auto", 1, "--nproc_per_node=1"),
+    ],
 )
 def test_devices_that_several_processes_cannot_take(monkeypatch, name, gpus, words):
     for key, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
