@@ -212,6 +212,7 @@ class Trainer:
         self, config: TrainConfig, data: DataSet, processes: Processes, start: Start | None = None
     ) -> None:
         self.config, self.data, self.processes = config, data, processes
+        self.stop = Stop(processes)
         self.out_dir = Path(config.out_dir)
         device = processes.device
         self.raw_model = GPT(config, config.seed, data.tokenizer.texts()).to(device)
@@ -231,7 +232,6 @@ class Trainer:
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.model = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
-        self.stop = Stop(processes)
 
     def _load(self, start: Start) -> None:
         """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
@@ -348,6 +348,7 @@ class Trainer:
             processes,
             config.dtype,
             self.bigram,
+            self.stop,
         )
 
     def run(self, metrics: Metrics | None, progress: tqdm) -> None:
@@ -458,6 +459,7 @@ def data_command(config: TrainConfig) -> str:
 
 def show_sample(trainer: Trainer) -> None:
     """Print a text, or the reply to the first prompt of the validation data."""
+    torch.use_deterministic_algorithms(False)  # drawing from a cumulative sum has none on CUDA
     model, tokenizer = trainer.raw_model, trainer.data.tokenizer
     sample = SampleConfig(max_new_tokens=SAMPLE_TOKENS, dtype=trainer.config.dtype)
     if not trainer.data.chat:

@@ -189,7 +189,8 @@ def run_main(
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one of several processes
+            print("stopped", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells expect
     sys.exit(0)
 

@@ -180,8 +180,9 @@ def test_a_signal_stops_within_a_step_and_an_evaluation(
             train.main(words("stopped", **accumulate))
     assert ended.value.code == 128 + signal.SIGTERM
     assert "--init_from=resume" in capsys.readouterr().out
-    step = read_checkpoint(tmp_path / "stopped" / "last.pt")[1]["step"]
-    assert step == {"micro-step": 6, "evaluation": 5}[moment]
+    record = read_checkpoint(tmp_path / "stopped" / "last.pt")[1]
+    assert record["step"] == {"micro-step": 6, "evaluation": 5}[moment]
+    assert bool(record["interrupted"]) == (moment == "evaluation")
     train.main(words("stopped", **accumulate, init_from="resume"))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
