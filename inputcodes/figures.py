@@ -43,11 +43,13 @@ def style(number: int) -> dict[str, Any]:
 
 
 def count_axis(axes: Axes, log: bool = False) -> None:
-    """Tokens on the horizontal axis, at most six labels."""
+    """Tokens on the horizontal axis of what is drawn, with labels that do not touch."""
     axes.set_xlabel("training tokens")
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+        low, high = axes.get_xlim()
+        wide = high > 40 * low
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if wide else (1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -69,7 +71,7 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside right upper", fontsize="small"
+        list(handles.values()), list(handles), loc="outside right center", fontsize="small"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
-from inputcodes.distributed import PARENT
+from inputcodes.distributed import PARENT, STOP_SIGNALS
 
 TAIL = 2**15  # bytes at the end of metrics.jsonl, in which its last line is
 
@@ -113,15 +113,17 @@ def tokens_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this program as Ctrl-C does."""
+    """SIGTERM and SIGHUP end this program as Ctrl-C does; what nohup ignores stays ignored."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -42,7 +42,7 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
     """Validation loss against tokens, with the band over seeds; a panel a group."""
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(3 + 3.8 * columns, 3.6 * lines), layout="constrained")
+    figure = Figure(figsize=(4 + 3.8 * columns, 3.8 * lines), layout="constrained")
     kinds = list(dict.fromkeys(row.kind for group in groups for row in group))
     for number, group in enumerate(groups):
         axes = figure.add_subplot(lines, columns, number + 1)
