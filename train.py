@@ -17,14 +17,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from inputcodes.checkpoint import (
     Metrics,
@@ -44,12 +43,19 @@ from inputcodes.configurator import (
     setting,
 )
 from inputcodes.dashboard import missing_package, open_dashboard
-from inputcodes.data import Batch, DataSet, TrainingData, validation_batches
+from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
 from inputcodes.files import locked
 from inputcodes.memory import peak_mb
-from inputcodes.progress import Output, describe, next_commands, resume_command
-from inputcodes.resume import Start, check_base, config_files, configure_run
+from inputcodes.progress import Output, Progress, describe, next_commands, resume_command
+from inputcodes.resume import (
+    OTHER_NAMES,
+    Start,
+    check_base,
+    config_files,
+    configure_run,
+    fitted_to_data,
+)
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
 from prepare_data import PrepareConfig, prepare
@@ -129,22 +135,7 @@ class TrainConfig(GPTConfig):
     )
     compile: bool = free(False, "torch.compile the model (needs a C++ compiler on a CPU)")
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "tf32": "it is matmul_precision now (--matmul_precision=high for TF32)",
-        "max_iters": "it is called max_steps here",
-        "warmup_iters": "it is called warmup_steps here",
-        "lr_decay_iters": "the cosine always ends at max_steps",
-        "decay_lr": "for a constant rate set min_lr to the value of learning_rate",
-        "eval_iters": "an evaluation reads eval_tokens tokens (0: all), always the same",
-        "eval_only": "evaluate.py evaluates a run",
-        "always_save_checkpoint": "last.pt is always kept, and best.pt beside it",
-        "wandb_log": "pass --log_to=wandb",
-        "dropout": "there is none in this model",
-        "bias": "no layer of this model has one",
-        "start": "it is --prompt of sample.py",
-        "out": "it is called out_dir here",
-        "backend": "it is nccl on CUDA and gloo elsewhere",
-    }
+    renamed: ClassVar[Mapping[str, str]] = OTHER_NAMES
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,22 +167,7 @@ class TrainConfig(GPTConfig):
 
     def for_data(self, data: DataSet, processes: int = 1) -> "TrainConfig":
         """These settings with the vocabulary of `data`; UserError for all that now clashes."""
-        problems = []
-        if self.vocab_size not in (0, data.vocab_size):
-            problems.append(f"vocab_size={self.vocab_size}, but {data.path} has {data.vocab_size}")
-        if self.batch_size % processes:
-            problems.append(
-                f"batch_size={self.batch_size} cannot be shared by {processes} processes:"
-                f" make it a multiple of {processes}"
-            )
-        config = dataclasses.replace(self, vocab_size=data.vocab_size)
-        if problems := problems or config.problems():
-            raise UserError("\n".join(problems))
-        # Both raise UserError if there are too few tokens for one window.
-        TrainingData(data.rows("train", self.block_size), self.batch_size, self.seed)
-        rows, alone = data.rows("val", self.block_size), Processes(torch.device("cpu"))
-        next(validation_batches(rows, self.eval_tokens, 1, alone))
-        return config
+        return fitted_to_data(self, data, processes)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -224,6 +200,7 @@ class Trainer:
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
         self.interrupted: dict[str, Any] | None = None  # the line of a stopped evaluation
+        self.stop = Stop(processes)
         self.base = start.base if start else None
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
@@ -335,7 +312,7 @@ class Trainer:
             f" update; {advice}"
         )
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, tick: Callable[[], None] = lambda: None) -> Evaluation:
         """The validation result of the weights as they are."""
         config, processes = self.config, self.processes
         batch_size = config.batch_size // processes.world
@@ -349,9 +326,10 @@ class Trainer:
             config.dtype,
             self.bigram,
             self.stop,
+            tick,
         )
 
-    def run(self, metrics: Metrics | None, progress: tqdm) -> None:
+    def run(self, metrics: Metrics | None, progress: Progress) -> None:
         """Train to the end; log, evaluate and save on the way. Raises Stopped if asked to stop."""
         config = self.config
         first = self.step * config.gradient_accumulation_steps
@@ -362,26 +340,26 @@ class Trainer:
         while self.step < config.max_steps:
             started = time.perf_counter()
             loss, grad_norm = self.train_step(batches)
-            progress.update()
+            progress.step(loss)
             steps, seconds = steps + 1, seconds + time.perf_counter() - started
             evaluating = self.step % config.eval_interval == 0 or self.step == config.max_steps
             if evaluating or self.step % config.log_interval == 0:
                 speed = steps * config.tokens_per_step / seconds
                 steps, seconds = 0, 0.0
-                progress.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+                progress.log(self.step, speed)
                 self.log(self.log_line(loss, grad_norm, speed), evaluating, metrics, progress)
             if time.perf_counter() - self.saved_at > 60 * config.save_interval:
                 self.save("last")
 
     def log(
-        self, line: dict[str, Any], evaluating: bool, metrics: Metrics | None, progress: tqdm
+        self, line: dict[str, Any], evaluating: bool, metrics: Metrics | None, progress: Progress
     ) -> None:
         """Write a line of metrics; when `evaluating` add the validation result and save."""
         if evaluating:
             self.interrupted = line  # if Stopped is raised
-            self.result = self.evaluate()
+            self.result = self.evaluate(progress.evaluating)
             self.interrupted = None
-            progress.write(f"step {self.step:>6,}: {self.result}")
+            progress.evaluated(self.step, self.result)
             line |= self.result.as_metrics()
             line["peak_mb"] = round(peak_mb(self.processes.device), 1)
         if metrics:
@@ -522,8 +500,10 @@ def run(argv: list[str]) -> None:
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
-            bar = {"total": config.max_steps, "initial": trainer.step, "unit": "step", "ncols": 80}
-            with trainer.stop.listening(), tqdm(**bar, disable=not first) as progress:
+            with (
+                trainer.stop.listening(),
+                Progress(config.max_steps, trainer.step, first) as progress,
+            ):
                 try:
                     trainer.run(metrics, progress)
                 except Stopped:

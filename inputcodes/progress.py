@@ -1,9 +1,13 @@
-"""What a training run shows: its description, how it ended, and what to run next."""
+"""What a training run shows: its description, how far it is, and what to run next."""
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from inputcodes.configurator import command
 from inputcodes.memory import memory_report
@@ -38,6 +42,58 @@ class Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Progress:
+    """How far a run is: a bar on a terminal; elsewhere a plain line for each line of metrics."""
+
+    def __init__(self, max_steps: int, step: int, shown: bool) -> None:
+        """`shown` is False in all processes but the first."""
+        terminal = sys.stderr.isatty()
+        self._shown, self._plain = shown, shown and not terminal
+        self._bar = tqdm(
+            total=max_steps, initial=step, unit="step", ncols=80, disable=not (shown and terminal)
+        )
+        self._losses: list[float] = []  # since the last `log`
+        self._batches = 0  # of the evaluation
+
+    def step(self, loss: float) -> None:
+        """Count a step."""
+        self._losses.append(loss)
+        self._bar.update()
+
+    def log(self, step: int, tokens_per_s: float) -> None:
+        """Show the mean loss of the steps since the last call."""
+        loss = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        text = f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s"
+        self._bar.set_postfix_str(text)
+        if self._plain:
+            print(f"step {step:>6,}: {text}", file=sys.stderr, flush=True)
+
+    def evaluating(self) -> None:
+        """Count a batch of an evaluation."""
+        self._batches += 1
+        self._bar.set_description_str(f"evaluating, batch {self._batches:,}")
+
+    def evaluated(self, step: int, result: object) -> None:
+        """Show the result of an evaluation, in a line that stays."""
+        self._batches = 0
+        self._bar.set_description_str("")
+        if self._shown:
+            self._bar.write(f"step {step:>6,}: {result}")
+            sys.stdout.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
 
 
 def describe(trainer: Any, files: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inputcodes.checkpoint import other_checkpoint, read_checkpoint
 from inputcodes.configurator import (
     Settings,
@@ -21,10 +23,29 @@ from inputcodes.configurator import (
     given_values,
     names_where,
 )
-from inputcodes.data import DataSet
+from inputcodes.data import DataSet, TrainingData, validation_batches
+from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256
 from inputcodes.hf import read_export, weights_file
 from model import GPTConfig
+
+# Settings of nanoGPT, and of this program before: what to use instead.
+OTHER_NAMES = {
+    "tf32": "it is matmul_precision now (--matmul_precision=high for TF32)",
+    "max_iters": "it is called max_steps here",
+    "warmup_iters": "it is called warmup_steps here",
+    "lr_decay_iters": "the cosine always ends at max_steps",
+    "decay_lr": "for a constant rate set min_lr to the value of learning_rate",
+    "eval_iters": "an evaluation reads eval_tokens tokens (0: all), always the same",
+    "eval_only": "evaluate.py evaluates a run",
+    "always_save_checkpoint": "last.pt is always kept, and best.pt beside it",
+    "wandb_log": "pass --log_to=wandb",
+    "dropout": "there is none in this model",
+    "bias": "no layer of this model has one",
+    "start": "it is --prompt of sample.py",
+    "out": "it is called out_dir here",
+    "backend": "it is nccl on CUDA and gloo elsewhere",
+}
 
 
 @dataclass(frozen=True)
@@ -202,3 +223,23 @@ def resumed(start: Start, config: Any, typed: Mapping[str, Any]) -> Start:
 def config_files(argv: Sequence[str]) -> list[str]:
     """The words of a command line that name config files."""
     return [word for word in argv if word.endswith(".py") and not word.startswith("-")]
+
+
+def fitted_to_data(config: Any, data: DataSet, processes: int) -> Any:
+    """A TrainConfig with the vocabulary of `data`; UserError for all that now clashes."""
+    problems = []
+    if config.vocab_size not in (0, data.vocab_size):
+        problems.append(f"vocab_size={config.vocab_size}, but {data.path} has {data.vocab_size}")
+    if config.batch_size % processes:
+        problems.append(
+            f"batch_size={config.batch_size} cannot be shared by {processes} processes:"
+            f" make it a multiple of {processes}"
+        )
+    config = dataclasses.replace(config, vocab_size=data.vocab_size)
+    if problems := problems or config.problems():
+        raise UserError("\n".join(problems))
+    # Both raise UserError if there are too few tokens for one window.
+    TrainingData(data.rows("train", config.block_size), config.batch_size, config.seed)
+    rows, alone = data.rows("val", config.block_size), Processes(torch.device("cpu"))
+    next(validation_batches(rows, config.eval_tokens, 1, alone))
+    return config

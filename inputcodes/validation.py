@@ -9,6 +9,7 @@ alone: losses are those of a model that reads block_size tokens at a time, witho
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,12 +130,14 @@ def validate(
     dtype: str = "float32",
     bigram: Bigram | None = None,
     stop: Stop | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate on `max_tokens` (0: all) validation tokens, `batch_size` windows at a time.
 
     Of conversations the tokens that an assistant says count. All processes share the work; sums
     and counts are reduced separately and divided at the end. Raises, on every process, UserError
-    for a loss that is not finite and Stopped if `stop` was asked for.
+    for a loss that is not finite and Stopped if `stop` was asked for. `tick` is called for each
+    batch.
     """
     rows = data.rows("val", model.config.block_size)
     bytes_of = data.tokenizer.token_bytes()  # (V,)
@@ -145,6 +148,7 @@ def validate(
     for batch in validation_batches(rows, max_tokens, batch_size, processes):
         if stop and stop.asked():
             break
+        tick()
         with autocast(dtype, processes.device):
             nats = target_nats(model, batch)
         assert batch.documents is not None, "validation batches name their documents"
