@@ -44,10 +44,10 @@ class GPTConfig(Settings):
     """The shape of the model and the choice of its input layer."""
 
     vocab_size: int = setting(0, "tokens in the vocabulary; 0 takes the data set's", least=0)
-    block_size: int = setting(256, "context length in tokens", least=1)
-    n_layer: int = setting(4, "transformer blocks", least=1)
+    block_size: int = setting(256, "context length in tokens", least=1, most=2**24)
+    n_layer: int = setting(4, "transformer blocks", least=1, most=1000)
     n_head: int = setting(2, "attention heads per block; must divide n_embd", least=1)
-    n_embd: int = setting(128, "model width", least=1)
+    n_embd: int = setting(128, "model width", least=1, most=2**20)
     input_layer: str = setting(
         "fixed",
         "what turns token ids into vectors",

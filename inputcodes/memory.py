@@ -1,6 +1,7 @@
 """What a training step needs of memory, estimated before it is taken, and what was held at most."""
 
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,21 @@ def memory_needed(config: Any, processes: int = 1) -> int:
     logits = min(tokens * config.vocab_size * 4, LOGITS_BYTES)
     gradients = (config.vocab_size + tokens) * config.n_embd * 4
     return int(weights + states + logits * (1.5 if half else 1) + gradients)
+
+
+def weights_problem(config: Any) -> str:
+    """Why the weights alone cannot be made on this machine, or an empty string."""
+    needed = 4 * count_parameters(config)[0]
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not said, as on Windows
+        return ""
+    if needed <= there:
+        return ""
+    return (
+        f"the model needs {needed / 1e9:,.0f} GB for the weights alone, and this machine has"
+        f" {there / 1e9:,.0f} GB: make n_layer or n_embd smaller"
+    )
 
 
 def memory_report(config: Any, processes: Processes) -> str:

@@ -1,0 +1,134 @@
+"""What a new user meets: early refusals, advice that works, output that never ends a run."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import train
+from inputcodes.checkpoint import read_checkpoint
+from inputcodes.configurator import UserError, build, configure
+from inputcodes.resume import OTHER_NAMES
+from tests.helpers import ROOT
+from train import TrainConfig
+
+NO_UNIX = """
+import importlib, pathlib, sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+sys.path.insert(0, ".")
+for path in [*pathlib.Path(".").glob("*.py"), *pathlib.Path("inputcodes").glob("*.py")]:
+    if path.stem != "__init__":
+        importlib.import_module(".".join(path.with_suffix("").parts))
+import train
+train.main(sys.argv[1:])
+"""
+
+
+def outside(command: str, cwd, **options) -> subprocess.CompletedProcess:
+    """Run a command that the program printed, with this Python, from another directory."""
+    words = [sys.executable, *shlex.split(command)[1:]]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, **options)
+
+
+def test_missing_data_is_answered_with_the_command_that_makes_it(tmp_path):
+    done = outside(f"python {ROOT / 'train.py'} {ROOT / 'config' / 'fixed32.py'}", tmp_path)
+    assert done.returncode == 1
+    advice = done.stderr.split("`")[1]
+    assert "config/data_fineweb_cosmopedia.py" in advice
+    shown = outside(advice + " --help", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "dataset = 'fineweb_cosmopedia'" in shown.stdout
+
+
+@pytest.mark.slow
+def test_other_missing_data_is_made_of_ones_own_text(tmp_path):
+    for number in range(100):
+        (tmp_path / f"{number}.txt").write_text(f"Text {number} of many.\n" * 20)
+    done = outside(f"python {ROOT / 'train.py'} --dataset=mine", tmp_path)
+    made = outside(done.stderr.split("`")[1].replace("TEXT.txt", "*.txt"), tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "data" / "mine" / "meta.json").is_file()
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_names_of_nanogpt_are_answered(name):
+    with pytest.raises(UserError) as caught:
+        configure(TrainConfig, [f"--{name}=1"])
+    assert OTHER_NAMES[name] in str(caught.value)
+
+
+def test_a_short_run_needs_no_word_about_its_warm_up(words, tmp_path):
+    assert build(TrainConfig, {"max_steps": 60}).warmup_steps == 6
+    assert build(TrainConfig, {"max_steps": 1}).warmup_steps == 0
+    assert build(TrainConfig, {"max_steps": 300}).warmup_steps == 200
+    with pytest.raises(UserError, match=r"warmup_steps \(200\) must be smaller than max_steps"):
+        build(TrainConfig, {"max_steps": 60, "warmup_steps": 200})
+    argv = [word for word in words(max_steps=6) if not word.startswith("--warmup_steps")]
+    train.main(argv)
+    assert read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_size": 30_000}, "training tokens are too few for block_size=30000"),
+        ({"eval_tokens": 15}, "eval_tokens=15 do not fill one window of block_size=16"),
+        ({"batch_size": 10**12}, "batch_size=1000000000000: expected at least 1 and at most"),
+        ({"seed": 2**64}, "seed=18446744073709551616: expected at least 0 and at most"),
+        ({"n_layer": 10**12}, "n_layer=1000000000000: expected at least 1 and at most"),
+        ({"block_size": 10**9}, "block_size=1000000000: expected at least 1 and at most"),
+        ({"n_embd": 2**18}, "GB for the weights alone"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_step(words, tmp_path, changes, message):
+    with pytest.raises(UserError) as caught:
+        train.main(words(**changes))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_at_the_end_work_with_blanks_in_their_paths(words, tmp_path, capsys):
+    train.main(words("a run", max_steps=5, warmup_steps=1))
+    shown = capsys.readouterr().out
+    commands = shown.split("next: ")[1].splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        done = outside(command, ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if "evaluate.py" not in command:  # looks for its data in the default folder
+            assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a run" / "learned" / "best.pt").is_file()
+
+
+@pytest.mark.parametrize("where", ["full", "closed", "ascii"])
+def test_output_never_ends_a_run(words, tmp_path, where):
+    command = [sys.executable, "train.py", *words(max_steps=5, warmup_steps=1)]
+    options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    if where == "ascii":
+        options["env"]["PYTHONIOENCODING"] = "ascii"
+    with open("/dev/full", "w") as full:
+        out = {"full": full, "closed": subprocess.PIPE, "ascii": subprocess.PIPE}[where]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
+    if where == "closed":
+        process.stdout.close()
+    if where == "ascii":
+        shown = process.communicate()[0].decode()
+        assert "\r" not in shown  # no bar where there is no terminal
+        assert "step      1: loss 5.5" in shown
+        assert "seed 1, float32 on cpu" in shown
+    assert process.wait() == 0
+    assert read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"] == 5
+
+
+@pytest.mark.slow
+def test_training_needs_no_module_that_only_unix_has(words):
+    argv = words(max_steps=3, warmup_steps=1, eval_interval=3)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_UNIX, *argv], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "next: python sample.py" in done.stdout
