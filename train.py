@@ -200,7 +200,6 @@ class Trainer:
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
         self.interrupted: dict[str, Any] | None = None  # the line of a stopped evaluation
-        self.stop = Stop(processes)
         self.base = start.base if start else None
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:

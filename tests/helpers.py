@@ -1,5 +1,6 @@
 """What several test files share: texts and tokenizers, the small run, programs in processes."""
 
+import hashlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from inputcodes.checkpoint import read_checkpoint
@@ -86,3 +88,38 @@ def documents(count: int = 400, seed: int = 0) -> list[str]:
 def build_tokenizer(vocab_size: int, texts: list[str]) -> Tokenizer:
     """The tokenizer with the most frequent n-grams of `texts`."""
     return Tokenizer(vocab_size, choose_ngrams(count_ngrams(texts), vocab_size))
+
+
+def write_data_set(
+    path: Path,
+    train: list[np.ndarray],
+    val: list[np.ndarray],
+    vocab_size: int = 256,
+    chat: bool = False,
+) -> None:
+    """A directory as prepare_data.py leaves it, of tokens in the given shards."""
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(vocab_size)
+    tokenizer.save(path / "tokenizer.json")
+    splits = {"train": write_split(path, "train", train), "val": write_split(path, "val", val)}
+    hashes = [tokenizer.sha256, *(f["sha256"] for s in splits.values() for f in s["files"])]
+    meta = {
+        "format": 1,
+        "vocab_size": vocab_size,
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        "splits": splits,
+        "settings": {"chat": chat},
+    }
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
+def write_split(path, name: str, shards: list[np.ndarray]) -> dict:
+    """Shards as raw little-endian uint16, and their entry of meta.json."""
+    files = []
+    for i, shard in enumerate(shards):
+        raw = b"".join(int(token).to_bytes(2, "little") for token in shard)
+        (path / f"{name}_{i:06d}.bin").write_bytes(raw)
+        digest = hashlib.sha256(raw).hexdigest()
+        files.append({"name": f"{name}_{i:06d}.bin", "tokens": len(shard), "sha256": digest})
+    return {"tokens": sum(map(len, shards)), "documents": 1, "bytes": 1, "files": files}

@@ -1,10 +1,20 @@
 """Settings from defaults, files and words; everything wrong is found and reported together."""
 
+import shlex
+import sys
 from dataclasses import dataclass
 
 import pytest
 
-from inputcodes.configurator import Settings, UserError, configure, help_text, setting
+from inputcodes.configurator import (
+    Settings,
+    UserError,
+    command,
+    configure,
+    help_text,
+    run_main,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -83,3 +93,36 @@ def test_help_names_every_setting_within_80_columns():
     text = help_text(Example, "usage: example")
     assert all(name in text for name in ("n_layer = 6", "peak rate", "compile = False"))
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("one\ntwo"), "error: one\nerror: two"),
+        (OSError(28, "No space left on device", "a/b"), "error: a/b: No space left on device"),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(143), 143),
+    ],
+)
+def test_the_end_of_a_program_is_a_line_and_a_status(monkeypatch, error, status):
+    def main(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["example.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main, Example, "usage: example")
+    assert ended.value.code == status
+
+
+def test_a_command_to_paste_is_quoted(monkeypatch, tmp_path):
+    words = ["--out_dir=out/a b", "--prompt=it's $HOME"]
+    assert shlex.split(command("train.py", *words))[2:] == words
+    monkeypatch.chdir(tmp_path)
+    script = shlex.split(command("train.py"))[1]
+    assert (tmp_path / script).resolve().name == "train.py"
+    assert (tmp_path / script).is_file()
+
+
+def test_values_that_depend_on_others_are_shown_in_the_help():
+    text = help_text(Example, "usage: example", Example.complete({"n_layer": 3}))
+    assert "n_layer = 3" in text

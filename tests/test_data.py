@@ -14,7 +14,7 @@ from inputcodes.data import BatchOrder, DataSet, Split, TextRows, TrainingData, 
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256
 from inputcodes.tokenizer import Tokenizer
-from tests.conftest import write_data_set
+from tests.helpers import write_data_set
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from inputcodes.distributed import Processes
 from inputcodes.tokenizer import Tokenizer
 from inputcodes.validation import Bigram, validate
 from model import GPT, GPTConfig
-from tests.conftest import write_data_set
+from tests.helpers import write_data_set
 
 CPU = Processes(torch.device("cpu"))
 END = Tokenizer(256).end_of_text
