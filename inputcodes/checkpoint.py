@@ -171,7 +171,7 @@ class Metrics:
 
         Each further line also goes to `show`.
         """
-        kept = [line for line in read_json_lines(path) if line["step"] <= last_step]
+        kept = [line for line in read_json_lines(path, strict=False) if line["step"] <= last_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.path, self.show = path, show
 

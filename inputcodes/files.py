@@ -74,11 +74,11 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     return value
 
 
-def read_json_lines(path: Path, quiet: bool = False) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
     """The JSON objects of a file that grows by a line at a time; none if there is no file.
 
     A last line without an end is still being written, or was when its process was killed: it does
-    not count. Any other damaged line is left out, which a warning says unless `quiet`.
+    not count. For any other damaged line UserError is raised, or if not `strict` a warning printed.
     """
     if not path.is_file():
         return []
@@ -92,9 +92,10 @@ def read_json_lines(path: Path, quiet: bool = False) -> list[dict[str, Any]]:
                 raise ValueError("expected an object")
             values.append(value)
         except (ValueError, RecursionError) as error:
-            if not quiet:
-                warning = f"warning: {path}, line {number} is damaged and left out ({error})"
-                print(warning, file=sys.stderr)
+            message = f"{path}, line {number} is damaged: {error}"
+            if strict:
+                raise UserError(message) from error
+            print(f"warning: {message}; going on without it", file=sys.stderr)
     return values
 
 

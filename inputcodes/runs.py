@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from inputcodes.configurator import Settings, UserError
-from inputcodes.files import read_json, system_errors, write_json, write_text
+from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
 from model import INPUT_LAYERS, GPTConfig, count_parameters
 
@@ -86,19 +86,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A last line that is being written, or was when the run was killed, does not count. Raises
     UserError, with the number of the line, for any other that is damaged.
     """
-    file = path / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    with system_errors("read", file):
-        text = file.read_text(encoding="utf-8", errors="replace")
-    lines = []
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            if line.endswith("\n"):
-                raise UserError(f"{file}, line {number} is damaged: {error}") from error
-    return lines
+    return read_json_lines(path / "metrics.jsonl")
 
 
 def differences(facts: Mapping[str, list[dict[str, Any]]], free: set[str]) -> list[str]:
