@@ -221,3 +221,51 @@ def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
     with pytest.raises(UserError, match=r"not written by export\.py"):
         train.main([f"--init_from={tmp_path}", f"--out_dir={tmp_path}/run"])
+
+
+@pytest.mark.parametrize("layout", ["bytes", "ngrams", "unicode"])
+def test_a_gguf_file_holds_weights_and_tokens(layout, tokenizers, tmp_path):
+    """Read back with the package; llama.cpp itself, where it is installed, in the next test."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer = tokenizers[layout]
+    model = write_run(tmp_path, tokenizer, input_layer="codeword")
+    reader = gguf.GGUFReader(exported(tmp_path, "--format=gguf") / "model.gguf")
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    assert torch.equal(tensors["blk.1.attn_qkv.weight"], model.blocks[1].attention.qkv.weight)
+    vectors = model.input_layer(torch.arange(tokenizer.vocab_size))
+    assert torch.equal(tensors["token_embd.weight"], vectors)
+    field = reader.fields["tokenizer.ggml.tokens"]
+    texts = [bytes(field.parts[i]) for i in field.data]
+    assert len({*texts}) == tokenizer.vocab_size
+    escaped = "".join(f"\\x{value:02x}" for value in tokenizer.decode_bytes([300 % len(texts)]))
+    assert texts[300 % len(texts)].decode() == escaped
+    assert texts[tokenizer.end_of_text] == b"\\xff<|endoftext|>"
+
+
+@pytest.mark.parametrize("layout", ["bytes", "ngrams", "unicode"])
+def test_llama_cpp_gives_the_same_ids_and_nearly_the_same_logits(layout, tokenizers, tmp_path):
+    pytest.importorskip("gguf")
+    llama_cpp = pytest.importorskip("llama_cpp")
+    tokenizer = tokenizers[layout]
+    ours = write_run(tmp_path, tokenizer)
+    file = exported(tmp_path, "--format=gguf") / "model.gguf"
+    full = {"n_ctx": 32, "logits_all": True, "type_k": 0, "type_v": 0}  # float32 keys and values
+    theirs = llama_cpp.Llama(str(file), verbose=False, n_threads=1, **full)
+    for text in [TEXT, *random_strings(2000)]:
+        if text:
+            ids = theirs.tokenize(text.encode(), add_bos=False, special=False)
+            assert ids == tokenizer.encode(text), text
+    ids = tokenizer.encode(TEXT)[:32]
+    theirs.eval(ids)
+    logits = torch.tensor(theirs.scores[: len(ids)])
+    theirs.close()
+    with torch.no_grad():
+        expected = ours(torch.tensor([ids]))[0]
+    assert (logits - expected).abs().max() < 0.01 * expected.std()
+
+
+def test_a_tokenizer_with_merges_is_not_written_as_gguf(tokenizers, tmp_path):
+    pytest.importorskip("gguf")
+    write_run(tmp_path, tokenizers["named"])
+    with pytest.raises(UserError, match="merges pairs"):
+        exported(tmp_path, "--format=gguf")
