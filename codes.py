@@ -14,9 +14,14 @@ Shapes: V vocabulary size, K bits of an id, d model width.
 """
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from inputcodes.configurator import UserError
 
 
 class LinearCode(NamedTuple):
@@ -74,21 +79,42 @@ def codeword_code(K: int, length: int, seed: int | str) -> LinearCode:
     return LinearCode(tuple(masks))
 
 
-def random_codes(vocab_size: int, width: int, seed: int) -> list[int]:
-    """V distinct random codes of `width` bits: the control without algebra.
+def random_codes(vocab_size: int, length: int, seed: int) -> Tensor:
+    """V distinct random codes, the control without algebra: (V, length / 8) uint8, eight bits each.
 
-    Raises ValueError if the width cannot tell V tokens apart.
+    Position i is bit i % 8 of number i // 8. Raises ValueError if the length cannot tell V tokens
+    apart.
     """
-    if width < code_width(vocab_size):
-        raise ValueError(
-            f"{width} bits cannot tell {vocab_size} tokens apart"
-            f" (need at least {code_width(vocab_size)})"
-        )
+    if length < code_width(vocab_size):
+        raise ValueError(f"{length} bits cannot tell {vocab_size} tokens apart")
     rng = random.Random(seed)
-    codes: dict[int, None] = {}
-    while len(codes) < vocab_size:
-        codes[rng.getrandbits(width)] = None
-    return list(codes)
+    drawn: dict[int, None] = {}
+    while len(drawn) < vocab_size:
+        drawn[rng.getrandbits(length)] = None
+    return _table([code.to_bytes(-(-length // 8), "little") for code in drawn])
+
+
+def spelling_table(texts: Sequence[bytes], n: int, may_share: bool) -> Tensor:
+    """The first n bytes of each token's text behind their number, (V, 1 + n) uint8.
+
+    Raises UserError, naming two tokens, if they may not share a text but do; special tokens, whose
+    text is empty, always may.
+    """
+    texts = [text[:n] for text in texts]
+    first = {text: token for token, text in reversed(list(enumerate(texts)))}
+    for token, text in enumerate(texts):
+        if text and first[text] != token and not may_share:
+            raise UserError(
+                f"tokens {first[text]} and {token} both begin with {text!r}, and no more bytes"
+                " count: raise --spelling_bytes, or keep the id's codeword (--spelling_id=True)"
+            )
+    return _table([bytes([len(text)]) + text.ljust(n, b"\0") for text in texts])
+
+
+def _table(rows: Sequence[bytes]) -> Tensor:
+    """Rows of bytes, all of one length, as uint8 (V, n)."""
+    flat = np.frombuffer(bytearray(b"".join(rows)), dtype=np.uint8)
+    return torch.as_tensor(flat.reshape(len(rows), -1))
 
 
 # ---------------------------------------------------------------------------------------------

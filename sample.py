@@ -105,10 +105,10 @@ def write_on(
         for token in model.generate(
             prompt,
             config.max_new_tokens,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            generator,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            generator=generator,
         ):
             if token.item() in ends:
                 break

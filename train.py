@@ -133,6 +133,11 @@ class TrainConfig(GPTConfig):
         "only algorithms that give the same bits every time, which CUDA needs for a resume bit for "
         "bit; slower there",
     )
+    recompute: bool = free(
+        False,
+        "compute each block again in the backward pass instead of keeping what it needs: a third "
+        "of the memory, for about a third more time",
+    )
     compile: bool = free(False, "torch.compile the model (needs a C++ compiler on a CPU)")
 
     renamed: ClassVar[Mapping[str, str]] = OTHER_NAMES
@@ -192,6 +197,7 @@ class Trainer:
         self.out_dir = Path(config.out_dir)
         device = processes.device
         self.raw_model = GPT(config, config.seed, data.tokenizer.texts()).to(device)
+        self.raw_model.recompute = config.recompute
         self.optimizer = make_optimizer(self.raw_model, config)
         self.rows = TrainingData(
             data.rows("train", config.block_size), config.batch_size, config.seed

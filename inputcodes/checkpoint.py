@@ -100,6 +100,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason}); {other_checkpoint(path)}") from error
+    for name in ("columns", "shift", "codes"):  # once stored, though they follow from the settings
+        state["model"].pop(f"input_layer.{name}", None)
     return state, record
 
 

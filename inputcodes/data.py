@@ -33,10 +33,9 @@ from torch import Tensor
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256, read_json, system_errors, write_json
-from inputcodes.packing import ChatRows
+from inputcodes.packing import ChatRows, Layout, segment_layout
 from inputcodes.shards import FORMAT, SPLITS, data_sha256
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
-from model import Layout, segment_layout
 
 
 class Split:

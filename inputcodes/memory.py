@@ -19,7 +19,7 @@ USABLE = 0.95  # of a GPU's memory; CUDA itself takes the rest
 def memory_needed(config: Any, processes: int = 1) -> int:
     """Bytes that a step of `config`, a TrainConfig, holds at its peak in one of `processes`.
 
-    An estimate for GPUs, within a tenth; on a CPU more is computed again instead of kept.
+    An estimate for GPUs, within a tenth. With `recompute` a layer keeps its input alone.
     """
     parameters, _ = count_parameters(config)
     half = config.dtype == "bfloat16"
@@ -28,7 +28,9 @@ def memory_needed(config: Any, processes: int = 1) -> int:
     # In a layer, for each token and position of the width: the states before and after each norm,
     # queries, keys, values and their mix, and the four times wider states of the MLP.
     tokens = config.batch_size // processes * config.block_size
-    states = config.n_layer * tokens * config.n_embd * (38 if half else 64)
+    of_layer = 38 if half else 64
+    layers = 4 * config.n_layer + of_layer if config.recompute else of_layer * config.n_layer
+    states = tokens * config.n_embd * layers
     # The loss: logits, their copy in bfloat16, and the gradients of the head and its input.
     logits = min(tokens * config.vocab_size * 4, LOGITS_BYTES)
     gradients = (config.vocab_size + tokens) * config.n_embd * 4
@@ -62,7 +64,10 @@ def memory_report(config: Any, processes: Processes) -> str:
     if needed <= USABLE * there:
         return line
     split = split_that_fits(config, processes.world, USABLE * there)
-    advice = f"the same steps fit with {split}" if split else "make the model smaller"
+    recomputing = memory_needed(dataclasses.replace(config, recompute=True), processes.world)
+    remedies = [split, "--recompute" if recomputing <= USABLE * there else ""]
+    words = " or ".join(words for words in remedies if words)
+    advice = f"the same steps fit with {words}" if words else "make the model smaller"
     return f"{line}\nwarning: that will not fit; {advice}"
 
 

@@ -3,20 +3,47 @@
 An example of L tokens is L - 1 positions, each with the next token as its target; only targets
 that an assistant says have a loss. Examples are packed whole, several to a row where they fit, and
 padding fills the row. Examples in one row do not attend to each other, and each counts its
-positions from 0 (model.Layout), so its loss is what it would be in a row of its own.
+positions from 0 (`segment_layout`), so its loss is what it would be in a row of its own.
 
 An example longer than block_size + 1 tokens loses its end, and one that has no target then (its
 prompt fills the context) is left out. Both are counted.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inputcodes.documents import response_mask
 from inputcodes.loss import IGNORED
 from inputcodes.tokenizer import TokenIds, Tokenizer
 
 PADDING = -1  # the segment of the positions that no example fills
+
+
+class Layout(NamedTuple):
+    """Where the tokens of rows that hold several texts stand, and what they attend to.
+
+    `positions` (B, T) int64, below block_size; `attends` (B, 1, T, T) bool, [b, 0, i, j] being
+    whether token i attends to token j.
+    """
+
+    positions: Tensor
+    attends: Tensor
+
+
+def segment_layout(segments: Tensor, positions: Tensor) -> Layout:
+    """A token attends to what precedes it in its own segment and in segment 0, and to itself.
+
+    segments, positions (B, T) int64. Segment 0 is what the others share: the prompt of several
+    answers; texts that have nothing to do with each other are segments 1, 2, ...
+    """
+    index = torch.arange(segments.shape[1], device=segments.device)
+    keys = segments.unsqueeze(1)  # (B, 1, T)
+    related = (segments.unsqueeze(2) == keys) | (keys == 0)  # (B, T, T)
+    return Layout(positions, (related & (index <= index.unsqueeze(1))).unsqueeze(1))
 
 
 class ChatRows:

@@ -5,7 +5,7 @@ lm-evaluation-harness 0.4 for arc_challenge, hellaswag, boolq and (for SQuAD) sq
 examples in the prompt: a model continues the prompt by a space and an option.
 
 An item is one sequence: the prompt, then its options, each of which attends to the prompt and to
-itself and counts its positions from the end of the prompt (model.segment_layout). So the prompt is
+itself and counts its positions from the end of the prompt (`segment_layout`). So the prompt is
 computed once, and the loss of an option is what it would be alone. A prompt that leaves too little
 room loses its left end, for each option as much as that needs, as in the harness; options with
 different prompts left get a sequence each.
@@ -29,9 +29,11 @@ from tqdm import tqdm
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
 from inputcodes.files import system_errors
+from inputcodes.generate import attention_of_any_shape
 from inputcodes.loss import token_nats
+from inputcodes.packing import Layout, segment_layout
 from inputcodes.tokenizer import Tokenizer
-from model import GPT, Layout, segment_layout
+from model import GPT
 
 Row = dict[str, Any]
 
@@ -298,7 +300,9 @@ def option_states(
     for start in tqdm(starts, unit="batch", ncols=80, disable=not processes.first, leave=False):
         batch = longest_first[start : start + batch_size]
         ids, layout, places, targets, options = to_tensors(batch, processes.device)
-        yield model.hidden(ids, layout=layout)[places], targets, options
+        with attention_of_any_shape():
+            states = model.hidden(ids, layout=layout)[places]  # (N, C)
+        yield states, targets, options
 
 
 def to_tensors(

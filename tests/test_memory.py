@@ -48,9 +48,10 @@ def kept_bytes(config: TrainConfig) -> int:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_estimate_grows_with_the_batch_as_what_is_kept(monkeypatch, dtype):
     monkeypatch.setattr(
-        model, "causal_attention", lambda q, k, v, *_: FlashAttention.apply(q, k, v)
+        model.F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **_: FlashAttention.apply(q, k, v),
     )
-    monkeypatch.setattr(model, "LARGE", 2**60)
     small = TrainConfig(
         vocab_size=256, n_layer=4, n_head=4, n_embd=256, block_size=256, batch_size=1, dtype=dtype
     )
@@ -68,6 +69,7 @@ def test_the_estimate_grows_with_the_batch_as_what_is_kept(monkeypatch, dtype):
         (["config/learned32.py", "--batch_size=8"], 1, 26.7),
         (["config/fixed32.py", "--batch_size=8", "--dtype=bfloat16"], 1, 20.7),
         (["config/learned32.py", "--batch_size=8", "--dtype=bfloat16"], 1, 21.8),
+        (["config/fixed32.py", "--batch_size=8", "--recompute"], 1, 9.5),
         (["config/fixed32.py"], 2, 25.7 + 1.9),
         (["config/learned32.py"], 2, 26.7 + 2.2),
     ],
