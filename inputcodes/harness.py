@@ -108,7 +108,7 @@ class Adapter:
         room = max(1, self.gpt.config.block_size - most)
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         x, written, text = torch.tensor([ids], device=self.processes.device), [], ""
-        for token in self.gpt.generate(x, most, temperature):
+        for token in self.gpt.generate(x, most, temperature=temperature):
             if token.item() == self.eot_token_id:
                 break
             written.append(int(token))
