@@ -513,6 +513,7 @@ def run(argv: list[str]) -> None:
                     trainer.run(metrics, progress)
                 except Stopped:
                     trainer.save("last")
+                    processes.wait()  # torchrun ends all when one has ended
                     stopped = trainer.stop.signal
         if first:
             close(trainer, argv)

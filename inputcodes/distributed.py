@@ -8,6 +8,7 @@ neither waits for a GPU nor counts against the time limit of the gradients' grou
 import contextlib
 import datetime
 import json
+import math
 import os
 import signal
 import sys
@@ -150,8 +151,8 @@ class Stop:
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.signal = 0  # that was heard; 0: none
-        self._heard_at = 0.0
+        self.signal = 0  # that was heard here or by another process; 0: none
+        self._heard_at = math.inf
         self._parent = os.getppid()
         self._largest = torch.tensor(0)  # the largest `signal` of all processes
         self._question: dist.Work | None = None
@@ -194,18 +195,18 @@ class Stop:
         return self.signal
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._heard_at > 1:  # not at once: a batch system signals torchrun and this, too
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._heard_at = min(self._heard_at, now)
         if not self.signal:
-            self.signal, self._heard_at = number, time.monotonic()
+            self.signal = number
             if self.processes.first:
                 say(
                     f"\n{signal.Signals(number).name}: saving the last whole step, then stopping"
                     " (once more: stop at once, without saving)"
                 )
-        elif (
-            time.monotonic() - self._heard_at > 1
-        ):  # a batch system signals torchrun and its processes
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
 
     def _parent_is_gone(self) -> bool:
         """Whether torchrun, or the program that PARENT names, no longer runs."""

@@ -145,7 +145,9 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch):
     now, raised = [100.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(signal, "raise_signal", raised.append)
-    with Stop(Processes(torch.device("cpu"))).listening():
+    stop = Stop(Processes(torch.device("cpu")))
+    stop.signal = signal.SIGTERM  # by another process, which was signalled before
+    with stop.listening():
         for now[0] in (100.0, 100.2):  # a batch system signals torchrun and its processes
             os.kill(os.getpid(), signal.SIGTERM)
         assert not raised
