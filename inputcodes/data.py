@@ -51,8 +51,8 @@ class Split:
         """The positions in the stream where `token` stands, in order, (N,)."""
         if token not in self._places:
             starts = self.ends - [len(shard) for shard in self.shards]
-            found = [np.flatnonzero(shard == token) for shard in self.shards]
-            parts = [start + places for start, places in zip(starts, found, strict=True)]
+            within = [np.flatnonzero(shard == token) for shard in self.shards]
+            parts = [start + places for start, places in zip(starts, within, strict=True)]
             self._places[token] = np.concatenate([np.empty(0, dtype=np.int64), *parts])
         return self._places[token]
 

@@ -1,4 +1,4 @@
-"""The tokenizers: bytes, bytes and n-grams, the 65,536-id Unicode layout, and those of others.
+"""The tokenizers: bytes, n-grams, the paper's 65,536-id layout, and encodings of other libraries.
 
 The vocabulary size chooses the layout; nothing is downloaded.
 
@@ -45,6 +45,7 @@ BYTE_SPECIALS = range(255, 0xF4, -1)
 UNICODE_SPECIALS = range(0xE080, 0xE100)
 UNICODE_NGRAMS = (*range(0xD800, 0xE000), *range(0xE100, 0xF900))
 MAX_NGRAM = 3  # characters
+MAX_IDS = 1 << 24  # of other libraries' vocabularies
 TokenIds = NDArray[np.unsignedinteger[Any]]
 EXACT_PROBES = (  # texts that a tokenizer with a normalizer or without some bytes changes
     " a  b\t\n\n c\r\n ",
@@ -228,10 +229,8 @@ class Tokenizer:
         except Exception as error:  # whatever a damaged file leads to
             raise UserError(f"not a tokenizer of this program: {error!r}") from error
         if {**json.loads(self.to_json()), **self._payload} != {**fields, **self._payload}:
-            made = (
-                f"tiktoken's {fields['encoding']!r}" if "encoding" in fields else "this version's"
-            )
-            raise UserError(f"the tokenizer was not made with {made} layout: their ids differ")
+            maker = f"tiktoken's {fields['encoding']!r}" if "encoding" in fields else "this layout"
+            raise UserError(f"the tokenizer was not made with {maker}: the ids differ")
         return self
 
     @classmethod
@@ -325,6 +324,8 @@ def _name_specials(ids: Sequence[int]) -> dict[str, int]:
 def _completed(by_id: Mapping[int, bytes], special: Mapping[str, int]) -> dict[str, int]:
     """The special tokens, with a reserved one for every gap and further ids for missing marks."""
     taken = by_id.keys() | special.values()
+    if max(taken) >= MAX_IDS:  # a damaged file must not fill the memory with reserved tokens
+        raise UserError(f"not a vocabulary: an id of {max(taken)}, expected less than {MAX_IDS:,}")
     gaps = (n for n in range(max(taken) + 1) if n not in taken)
     completed = {**special, **{f"<|reserved_{n}|>": n for n in gaps}}
     for name in SPECIAL_NAMES:

@@ -267,6 +267,7 @@ def test_altered_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"other_special": other["other_special"]}, "tiktoken's 'gpt2'"),
         ({"other_special": {"<|endoftext|>": 258}}, "an id is missing or shared"),
         ({"vocab_size": 264}, "tiktoken's 'gpt2'"),
+        ({"other_special": {"<|endoftext|>": 10**30}}, "expected less than"),
     ):
         with pytest.raises(UserError, match=message):
             Tokenizer.from_json(json.dumps(stored | change))
