@@ -3,8 +3,8 @@
     python sample.py --prompt='def main(' --num_samples=3 --temperature=0.8 --top_p=0.95
     python sample.py --chat --out_dir=out/sft_default
 
-A chat takes a line at a time until Ctrl-D (or Ctrl-C) and skips empty ones. The model sees the
-whole conversation, or what of its newer end fits into the context.
+A chat takes a line at a time until Ctrl-D (or Ctrl-C) and skips empty ones. The model reads the
+whole conversation, or as much of its end as fits into the context.
 """
 
 import codecs
@@ -19,6 +19,7 @@ from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.distributed import autocast, setup_device
 from inputcodes.documents import END_OF_TURN, encode_turns
+from inputcodes.files import system_errors
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
@@ -30,44 +31,56 @@ class SampleConfig(Settings):
     """What to write, and from which checkpoint."""
 
     out_dir: str = setting("out", "directory of the run")
-    checkpoint: str = setting("best", "best (lowest validation loss) or last")
+    checkpoint: str = setting(
+        "best", "best (lowest validation loss) or last", choices=("best", "last")
+    )
     chat: bool = setting(False, "talk to a model that was fine-tuned on conversations")
-    prompt: str = setting("\n", "text to continue")
-    num_samples: int = setting(1, "texts to write")
-    max_new_tokens: int = setting(500, "tokens a text or reply, at most; its end ends it")
-    temperature: float = setting(0.8, "0: the likeliest token; 1: as the model predicts")
-    top_k: int = setting(0, "draw among the k likeliest tokens; 0: all")
-    top_p: float = setting(1.0, "draw among the likeliest tokens that add up to p; 1: all")
-    seed: int = setting(1, "sample i depends on seed + i alone")
+    prompt: str = setting("\n", "text to continue; FILE:story.txt takes that of a file")
+    num_samples: int = setting(1, "texts to write", least=1)
+    max_new_tokens: int = setting(
+        500, "tokens per text or reply, if it does not end before", least=1
+    )
+    temperature: float = setting(
+        0.8, "0: the likeliest token; 1: as the model predicts", least=0, most=1e6
+    )
+    top_k: int = setting(0, "draw among the k likeliest tokens; 0: all", least=0)
+    top_p: float = setting(
+        1.0, "draw among the likeliest tokens that add up to p; 1: all", above=0, most=1
+    )
+    seed: int = setting(1, "sample i depends on seed + i alone", least=0, most=2**62)
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32 or bfloat16")
+    dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value."""
-        found = super().problems()
-        found += [
-            f"{name}={getattr(self, name)!r}: expected {expected}"
-            for name, fine, expected in (
-                ("num_samples", self.num_samples >= 1, "at least 1"),
-                ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-                ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
-                ("top_k", self.top_k >= 0, "at least 0"),
-                ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-                ("seed", self.seed >= 0, "at least 0"),
-                ("checkpoint", self.checkpoint in ("best", "last"), "best or last"),
-                ("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-            )
-            if not fine
-        ]
+        problems = super().problems()
         if not self.prompt:
-            found.append("prompt='': expected at least one character to continue")
-        return found
+            problems.append("prompt='': expected at least one character to continue")
+        if 0 < self.temperature < 1e-6:
+            problems.append(f"temperature={self.temperature}: expected 0 or at least 1e-06")
+        return problems
+
+
+def prompt_text(prompt: str) -> str:
+    """The text to continue: `prompt`, or the content of the file that it names as FILE:path."""
+    if not prompt.startswith("FILE:"):
+        return prompt
+    path = Path(prompt.removeprefix("FILE:"))
+    with system_errors("read the prompt", path):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompt {path} is not UTF-8 text") from error
+    if not text:
+        raise UserError(f"the prompt {path} is empty: expected at least one character")
+    return text
 
 
 def write_sample(model: GPT, tokenizer: Tokenizer, config: SampleConfig, number: int) -> None:
     """Print the prompt and its continuation as it comes."""
-    print(config.prompt, end="", flush=True)
-    write_on(model, tokenizer, tokenizer.encode(config.prompt), config, number)
+    prompt = prompt_text(config.prompt)
+    print(prompt, end="", flush=True)
+    write_on(model, tokenizer, tokenizer.encode(prompt), config, number)
 
 
 def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:

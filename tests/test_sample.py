@@ -67,6 +67,7 @@ def test_bytes_that_are_no_text_do_not_break_it(out_dir):
         (["--prompt="], "prompt='': expected at least one character"),
         (["--top_p=0"], "top_p=0.0: expected above 0"),
         (["--temperature=-1"], "temperature=-1.0"),
+        (["--temperature=1e-46"], "temperature=1e-46: expected 0 or"),
         (["--num_samples=0"], "num_samples=0"),
         (["--checkpoint=worst"], "checkpoint='worst'"),
     ],
@@ -91,6 +92,19 @@ def test_evaluate_gives_the_result_of_training(out_dir, text_data, capsys):
     evaluate.main([f"--out_dir={out_dir}", f"--data_dir={text_data}", "--device=cpu"])
     table = capsys.readouterr().out
     record = load_model(out_dir / "best.pt")[1]
-    assert f"| {record['best_val_loss']:.4f} |" in table
+    assert f" {record['best_val_loss']:.4f} |" in table
     with pytest.raises(UserError, match="checkpoint='x'"):
         evaluate.main(["--checkpoint=x"])
+
+
+def test_a_prompt_can_be_a_file(out_dir, tmp_path):
+    story = tmp_path / "story.txt"
+    story.write_text("table of ", encoding="utf-8")
+    greedy = ("--temperature=0", "--max_new_tokens=20")
+    text = write(out_dir, f"--prompt=FILE:{story}", *greedy)
+    assert text == write(out_dir, "--prompt=table of ", *greedy)
+    with pytest.raises(UserError, match="cannot read the prompt"):
+        write(out_dir, f"--prompt=FILE:{tmp_path / 'none.txt'}")
+    story.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        write(out_dir, f"--prompt=FILE:{story}")
