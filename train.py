@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,7 +47,7 @@ from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
 from inputcodes.files import locked
 from inputcodes.memory import peak_mb
-from inputcodes.progress import Output, Progress, describe, next_commands, resume_command
+from inputcodes.progress import Output, Progress, close, describe
 from inputcodes.resume import (
     OTHER_NAMES,
     Start,
@@ -59,9 +59,7 @@ from inputcodes.resume import (
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
 from prepare_data import PrepareConfig, prepare
-from sample import SampleConfig, write_on, write_sample
 
-SAMPLE_TOKENS = 200  # of the sample that closes a run
 USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
 DOCSTRINGS = "docstrings"
 EMBEDDED = re.compile(rf"{PrepareConfig().dataset}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
@@ -438,34 +436,6 @@ def data_command(config: TrainConfig) -> str:
             return command("prepare_data.py", os.path.relpath(file), *words)
     words += ["--source=files", "--files=TEXT.txt", f"--dataset={config.dataset}"]
     return command("prepare_data.py", *words)
-
-
-def show_sample(trainer: Trainer) -> None:
-    """Print a text, or the reply to the first prompt of the validation data."""
-    torch.use_deterministic_algorithms(False)  # drawing from a cumulative sum has none on CUDA
-    model, tokenizer = trainer.raw_model, trainer.data.tokenizer
-    sample = SampleConfig(max_new_tokens=SAMPLE_TOKENS, dtype=trainer.config.dtype)
-    if not trainer.data.chat:
-        write_sample(model, tokenizer, sample, 0)
-        return
-    tokens = trainer.data.val.shards[0].tolist()
-    prompt = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
-    print(tokenizer.decode(prompt), end="")
-    write_on(model, tokenizer, prompt, sample, 0)
-
-
-def close(trainer: Trainer, argv: Sequence[str]) -> None:
-    """Print how the run ended, a short sample, and what to try next."""
-    if trainer.step < trainer.config.max_steps or trainer.interrupted:
-        print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
-        print(f"  {resume_command(trainer, argv)}")
-        return
-    print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}\na sample:")
-    try:
-        show_sample(trainer)
-    except Exception as error:  # the run is done and saved, whatever is wrong here
-        print(f"(none: {type(error).__name__}: {error})")
-    print("\nnext: " + "\n      ".join(next_commands(trainer, argv)))
 
 
 def main(argv: list[str]) -> None:

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
+import torch
 from tqdm import tqdm
 
 from inputcodes.configurator import command
+from inputcodes.distributed import autocast
+from inputcodes.documents import END_OF_TURN
 from inputcodes.memory import memory_report
 from model import count_parameters
+
+SAMPLE_TOKENS = 200  # of the sample that closes a run
 
 
 class Output:
@@ -125,6 +130,40 @@ def describe(trainer: Any, files: Sequence[str]) -> str:
             "        {name} {from} before step {step:,}, {to} from there on".format_map(change)
         )
     return "\n".join([*lines, f"{doing} {config.out_dir}"])
+
+
+def sample(trainer: Any) -> str:
+    """A text, or the first prompt of the validation data and the reply to it."""
+    model, tokenizer = trainer.raw_model, trainer.data.tokenizer
+    device, ids = trainer.processes.device, tokenizer.encode("\n")
+    ends = {tokenizer.end_of_text, tokenizer.special[END_OF_TURN]}
+    if trainer.data.chat:
+        tokens = trainer.data.val.shards[0].tolist()
+        ids = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
+    torch.use_deterministic_algorithms(False)  # drawing from a cumulative sum has none on CUDA
+    generator = torch.Generator(device).manual_seed(1)
+    written = []
+    with autocast(trainer.config.dtype, device):
+        prompt = torch.tensor([ids], device=device)
+        for token in model.generate(prompt, SAMPLE_TOKENS, temperature=0.8, generator=generator):
+            if token.item() in ends:
+                break
+            written.append(int(token))
+    return str(tokenizer.decode([*ids, *written]))
+
+
+def close(trainer: Any, argv: Sequence[str]) -> None:
+    """Print how the run ended, a short sample, and what to try next."""
+    if trainer.step < trainer.config.max_steps or trainer.interrupted:
+        print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
+        print(f"  {resume_command(trainer, argv)}")
+        return
+    print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}\na sample:")
+    try:
+        print(sample(trainer))
+    except Exception as error:  # the run is done and saved, whatever is wrong here
+        print(f"(none: {type(error).__name__}: {error})")
+    print("\nnext: " + "\n      ".join(next_commands(trainer, argv)))
 
 
 def resume_command(trainer: Any, argv: Sequence[str]) -> str:
