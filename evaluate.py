@@ -41,9 +41,7 @@ class EvaluateConfig(Settings):
     dataset: str = setting("", "whose validation data; empty: of the data each run trained on")
     data_dir: str = setting("data", "where data sets are")
     eval_tokens: int = setting(0, "validation tokens; 0: all", least=0)
-    batch_size: int = setting(
-        16, "windows, or items of a task, at a time; over all processes", least=1
-    )
+    batch_size: int = setting(16, "windows or items at a time, over all processes", least=1)
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
     dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
 
@@ -103,12 +101,12 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
             path = path.with_name("last.pt")  # a run without an evaluation yet; `notes` says so
         record = read_checkpoint(path)[1]
         folder = Path(config.data_dir) / (config.dataset or record["config"]["dataset"])
+        if config.validation and not folder.is_dir():
+            raise UserError(
+                f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
+                " --dataset=... of the same tokenizer, or --validation=False"
+            )
         if config.validation and folder not in data_sets:
-            if not folder.is_dir():
-                raise UserError(
-                    f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
-                    " --dataset=... of the same tokenizer, or --validation=False"
-                )
             data_sets[folder] = DataSet(folder, verify)
         data = data_sets[folder] if config.validation else None
         if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
@@ -122,13 +120,12 @@ def evaluate_run(
 ) -> Result:
     """All results of one checkpoint."""
     model, record = load_model(target.path, processes.device)
-    loss, data = None, target.data
+    loss, bigram, data = None, None, target.data
+    if data and target.trained_on_data:
+        rows = data.rows("train", model.config.block_size)
+        bigram = Bigram(TrainingData(rows, 1, record["config"]["seed"]), data.vocab_size)
+        bigram.count(record["tokens"] // model.config.block_size)
     if data:
-        bigram = None
-        if target.trained_on_data:
-            rows = data.rows("train", model.config.block_size)
-            bigram = Bigram(TrainingData(rows, 1, record["config"]["seed"]), data.vocab_size)
-            bigram.count(record["tokens"] // model.config.block_size)
         batch_size = max(1, config.batch_size // processes.world)
         measured = model, data, config.eval_tokens, batch_size, processes, config.dtype
         loss = validate(*measured, bigram)
@@ -206,8 +203,7 @@ def notes(results: Sequence[Result], config: EvaluateConfig) -> list[str]:
         if loss and loss.bigram is not None and loss.loss > loss.bigram:
             lines.append(
                 f"{target.run} is worse than a bigram of counts of its training tokens"
-                f" ({loss.loss:.4f} against {loss.bigram:.4f} nats per token): it has learned too"
-                " little to be compared"
+                f" ({loss.loss:.4f} against {loss.bigram:.4f} nats per token): too early to compare"
             )
     return lines
 

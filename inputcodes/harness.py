@@ -2,10 +2,9 @@
 
     python -m inputcodes.harness --out_dir=out/fixed32 --tasks=lambada_openai,wikitext --limit=100
 
-The harness encodes a prompt and its continuation as one text and drops as many tokens as the prompt
-alone has. Where a token spans the boundary (n-grams do) that loses the start of the continuation;
-here both are encoded separately, as in evaluate.py, and the log-likelihoods are those of
-evaluate.py up to rounding.
+The harness encodes prompt and continuation as one text and drops as many tokens as the prompt alone
+has, which loses the start of a continuation where a token spans the boundary, as n-grams do. Here
+both are encoded separately, and log-likelihoods are those of evaluate.py up to rounding.
 """
 
 import importlib
@@ -94,7 +93,7 @@ class Adapter:
             tokens = self.tok_encode(request.args[0])
             windows = utils.get_rolling_token_windows(tokens, self.eot_token_id, length, 1)
             pairs = [("", *utils.make_disjoint_window(window)) for window in windows]
-            totals.append(sum(nats for nats, _greedy in self._loglikelihood_tokens(pairs)))
+            totals.append(sum(value for value, _ in self._loglikelihood_tokens(pairs)))
         return totals
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
@@ -122,19 +121,21 @@ def main(argv: list[str]) -> None:
     """Evaluate as `argv` says; print the harness's table and write harness.json in out_dir."""
     config = configure(HarnessConfig, argv)
     try:
-        lm_eval = importlib.import_module("lm_eval")
-        template = importlib.import_module("lm_eval.api.model").TemplateLM
+        lm_eval, api, tasks, utils = (
+            importlib.import_module(f"lm_eval{name}")
+            for name in ("", ".api.model", ".tasks", ".utils")
+        )
     except ImportError as error:
         raise UserError(f"this needs the harness ({error}): pip install lm_eval") from error
     names = [name.strip() for name in config.tasks.split(",") if name.strip()]
-    known = importlib.import_module("lm_eval.tasks").TaskManager().all_tasks
+    known = tasks.TaskManager().all_tasks
     unknown = [name for name in names if name not in known and not Path(name).is_file()]
     if unknown or not names:
         raise UserError(f"tasks={config.tasks!r}: expected names that `lm_eval ls tasks` lists")
     device = setup_device(config.device, dtype=config.dtype)
     model, record = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
     tokenizer = Tokenizer.from_json(record["tokenizer"])
-    kind = type("RunModel", (Adapter, template), {})
+    kind = type("RunModel", (Adapter, api.TemplateLM), {})
     with autocast(config.dtype, device):
         results = lm_eval.simple_evaluate(
             model=kind(model, tokenizer, config.batch_size, device),
@@ -143,7 +144,7 @@ def main(argv: list[str]) -> None:
             limit=config.limit or None,
             log_samples=False,
         )
-    print(importlib.import_module("lm_eval.utils").make_table(results))
+    print(utils.make_table(results))
     values = {name: dict(result) for name, result in results["results"].items()}
     write_json(Path(config.out_dir) / "harness.json", {"step": record["step"], "results": values})
 
