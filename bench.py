@@ -1,25 +1,29 @@
 """Throughput and memory of what users run, beside nanoGPT's where a checkout of it is at hand.
 
-    python bench.py config/default.py
-    python bench.py --dataset=books --n_layer=4 --nanogpt=../nanoGPT --only=step,generate_1
+    python bench.py --dataset=stdlib-65536 --n_head=8 --n_embd=256 --batch_size=8
+    python bench.py --n_layer=4 --nanogpt=../nanoGPT --only=step,generate_1
+    python bench.py config/fixed32.py              # ten minutes on one H100
 
-Each row is measured in a process of its own, which has its own settings and its own peak of
-memory. The processes of a table wait for one another and take turns, A B C A B C ..., so that
-whatever else the machine does falls on all of them; the first rounds warm up and do not count.
-A time is the median of its rounds. A ratio is the median of the ratios within a round, to the
-first row of the table. Brackets hold the middle half of the rounds.
+Each row is measured in a process of its own, with its own settings and its own peak of memory. On a
+CPU the processes of a table take turns, A B C A B C ..., so that whatever else the machine does
+falls on all of them; on a GPU, which may not hold two models, they come one after another. The
+first turns warm up and do not count. A time is the median of the turns, a ratio the median of the
+ratios within a turn, to the first row of the table. Brackets hold the middle half of the turns.
 
-FLOPs are the model's own: 6 for every weight of a matrix product and 12 n_layer n_embd T for
-attention, a token; the ceiling is a large square product, timed in the same turns.
+FLOPs are the model's own: per token, 6 for every weight of a matrix product and 12 n_layer n_embd T
+for attention; the ceiling is a large square product, timed in the same turns.
 """
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import io
-import json
 import multiprocessing
-import platform
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,39 +31,274 @@ from typing import Any
 import numpy as np
 import torch
 
-from inputcodes.checkpoint import git_commit
-from inputcodes.configurator import UserError, configure, run_main
-from inputcodes.distributed import Processes, setup_device
+from inputcodes.checkpoint import made_by
+from inputcodes.configurator import UserError, configure, run_main, setting
+from inputcodes.data import Batch, DataSet, TrainingData
+from inputcodes.distributed import Processes, autocast, setup_device
+from inputcodes.files import read_json, write_json
 from inputcodes.memory import peak_mb
-from train import open_data
-from workloads import TABLES, BenchConfig, Row, Work, rows_of
+from inputcodes.stats import markdown_table
+from model import GPT, INPUT_LAYERS, count_parameters
+from train import TrainConfig, Trainer, open_data
 
 USAGE = "usage: python bench.py [config/FILE.py ...] [--name=value ...]"
+TABLES = {
+    "step": "training step: forward, backward, clip, optimizer",
+    "input": "each input layer alone, forward and backward, beside a training step",
+    "generate_1": "generation from one token",
+    "generate_8": "generation from one token, 8 texts at a time",
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig(TrainConfig):
+    """What to measure: a training configuration, and how."""
+
+    nanogpt: str = setting("", "directory of a checkout of nanoGPT to measure beside; empty: none")
+    only: str = setting(",".join(TABLES), "tables to make, separated by commas")
+    rounds: int = setting(10, "turns that count", least=1)
+    warmup: int = setting(2, "turns before them; compilation falls into the first", least=1)
+    turn_s: float = setting(0.3, "seconds of a turn, at least; it has one call at least", least=0)
+    new_tokens: int = setting(256, "tokens that a generation writes", least=1)
+    out: str = setting("", "JSON file to add the result to; empty: none")
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value or combination."""
+        problems = super().problems()
+        if unknown := set(self.only.split(",")) - set(TABLES):
+            problems.append(f"only={', '.join(unknown)!r}: expected some of {', '.join(TABLES)}")
+        if self.nanogpt and not (Path(self.nanogpt) / "model.py").is_file():
+            problems.append(f"nanogpt={self.nanogpt!r}: no model.py there")
+        return problems
+
+
+# ---------------------------------------------------------------------------------------------
+# What is measured: a builder sets up one thing in the process of its row
+
+
+@dataclass
+class Work:
+    """Something to call again and again, and what one call does."""
+
+    call: Callable[[], object]
+    amount: float  # tokens or megabytes
+    unit: str = "tokens"
+    flops: float = 0.0
+    stored_mb: float = 0.0  # of an input layer: its parameters and buffers
+
+
+def device_of(config: BenchConfig) -> torch.device:
+    return setup_device(config.device, config.dtype, config.matmul_precision)
+
+
+def open_set(config: BenchConfig) -> DataSet:
+    return DataSet(Path(config.data_dir) / config.dataset, verify=False)  # main verified it
+
+
+def batches_of(config: BenchConfig, device: torch.device) -> Iterator[Batch]:
+    """The batches of a training run."""
+    rows = open_set(config).rows("train", config.block_size)
+    return TrainingData(rows, config.batch_size, config.seed).batches(0, Processes(device))
+
+
+def flops_per_token(config: TrainConfig) -> float:
+    """6 N + 12 L C T; the scales of the norms are no products."""
+    total, inputs = count_parameters(config)
+    weights = total - inputs - (2 * config.n_layer + 1) * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def our_step(config: BenchConfig) -> Work:
+    """train.py's own step."""
+    device = device_of(config)
+    trainer, tokens = Trainer(config, open_set(config), Processes(device)), config.tokens_per_step
+    batches = batches_of(config, device)
+    flops = tokens * flops_per_token(config)
+    return Work(lambda: trainer.train_step(batches), tokens, flops=flops)
+
+
+def load_nanogpt(config: BenchConfig) -> Any:
+    """A model of nanoGPT's own, of the same shape, without dropout and biases."""
+    spec = importlib.util.spec_from_file_location("nanogpt", Path(config.nanogpt) / "model.py")
+    assert spec is not None, "problems() checked the file"
+    assert spec.loader is not None, "a .py file has a loader"
+    module = sys.modules["nanogpt"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+    shape = {name: getattr(config, name) for name in names}
+    torch.manual_seed(config.seed)
+    return module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).to(config.device)
+
+
+def nanogpt_step(config: BenchConfig, precision: str = "highest") -> Work:
+    """The step of nanoGPT's loop with its own model and optimizer, on the same batches."""
+    torch.set_float32_matmul_precision(precision)
+    device = torch.device(config.device)
+    batches, model = batches_of(config, device), load_nanogpt(config)
+    betas = (config.beta1, config.beta2)
+    optimizer = model.configure_optimizers(
+        config.weight_decay, config.learning_rate, betas, device.type
+    )
+    compiled = torch.compile(model) if config.compile else model
+
+    def step() -> float:
+        for _ in range(config.gradient_accumulation_steps):
+            batch = next(batches)
+            with autocast(config.dtype, device):
+                loss = compiled(batch.x, batch.y)[1] / config.gradient_accumulation_steps
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return Work(step, config.tokens_per_step)
+
+
+def matmul(config: BenchConfig) -> Work:
+    """The ceiling: a square product, as fast as this machine makes it."""
+    device = device_of(config)
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, size, size, device=device).to(getattr(torch, config.dtype))
+    out = torch.empty_like(a)
+    return Work(lambda: torch.mm(a, b, out=out), 1, "products", flops=2 * size**3)
+
+
+def input_alone(config: BenchConfig) -> Work:
+    """ids to vectors, and back to the table where it is trained."""
+    device = device_of(config)
+    texts = open_set(config).tokenizer.texts()
+    layer = INPUT_LAYERS[config.input_layer](config, texts).to(device)
+    for weight in layer.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    ids = next(batches_of(config, device)).x
+    tensors = [*layer.parameters(), *layer.buffers()]
+
+    def call() -> None:
+        x = layer(ids)
+        if x.requires_grad:
+            layer.zero_grad(set_to_none=True)
+            x.sum().backward()
+
+    return Work(call, ids.numel(), stored_mb=sum(tensor.nbytes for tensor in tensors) / 1e6)
+
+
+def our_generation(config: BenchConfig, batch: int) -> Work:
+    device = device_of(config)
+    model = GPT(config, config.seed, open_set(config).tokenizer.texts()).to(device).eval()
+    start = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+
+    def call() -> None:
+        with autocast(config.dtype, device):
+            for _ in model.generate(start, config.new_tokens):
+                pass
+
+    return Work(call, batch * config.new_tokens)
+
+
+def nanogpt_generation(config: BenchConfig, batch: int) -> Work:
+    model = load_nanogpt(config).eval()
+    start = torch.zeros(batch, 1, dtype=torch.int64, device=config.device)
+    return Work(lambda: model.generate(start, config.new_tokens), batch * config.new_tokens)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what is built with which configuration."""
+
+    table: str
+    name: str
+    build: Callable[[BenchConfig], Work]
+    config: BenchConfig
+
+
+def rows_of(config: BenchConfig) -> list[Row]:
+    """All rows of all tables; the first of a table is what its others are compared with."""
+    rows: list[Row] = []
+
+    def add(table: str, name: str, build: Callable[[BenchConfig], Work], **changes: Any) -> None:
+        if table in config.only.split(","):
+            rows.append(Row(table, name, build, dataclasses.replace(config, **changes)))
+
+    if config.nanogpt:
+        # On a CPU its loop has no bfloat16; on a GPU it takes the configuration's type.
+        dtype = "float32" if config.device == "cpu" else config.dtype
+        medium = functools.partial(nanogpt_step, precision="medium")
+        for name, build in (("nanoGPT", nanogpt_step), ("nanoGPT, medium", medium)):
+            add("step", name, build, compile=False, dtype=dtype)
+            add("step", f"{name}, compile", build, compile=True, dtype=dtype)
+    for dtype in ("float32", "bfloat16"):
+        add("step", dtype, our_step, dtype=dtype, compile=False)
+        add("step", f"{dtype}, compile", our_step, dtype=dtype, compile=True)
+        add("step", f"matmul {dtype}", matmul, dtype=dtype)
+    add("input", "a step, learned", our_step, input_layer="learned")
+    for layer in INPUT_LAYERS:
+        add("input", layer, input_alone, input_layer=layer)
+    for batch in (1, 8):
+        if config.nanogpt:
+            build = functools.partial(nanogpt_generation, batch=batch)
+            add(f"generate_{batch}", "nanoGPT", build)
+        for dtype in ("float32", "bfloat16"):
+            build = functools.partial(our_generation, batch=batch)
+            add(f"generate_{batch}", dtype, build, dtype=dtype)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# Measuring
+
+
+@dataclass
+class Line:
+    """A line of the result, filled as the row is built, measured and compared.
+
+    Times are in seconds per call; lists are a median and the quartiles around it.
+    """
+
+    name: str
+    amount: float
+    unit: str
+    flops: float
+    stored_mb: float
+    peak_mb: float = 0.0
+    reserved_mb: float = 0.0  # on a GPU, with what the allocator keeps for later
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    times_first: list[float] = dataclasses.field(default_factory=list)  # as fast as the first row
+    of_ceiling: list[float] = dataclasses.field(default_factory=list)
 
 
 def serve(pipe: Connection, row: Row) -> None:
     """In the process of a row: build, then take a turn whenever asked, then tell the peak."""
     with contextlib.redirect_stdout(io.StringIO()):  # nanoGPT talks
-        work = row.build(row.config)
-        pipe.send({"amount": work.amount, "unit": work.unit, "flops": work.flops})
+        work, device = row.build(row.config), torch.device(row.config.device)
+        pipe.send(Line(row.name, work.amount, work.unit, work.flops, work.stored_mb))
+        calls = 1
         while pipe.recv():
-            pipe.send(take_turn(work, row.config))
-        pipe.send(peak_mb(torch.device(row.config.device)))
+            started = time.perf_counter()
+            for _ in range(calls):
+                work.call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = (time.perf_counter() - started) / calls
+            pipe.send(seconds)
+            calls = max(1, round(row.config.turn_s / seconds))
+        reserved = torch.cuda.max_memory_reserved() / 1e6 if device.type == "cuda" else 0.0
+        pipe.send((peak_mb(device), reserved))
 
 
-def take_turn(work: Work, config: BenchConfig) -> tuple[float, float]:
-    """Seconds a call, and the share of them spent waiting for data."""
-    waited, started, calls, elapsed = work.waited_s(), time.perf_counter(), 0, 0.0
-    while not calls or elapsed < config.turn_s:
-        work.call()
-        if config.device == "cuda":
-            torch.cuda.synchronize()
-        calls, elapsed = calls + 1, time.perf_counter() - started
-    return elapsed / calls, (work.waited_s() - waited) / elapsed
+def measure(rows: Sequence[Row]) -> list[Line]:
+    """The lines of one table: its rows take turns, on a GPU one row after another."""
+    groups = [[row] for row in rows] if rows[0].config.device == "cuda" else [rows]
+    results = [measure_together(group) for group in groups]
+    lines = [line for group, _ in results for line in group]
+    turns = np.concatenate([turns for _, turns in results], axis=1)[rows[0].config.warmup :]
+    for i, row in enumerate(rows):
+        compare(lines, i, turns, f"matmul {row.config.dtype}")
+    return lines
 
 
-def measure(rows: list[Row]) -> list[dict[str, Any]]:
-    """Let the rows of one table take turns; what is known of each."""
+def measure_together(rows: Sequence[Row]) -> tuple[list[Line], np.ndarray]:
+    """The rows' lines so far, and the seconds per call (turns, rows)."""
     spawn, config = multiprocessing.get_context("spawn"), rows[0].config
     workers, pipes = [], []
     try:
@@ -69,15 +308,15 @@ def measure(rows: list[Row]) -> list[dict[str, Any]]:
             workers[-1].start()
             there.close()
             pipes.append(here)
-        known = [{"name": row.name, **pipe.recv()} for row, pipe in zip(rows, pipes, strict=True)]
-        turns = np.empty((config.warmup + config.rounds, len(rows), 2))
+        lines: list[Line] = [pipe.recv() for pipe in pipes]
+        turns = np.empty((config.warmup + config.rounds, len(rows)))
         for turn in turns:
             for i, pipe in enumerate(pipes):
                 pipe.send(True)
                 turn[i] = pipe.recv()
-        for i, pipe in enumerate(pipes):
+        for line, pipe in zip(lines, pipes, strict=True):
             pipe.send(False)
-            known[i]["peak_mb"] = round(pipe.recv(), 1)
+            line.peak_mb, line.reserved_mb = pipe.recv()
         for worker in workers:
             worker.join()  # it ends by itself, cleaner than by force
     except EOFError as error:
@@ -85,87 +324,69 @@ def measure(rows: list[Row]) -> list[dict[str, Any]]:
     finally:
         for worker in workers:
             worker.terminate()
-    return [summary(known, turns[config.warmup :], i, row) for i, row in enumerate(rows)]
+    return lines, turns
 
 
-def middle(values: np.ndarray) -> list[float]:
+def quartiles(values: np.ndarray) -> list[float]:
     """The median, and the quartiles around it."""
     return [float(f"{value:.5g}") for value in np.percentile(values, [50, 25, 75])]
 
 
-def summary(known: list[dict[str, Any]], turns: np.ndarray, i: int, row: Row) -> dict[str, Any]:
-    """A line of the result. turns (rounds, rows, 2): seconds a call, share of waiting."""
-    line, first, seconds = known[i], known[0], turns[:, i, 0]
-    line |= {"seconds": middle(seconds), "data_share": round(float(turns[:, i, 1].mean()), 6)}
-    line["per_s"] = round(line["amount"] / line["seconds"][0], 1)
-    if line["unit"] == first["unit"]:
-        work = line["amount"] / first["amount"]
-        line["times_first"] = middle(work * turns[:, 0, 0] / seconds)
-        line["peak_of_first"] = round(line["peak_mb"] / first["peak_mb"], 3)
-    ceilings = [j for j, other in enumerate(known) if other["name"] == f"matmul {row.config.dtype}"]
-    if line["flops"] and ceilings:
-        j = ceilings[0]
-        shares = line["flops"] / seconds * turns[:, j, 0] / known[j]["flops"]
-        line["of_ceiling"] = middle(shares)
-    return line
+def compare(lines: Sequence[Line], i: int, turns: np.ndarray, ceiling: str) -> None:
+    """Fill line i from the counted turns (turns, rows), the first line and the ceiling's."""
+    line, seconds = lines[i], turns[:, i]
+    line.seconds = quartiles(seconds)
+    if line.unit == lines[0].unit:
+        line.times_first = quartiles(line.amount / lines[0].amount * turns[:, 0] / seconds)
+    for j, other in enumerate(lines):
+        if line.flops and other.name == ceiling:
+            line.of_ceiling = quartiles(line.flops / seconds * turns[:, j] / other.flops)
 
 
-def table(title: str, lines: list[dict[str, Any]]) -> str:
-    """The result in Markdown."""
-    out = [
-        f"\n{title} (ratios to the first row)\n",
-        "| | seconds | a second | times as fast | peak MB | ratio | of ceiling | data |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def markdown(lines: Sequence[Line]) -> str:
+    """The table as it is printed."""
+    rows = []
     for line in lines:
-        seconds, low, high = line["seconds"]
-        ratio, share = line.get("times_first"), line.get("of_ceiling")
-        cells = (
-            line["name"],
-            f"{seconds:.4g} [{low:.4g}, {high:.4g}]",
-            f"{line['per_s']:,.1f} {line['unit']}",
-            f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "",
-            f"{line['peak_mb']:,.0f}",
-            f"{line['peak_of_first']:.2f}" if ratio else "",
-            f"{share[0]:.0%}" if share else "",
-            f"{line['data_share']:.2%}" if line["data_share"] else "",
-        )
-        out.append(f"| {' | '.join(cells)} |")
-    return "\n".join(out)
+        seconds, low, high = line.seconds
+        row = [line.name, f"{seconds:.4g} [{low:.4g}, {high:.4g}]"]
+        row += [f"{line.amount / seconds:,.1f} {line.unit}"]
+        row += ["{:.2f} [{:.2f}, {:.2f}]".format(*line.times_first) if line.times_first else ""]
+        reserved = f" ({line.reserved_mb:,.0f} reserved)" if line.reserved_mb else ""
+        row += [f"{line.peak_mb:,.0f}{reserved}", f"{line.peak_mb / lines[0].peak_mb:.2f}"]
+        row += [f"{line.stored_mb:,.3f}" if line.stored_mb else ""]
+        row += [f"{line.of_ceiling[0]:.0%}" if line.of_ceiling else ""]
+        rows.append(row)
+    header = "|seconds|per second|times as fast|peak MB|of first|layer MB|of ceiling"
+    return markdown_table(header, rows)
 
 
 def add_to(path: Path, record: dict[str, Any]) -> None:
     """Append `record` to the list in a JSON file, new or made here."""
-    records = json.loads(path.read_text()) if path.is_file() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*records, record], indent=1) + "\n")
+    records = read_json(path)["records"] if path.is_file() else []
+    write_json(path, {"records": [*records, record]})
 
 
 def main(argv: list[str]) -> None:
     """Measure what `argv` says; see the module's docstring."""
     config = configure(BenchConfig, argv)
-    device = setup_device(config.device, config.dtype, config.matmul_precision)
+    device = device_of(config)
     data = open_data(config, Processes(device))
     vocab_size = config.for_data(data).vocab_size
     config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)
-    record: dict[str, Any] = {
-        "made_by": {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "commit": git_commit(),
-            "platform": platform.platform(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-            "threads": torch.get_num_threads(),
-        },
-        "config": dataclasses.asdict(config),
-        "tables": {},
-    }
-    rows = rows_of(config)
+    if not any(word.startswith("--gradient_accumulation_steps") for word in argv):
+        config = dataclasses.replace(config, gradient_accumulation_steps=1)
+    facts = made_by(device)
+    print(f"{facts['device']}; {facts['processor']}; {facts['threads']} threads")
+    rows, tables = rows_of(config), {}
     for name in dict.fromkeys(row.table for row in rows):
-        lines = measure([row for row in rows if row.table == name])
-        record["tables"][name] = lines
-        print(table(TABLES[name], lines), flush=True)
+        tables[name] = measure([row for row in rows if row.table == name])
+        print(f"\n{TABLES[name]} (ratios to the first row)\n")
+        print(markdown(tables[name]), flush=True)
     if config.out:
+        lines = {
+            name: [dataclasses.asdict(line) for line in table] for name, table in tables.items()
+        }
+        record = {"made_by": facts, "config": dataclasses.asdict(config), "tables": lines}
         add_to(Path(config.out), record)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import platform
+import re
 import subprocess
 import sys
 import zipfile
@@ -186,17 +187,7 @@ class Metrics:
 
 def write_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -> None:
     """What made the run: its record, and the versions, commit and hardware of this start."""
-    made_by = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "commit": git_commit(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-    write_json(out_dir / "run.json", {**record, **made_by})
+    write_json(out_dir / "run.json", {**record, **made_by(device)})
 
 
 def mend_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -> None:
@@ -205,6 +196,31 @@ def mend_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -
         read_json(out_dir / "run.json")
     except UserError:
         write_run_json(out_dir, record, device)
+
+
+def made_by(device: torch.device) -> dict[str, Any]:
+    """The versions, commit and hardware that a result comes from."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": git_commit(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def processor() -> str:
+    """The name of the CPU, and on Linux whether it multiplies bfloat16 in tiles (AMX)."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    name = re.search(r"model name\s*: (.*)", text)
+    if not name:
+        return platform.processor()
+    return f"{name[1]}, {'with' if 'amx_bf16' in text else 'without'} AMX"
 
 
 def git_commit() -> str | None:
