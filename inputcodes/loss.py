@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100  # a target that has no loss, as in PyTorch
-CHUNK = {"cpu": 512, "cuda": 8192}  # tokens at a time in the loss, over the bytes of a number
+LOGITS_BYTES = 2**29  # of float32 logits at a time on a GPU, whichever type the products have
+CPU_CHUNK = 512  # tokens at a time elsewhere, over the bytes of a number: what a cache likes
+
+
+def chunk_size(x: Tensor, vocab_size: int) -> int:
+    """Tokens whose logits are held at a time."""
+    if x.device.type == "cuda":
+        return max(1, LOGITS_BYTES // (4 * vocab_size))
+    return CPU_CHUNK // x.element_size()
 
 
 def _softmax(logits: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses, grad_x = x.new_empty(N, dtype=torch.float32), torch.empty_like(x)
         training = any(ctx.needs_input_grad)
         grad_weight = torch.zeros_like(weight) if training else weight
-        size = min(N, CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size())
+        size = min(N, chunk_size(x, V))
         logits, row = x.new_empty(size, V), torch.arange(size, device=x.device)
         for start in range(0, N, size):
             rows = slice(start, start + size)
@@ -95,7 +103,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def token_nats(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Each target's -log p under the logits x @ weight.T, (N,) float32, 0 where it is IGNORED."""
-    size = CHUNK.get(x.device.type, CHUNK["cpu"]) // x.element_size()
+    size = chunk_size(x, len(weight))
     kept = targets != IGNORED
     parts = []
     for some, index in zip(x.split(size), targets.where(kept, 0).split(size), strict=True):

@@ -322,7 +322,7 @@ def test_overfits_one_batch(input_layer):
 @pytest.mark.parametrize("ignored", [(), (0,), range(3, 40)])
 @pytest.mark.parametrize("chunk", [1, 64, 1000])
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk, ignored):
-    monkeypatch.setitem(loss_module.CHUNK, "cpu", chunk * 8)
+    monkeypatch.setattr(loss_module, "CPU_CHUNK", chunk * 8)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(65, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -342,6 +342,20 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, chunk,
     kept = targets != IGNORED
     nats = token_nats(x[kept], weight, targets[kept])
     assert nats.mean().item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_loss_and_gradients_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(loss_module, "LOGITS_BYTES", 4 * 30 * 7)  # seven tokens at a time
+    x, weight = (torch.randn(n, 8, device="cuda", requires_grad=True) for n in (65, 30))
+    targets = torch.randint(30, (65,), device="cuda")
+    losses = (
+        linear_cross_entropy(x, weight, targets),
+        torch.nn.functional.cross_entropy(x @ weight.T, targets),
+    )
+    got, expected = (torch.autograd.grad(loss, (x, weight)) for loss in losses)
+    for a, b in zip((losses[0], *got), (losses[1], *expected), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient():
