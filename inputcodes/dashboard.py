@@ -1,17 +1,21 @@
-"""Where a run is looked at: Weights & Biases or TensorBoard.
+"""Where a run is looked at: Weights & Biases or TensorBoard, and curve.png.
 
-metrics.jsonl stays the truth: all here is made of its lines, and of run.json. The packages are
-optional and imported when asked for.
+All here is made of run.json and the lines of metrics.jsonl, which stays the truth.
 """
 
 import importlib.util
 import json
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from inputcodes.files import read_json, write_text
+
+CURVE_SECONDS = 10.0  # between two pictures: one takes about half a second
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -24,12 +28,36 @@ def missing_package(log_to: str) -> str:
 
 
 def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
-    """What takes the lines of metrics.jsonl after `last_step`; a resumed run goes on in its own."""
-    if log_to == "none":
-        return lambda line: None
-    made_by = read_json(out_dir / "run.json")
-    del made_by["tokenizer"]
-    return {"wandb": _wandb, "tensorboard": _tensorboard}[log_to](out_dir, made_by, last_step)
+    """What takes the lines of metrics.jsonl after `last_step`; a resumed run goes on in its own.
+
+    A line of an evaluation also draws curve.png, if the last picture is not just past.
+    """
+    senders = []
+    if log_to != "none":
+        made_by = read_json(out_dir / "run.json")
+        del made_by["tokenizer"]
+        open_log = {"wandb": _wandb, "tensorboard": _tensorboard}[log_to]
+        senders.append(open_log(out_dir, made_by, last_step))
+    drawn = time.perf_counter()
+
+    def write(line: dict[str, Any]) -> None:
+        nonlocal drawn
+        for send in senders:
+            send(line)
+        if "val_loss" in line and time.perf_counter() - drawn >= CURVE_SECONDS:
+            _draw(out_dir)
+            drawn = time.perf_counter()
+
+    return write
+
+
+def _draw(out_dir: Path) -> None:
+    try:
+        from inputcodes.figures import draw_curve  # needs matplotlib
+
+        draw_curve(out_dir)
+    except Exception as error:  # a run does not end for its picture
+        tqdm.write(f"no {out_dir / 'curve.png'}: {error}")
 
 
 def _wandb(out_dir: Path, made_by: dict[str, Any], last_step: int) -> Write:

@@ -70,3 +70,21 @@ def test_a_missing_package_is_named_before_anything_is_built(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="expected none, wandb or tensorboard"):
         train.main(["--log_to=comet", f"--out_dir={tmp_path}/run"])
+
+
+def test_the_curve_is_drawn_at_evaluations_and_never_ends_a_run(
+    text_data, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("matplotlib")
+    run(text_data, tmp_path / "short")
+    assert not (tmp_path / "short" / "curve.png").exists()  # over before there is much to see
+    monkeypatch.setattr(dashboard, "CURVE_SECONDS", 0)
+    run(text_data, tmp_path / "drawn")
+    assert (tmp_path / "drawn" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    def broken(out_dir):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("inputcodes.figures.draw_curve", broken)
+    run(text_data, tmp_path / "broken")
+    assert "no space left" in capsys.readouterr().out

@@ -107,6 +107,7 @@ def random_strings(count: int) -> list[str]:
     return ["".join(rng.choice(kinds)() for _ in range(rng.randrange(9))) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["bytes", "ngrams", "unicode", "named"])
 def test_ids_are_the_same(layout, tokenizers, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -182,7 +183,7 @@ def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
         train.main([*recipe, f"--out_dir={tmp_path / name}", f"--init_from={source}"])
     losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("a", "b")]
     keep = [
-        [(line["train_loss"], line["val_loss"]) for line in map(json.loads, text.splitlines())]
+        [(line["train_loss"], line.get("val_loss")) for line in map(json.loads, text.splitlines())]
         for text in losses
     ]
     assert keep[0] == keep[1]
@@ -223,7 +224,7 @@ def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
         train.main([f"--init_from={tmp_path}", f"--out_dir={tmp_path}/run"])
 
 
-@pytest.mark.parametrize("layout", ["bytes", "ngrams", "unicode"])
+@pytest.mark.parametrize("layout", ["bytes", "ngrams"])
 def test_a_gguf_file_holds_weights_and_tokens(layout, tokenizers, tmp_path):
     """Read back with the package; llama.cpp itself, where it is installed, in the next test."""
     gguf = pytest.importorskip("gguf")

@@ -1,0 +1,130 @@
+"""What trained models make of their input: neighbours of tokens, and similarity to a trained table.
+
+    python -m inputcodes.inspect_codes out/learned out/fixed out/spelling --tokens="for;class;("
+
+The vectors of each token are its states when the model reads it alone behind an end of text: at the
+input and after each block. For every model and depth the command prints how alike they are to the
+table of the first model (normally one with a learned table), over all ids but special tokens:
+
+- CKA: linear centred kernel alignment (Kornblith et al. 2019), 1 for equal up to rotation and scale
+- R2: the share of the table's variance that a ridge regression on the vectors gives, on ids that
+  the regression was not fitted on
+
+Shapes: N ids, C width of a model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inputcodes.checkpoint import load_model
+from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.stats import markdown_table
+from inputcodes.tokenizer import Tokenizer
+from model import GPT
+
+USAGE = "usage: python -m inputcodes.inspect_codes RUN [RUN ...] [--name=value ...]"
+
+
+@dataclass(frozen=True)
+class InspectConfig(Settings):
+    """Which models to compare, and which tokens to look up."""
+
+    runs: tuple[str, ...] = setting((), "directories of runs; the first one's table is compared to")
+    tokens: tuple[str, ...] = setting((" in", "ing", "(s", "0"), "tokens whose neighbours to print")
+    neighbours: int = setting(6, "how many neighbours", least=1)
+    ridge: float = setting(0.01, "penalty over the mean variance of a vector's numbers", above=0)
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value."""
+        return super().problems() + ([] if self.runs else ["no runs: pass their directories"])
+
+
+@torch.no_grad()
+def token_states(model: GPT, ids: Tensor, start: int) -> list[Tensor]:
+    """The states (N, C) of ids (N,) behind the token `start`: at the input, after each block."""
+    states: list[Tensor] = [model.input_layer(ids)]
+    hooks = [
+        block.register_forward_hook(lambda _, __, x: states.append(x[:, -1]))
+        for block in model.blocks
+    ]
+    model.hidden(torch.stack((torch.full_like(ids, start), ids), dim=1))
+    for hook in hooks:
+        hook.remove()
+    return [states[0], *states[1:]]
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear CKA of x (N, C) and y (N, C'), between 0 and 1 (Kornblith et al. 2019, section 3)."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    cross = (x.T @ y).square().sum()
+    return float(cross / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def ridge_r2(x: Tensor, y: Tensor, penalty: float) -> float:
+    """The share of y's variance that a ridge regression on x explains, over held-out rows.
+
+    Rows of every fifth number are held out, each fifth in turn.
+    """
+    x, y = x - x.mean(0), y - y.mean(0)
+    fold = torch.arange(len(x)) % 5
+    missed = torch.zeros(())
+    for k in range(5):
+        a, b = x[fold != k], y[fold != k]
+        gram = a.T @ a
+        gram += penalty * gram.diagonal().mean() * torch.eye(len(gram))
+        missed += (y[fold == k] - x[fold == k] @ torch.linalg.solve(gram, a.T @ b)).square().sum()
+    return float(1 - missed / y.square().sum())
+
+
+def nearest(states: Tensor, row: int, count: int) -> list[int]:
+    """The rows with the largest cosine to row `row` of states (N, C), their mean taken off."""
+    unit = torch.nn.functional.normalize(states - states.mean(0), dim=1)
+    order = (unit @ unit[row]).argsort(descending=True).tolist()
+    return [other for other in order if other != row][:count]
+
+
+def compare(config: InspectConfig) -> tuple[str, str]:
+    """Two tables: likeness to the first run's input by depth, and neighbours of the tokens."""
+    models = [load_model(Path(run) / "best.pt") for run in config.runs]
+    tokenizer = Tokenizer.from_json(models[0][1]["tokenizer"])
+    for run, (_, record) in zip(config.runs, models, strict=True):
+        if record["tokenizer_sha256"] != models[0][1]["tokenizer_sha256"]:
+            raise UserError(f"{run} has another tokenizer than {config.runs[0]}")
+    texts = tokenizer.texts()
+    ids = torch.tensor([n for n, text in enumerate(texts) if text])
+    rows = {
+        text.encode(): texts.index(text.encode())
+        for text in config.tokens
+        if text.encode() in texts
+    }
+    alike: list[list[str]] = []
+    neighbours: list[list[str]] = []
+    table = token_states(models[0][0], ids, tokenizer.end_of_text)[0]
+    table = table - table.mean(0)
+    for run, (model, _) in zip(config.runs, models, strict=True):
+        for depth, states in enumerate(token_states(model, ids, tokenizer.end_of_text)):
+            name = f"block {depth}" if depth else "input"
+            cka, r2 = linear_cka(states, table), ridge_r2(states, table, config.ridge)
+            alike.append([run, name, f"{cka:.3f}", f"{r2:.3f}"])
+            for text, token_id in rows.items() if depth < 3 else ():
+                row = int((ids == token_id).nonzero())
+                near = [texts[ids[n]] for n in nearest(states, row, config.neighbours)]
+                shown = " ".join(repr(other.decode(errors="replace")) for other in near)
+                neighbours.append([repr(text.decode()), run, name, shown])
+    neighbours.sort(key=lambda row: row[0])  # stable: runs and depths of a token stay in order
+    return (
+        markdown_table("run | depth | CKA | R2", alike),
+        markdown_table("token | run | depth | nearest", neighbours),
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Print both tables; see the module's docstring."""
+    print("\n\n".join(compare(configure(InspectConfig, argv, "runs"))))
+
+
+if __name__ == "__main__":
+    run_main(main, InspectConfig, USAGE, "runs")

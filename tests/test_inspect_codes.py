@@ -1,0 +1,59 @@
+"""The measures of inspect_codes against plain formulas, and the command on tiny models."""
+
+import numpy as np
+import pytest
+import torch
+
+from inputcodes import inspect_codes
+from inputcodes.configurator import UserError
+from inputcodes.inspect_codes import linear_cka, nearest, ridge_r2, token_states
+from inputcodes.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+from tests.test_export import write_run
+
+
+def test_cka_is_that_of_the_centred_gram_matrices():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 5)), rng.normal(size=(40, 7))
+    centre = np.eye(40) - 1 / 40
+    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    expected = (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
+    assert linear_cka(torch.tensor(x), torch.tensor(y)) == pytest.approx(expected)
+    turned = x @ np.linalg.qr(rng.normal(size=(5, 5)))[0] * 3 + 1
+    assert linear_cka(torch.tensor(x), torch.tensor(turned)) == pytest.approx(1)
+
+
+def test_r2_of_a_linear_map_is_one_and_of_noise_not_above_zero():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 6, generator=generator)
+    y = x @ torch.randn(6, 3, generator=generator)
+    assert ridge_r2(x, y, 1e-6) > 0.999
+    assert ridge_r2(x, torch.randn(500, 3, generator=generator), 1e-6) < 0.02
+
+
+def test_states_are_those_of_the_model_read_step_by_step():
+    model = GPT(GPTConfig(vocab_size=256, block_size=8, n_layer=2, n_embd=32)).eval()
+    ids = torch.tensor([3, 77])
+    states = token_states(model, ids, 255)
+    assert len(states) == 3
+    assert torch.equal(states[0], model.input_layer(ids))
+    final = model.hidden(torch.tensor([[255, 3], [255, 77]]))[:, -1]
+    assert torch.allclose(model.norm(states[2]), final, atol=1e-6)
+
+
+def test_the_nearest_have_the_largest_cosines():
+    states = torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0], [-0.9, -0.1]])
+    assert nearest(states, 0, 2) == [1, 3]
+
+
+def test_the_command_prints_both_tables(tmp_path, capsys):
+    for name in ("learned", "fixed"):
+        write_run(tmp_path / name, Tokenizer(256), input_layer=name)
+    inspect_codes.main([str(tmp_path / "learned"), str(tmp_path / "fixed"), "--tokens=a"])
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()]
+    first = next(row for row in rows if row and row[0].endswith("learned"))
+    assert first[1:] == ["input", "1.000", first[3]]
+    assert sum(row[:1] == ["'a'"] for row in rows) == 6
+    with pytest.raises(UserError, match="no runs"):
+        inspect_codes.main([])
