@@ -20,6 +20,7 @@ every run beside its report, in results/NAME/runs, and is reported from them whe
 import contextlib
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from inputcodes.configurator import (
 from inputcodes.data import DataSet
 from inputcodes.distributed import Processes
 from inputcodes.files import locked, read_json, write_json, write_text
+from inputcodes.progress import Output
 from inputcodes.report import make_report, text_of
 from inputcodes.runner import Runner, jobs_at_once, stopped_by_signals
 from inputcodes.runs import (
@@ -316,11 +318,13 @@ def run_missing(study: Study) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
-    with stopped_by_signals():
+    out, err = Output(sys.stdout), Output(sys.stderr)  # a study does not end with its reader
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), stopped_by_signals():
         try:
             compare(argv)
-        except KeyboardInterrupt:
-            raise UserError("stopped; the runs are saved and the same command goes on") from None
+        except SystemExit:
+            print("stopped; the runs are saved and the same command goes on", file=sys.stderr)
+            raise
 
 
 def compare(argv: list[str]) -> None:

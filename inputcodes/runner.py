@@ -54,7 +54,7 @@ class Runner:
         count = len(self.waiting)
         bar = {"total": self.total, "unit": "tokens", "ncols": 80, "unit_scale": True}
         bar |= {"initial": sum(self.tokens.values()), "smoothing": 0.05}
-        bar |= {"mininterval": 0.5 if sys.stderr.isatty() else 60, "disable": not count}
+        bar |= {"disable": not count or not sys.stderr.isatty()}
         with tqdm(**bar) as progress:
             try:
                 while self.waiting or self.active:
@@ -80,6 +80,9 @@ class Runner:
             if not ended:
                 continue
             del self.active[path]
+            if not sys.stderr.isatty():
+                left = len(self.waiting) + len(self.active)
+                print(f"{path.name} ended, {left} runs left", file=sys.stderr, flush=True)
             if process.returncode or not self.complete(path):
                 log = (path / "log.txt").read_text(encoding="utf-8", errors="replace")
                 lines = log.strip().splitlines()
@@ -113,10 +116,13 @@ def tokens_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this program as Ctrl-C does; what nohup ignores stays ignored."""
+    """SIGINT, SIGTERM and SIGHUP raise SystemExit, with the status that shells expect.
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    What nohup ignores stays ignored.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():

@@ -18,7 +18,10 @@ from model import INPUT_LAYERS, GPTConfig, count_parameters
 
 BySeed = list[float | None]  # None where a seed has no such run
 # Settings that decide neither what a run computes nor how its loss is measured.
-FREE_FIELDS = {"out_dir", "data_dir", "init_from", "log_interval", "seed"}
+FREE_FIELDS = {
+    *("out_dir", "data_dir", "init_from", "seed"),
+    *("log_interval", "log_to", "save_interval"),
+}
 CIRCUMSTANCES = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
 
 

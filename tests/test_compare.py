@@ -14,6 +14,7 @@ import compare
 import train
 from inputcodes import runner, runs
 from inputcodes.configurator import UserError
+from inputcodes.files import locked
 from tests.helpers import COSTS, SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -87,16 +88,43 @@ def test_an_interrupted_study_goes_on_where_it_stopped(text_data, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, output = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on" in output
     first = (study / "learned-s1" / "run.json").stat().st_mtime_ns
     assert not (study / "report.json").exists()
     compare.main(words)
     assert (study / "learned-s1" / "run.json").stat().st_mtime_ns == first
-    assert "going on from step" in (study / "fixed-s1" / "log.txt").read_text()
+    assert "resuming at step" in (study / "fixed-s1" / "log.txt").read_text()
     whole = tmp_path / "whole"
     train.main([str(study / "fixed-s1" / "config.py"), f"--out_dir={whole}"])
     assert read_run(whole).last["val_loss"] == losses(study, "fixed")[0]
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_killed_study_save_and_end(text_data, tmp_path):
+    file = recipe(tmp_path, text_data, max_steps=100_000, eval_interval=50_000)
+    study = tmp_path / "study"
+    words = [file, "--seeds=1", "--variants=fixed", f"--study_dir={study}"]
+    process = subprocess.Popen([sys.executable, "compare.py", *words], cwd=ROOT)
+    run = study / "fixed-s1"
+    while not runs.read_metrics(run):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    with locked(run, wait=True):  # which the run holds until it ends
+        stopped = len(runs.read_metrics(run))
+        assert (run / "last.pt").is_file()
+        assert 0 < stopped < 100_000
+
+
+def test_a_second_study_in_a_directory_is_refused(text_data, tmp_path):
+    words = [recipe(tmp_path, text_data), f"--study_dir={tmp_path / 'study'}"]
+    with (
+        locked(tmp_path / "study", wait=False),
+        pytest.raises(UserError, match=r"another process is writing to .*study"),
+    ):
+        compare.main(words)
 
 
 def test_configs_as_variants_through_torchrun(text_data, tmp_path):
