@@ -240,7 +240,7 @@ def one_cause() -> Iterator[None]:
             raise
         with contextlib.suppress(OSError):
             sys.stdout.flush()
-        if _fails_first():
+        if TORCHRUN not in os.environ or _fails_first():
             say(cause)
             if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # for torchrun's own summary
                 error = {"message": cause, "extraInfo": {"timestamp": str(int(time.time()))}}
@@ -252,12 +252,9 @@ def one_cause() -> Iterator[None]:
 
 def _fails_first() -> bool:
     """Whether no other process of this start of torchrun has failed before."""
-    if TORCHRUN not in os.environ:
-        return True
-    key = f"failed/{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, soon = os.environ["MASTER_ADDR"], datetime.timedelta(seconds=5)
     try:
-        store = dist.TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=5))
-        return store.add(key, 1) == 1
+        store = dist.TCPStore(address, int(os.environ["MASTER_PORT"]), timeout=soon)
+        return store.add(f"failed/{os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
     except RuntimeError:  # the store is gone, and torchrun with it
         return True

@@ -63,9 +63,12 @@ def memory_report(config: Any, processes: Processes) -> str:
     line += f", of {there / 1e9:.1f} GB ({torch.cuda.get_device_name(device)})"
     if needed <= USABLE * there:
         return line
-    split = split_that_fits(config, processes.world, USABLE * there)
-    recomputing = memory_needed(dataclasses.replace(config, recompute=True), processes.world)
-    remedies = [split, "--recompute" if recomputing <= USABLE * there else ""]
+    recomputing = dataclasses.replace(config, recompute=True)
+    remedies = [split_that_fits(config, processes.world, USABLE * there)]
+    if memory_needed(recomputing, processes.world) <= USABLE * there:
+        remedies.append("--recompute")
+    elif split := split_that_fits(recomputing, processes.world, USABLE * there):
+        remedies.append(f"--recompute {split}")
     words = " or ".join(words for words in remedies if words)
     advice = f"the same steps fit with {words}" if words else "make the model smaller"
     return f"{line}\nwarning: that will not fit; {advice}"

@@ -89,6 +89,7 @@ def test_a_gpu_that_is_too_small_is_told_the_split_that_fits(monkeypatch):
         (80, "memory: about 27.4 GB besides the program itself, of 80.0 GB (Card)"),
         (24, "--batch_size=8 --gradient_accumulation_steps=400"),
         (16, "--batch_size=4 --gradient_accumulation_steps=800"),
+        (11.5, "fit with --recompute --batch_size="),
         (8, "make the model smaller"),
     ):
         card = SimpleNamespace(total_memory=size * GB)
