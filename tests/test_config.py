@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compare import CompareConfig
+from compare import CompareConfig, configure_study
 from inputcodes.configurator import configure
 from prepare_data import PrepareConfig
 from train import TrainConfig
@@ -23,6 +23,12 @@ def test_every_file_loads(file):
     if file.parent.name == "studies":
         cls = CompareConfig
     configure(cls, [str(file)])
+
+
+@pytest.mark.parametrize("file", Path("config/studies").glob("[a-z]*.py"), ids=lambda p: p.stem)
+def test_every_run_of_a_study_is_possible(file):
+    study = configure_study([str(file)])
+    assert all(study.run_config(variant, seed).seed == seed for variant, seed, _ in study.runs())
 
 
 @pytest.mark.parametrize("name", ["learned32", "fixed32", "affine32"])
