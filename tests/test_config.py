@@ -11,6 +11,7 @@ from prepare_data import PrepareConfig
 from train import TrainConfig
 
 FILES = sorted(path for path in Path("config").rglob("*.py") if path.stem != "__init__")
+STUDIES = [path for path in FILES if path.parent.name == "studies"]
 
 
 def load(name: str) -> TrainConfig:
@@ -25,7 +26,7 @@ def test_every_file_loads(file):
     configure(cls, [str(file)])
 
 
-@pytest.mark.parametrize("file", Path("config/studies").glob("[a-z]*.py"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
 def test_every_run_of_a_study_is_possible(file):
     study = configure_study([str(file)])
     assert all(study.run_config(variant, seed).seed == seed for variant, seed, _ in study.runs())
