@@ -1,30 +1,33 @@
-"""Text to token shards: `python prepare_data.py --source=files --files='texts/*.parquet' ...`.
+"""Text to token shards: `python prepare_data.py input.txt`.
 
-One document on its way: corpus.py reads it; a worker checks that it is text, lets a keyed hash of
+One document on its way: readers.py reads it; a worker checks that it is text, lets a keyed hash of
 the text decide whether it is for training or for validation, encodes it and adds `end_of_text`;
-the main process writes the tokens of all documents in the order they were read. With --chat
-documents are conversations, `{"prompt", "response"}` or `{"messages": [{"role", "content"}]}`,
-whose turns get role marks (documents.py shows where).
+the main process writes the tokens of all documents in the order they were read. A single text is
+split within itself: its last part is for validation. With --chat documents are conversations
+(documents.py says of which formats), whose turns get role marks.
 
 The result in `data/<dataset>/`: `train_000000.bin`, ... and `val_000000.bin`, ... (uint16, or
 uint32 for more than 65,536 ids; little-endian, no header), `tokenizer.json`, and `meta.json`,
 written last. The bytes depend on the input and the settings alone, not on the number of processes
-nor on interruptions: `progress.json` says how far a run came, and the same command goes on from
-there.
+nor on interruptions: `progress.json` says how far a run came, and the same command continues.
 
-An input that cannot be read (malformed JSON, a broken parquet file, a missing column) is an error
-that names it. A document that is not text is left out and counted: `empty` (nothing or only white
-space, in any turn; or no response), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one,
-from a JSON escape), `not_text` (a number, a list, ...), `not_chat` (messages of another shape or
-with other roles than system, user and assistant).
+An input that cannot be read (malformed JSON, a broken Parquet file, a missing column) is an error
+that names it. A document that is not text is left out and counted by reason: `empty` (nothing or
+only white space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON escape),
+`not_text` (a number, a list, ...); conversations also as documents.read_chat says.
+
+A word that ends in .py is a config file and is run; to read Python files as text, name them with
+--files=script.py or name their folder.
 """
 
 import contextlib
 import dataclasses
 import functools
+import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,40 +35,70 @@ import numpy as np
 from tqdm import tqdm
 
 from inputcodes import corpus
-from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.documents import SKIPS, Encoded, count_chunk, encode_chunk
-from inputcodes.files import file_sha256
+from inputcodes.configurator import (
+    Settings,
+    UserError,
+    configure,
+    names_where,
+    run_main,
+    setting,
+)
+from inputcodes.documents import count_chunk, encode_chunk
+from inputcodes.files import file_sha256, locked, read_json
 from inputcodes.ngrams import ORDERS, Counts, choose_ngrams, merge_counts, read_ngrams
-from inputcodes.pool import chunks_of, map_chunks
-from inputcodes.shards import SPLITS, ShardWriter, open_folder
+from inputcodes.shards import (
+    ShardWriter,
+    chunks_of,
+    discard,
+    is_finished,
+    map_chunks,
+    open_folder,
+)
 from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
 
-USAGE = "usage: python prepare_data.py [FILE.py] [--name=value ...]"
-FREE_SETTINGS = {"data_dir", "dataset", "workers", "save_every_s", "quiet"}  # change no byte
+USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=value ...]"
+free = functools.partial(setting, free_on_resume=True)  # changes no byte of the data set
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig(Settings):
     """The settings of prepare_data.py; the defaults make the embedded corpus."""
 
-    dataset: str = setting("stdlib", "name of the data set, a folder in data_dir")
-    data_dir: str = setting("data", "folder of all data sets")
-    source: str = setting("stdlib", "stdlib (the library of this Python), files or hub")
-    files: str = setting("", "globs of .txt, .md, .rst, .py, .jsonl, .parquet; commas between")
-    hub: str = setting(
-        "", "Hugging Face data sets (path or path:config) or folders, commas between"
+    dataset: str = free("", "name of the data set, a folder in data_dir; empty: after the input")
+    data_dir: str = free("data", "folder of all data sets")
+    source: str = setting(
+        "",
+        "stdlib (the library of this Python), files or hub; empty: what is given, else stdlib",
+        choices=("", "stdlib", "files", "hub"),
     )
+    files: tuple[str, ...] = setting(
+        (),
+        "paths, folders or patterns of .txt, .md, .rst, .py, .jsonl, .ndjson, .json, .csv (all "
+        "also .gz, .zst, .bz2) and .parquet files, commas between; the same as words without --",
+    )
+    hub: str = setting(
+        "",
+        "Hugging Face data sets (path, path:config, either with @revision) or local folders, "
+        "commas between",
+    )
+    val_source: str = setting(
+        "",
+        "what to hold out instead of val_fraction: paths, folders or patterns of files, commas "
+        "between; of hub data sets the name of their split, such as validation",
+    )
+    separator: str = setting("", "what stands between documents in text files: '<|endoftext|>'")
     probabilities: str = setting(
         "",
         "chance of each entry of files or hub to give the next document, commas between; "
         "empty: one entry after the other",
     )
-    seed: int = setting(0, "of the draws that mix the entries")
+    seed: int = setting(0, "seed of the draws that mix the entries")
     text_column: str = setting("text", "column or key that holds the document")
     chat: bool = setting(
         False,
-        "documents are conversations: columns or keys messages, or prompt and response; those of "
-        "stdlib are the signatures and docstrings of its functions",
+        "documents are conversations, in the columns messages, conversations, prompt and response "
+        "(or completion), or instruction, input and output; those of stdlib are the signatures "
+        "and docstrings of its functions",
     )
     vocab_size: int = setting(
         0, "256 (bytes) to 65536, see tokenizer.py; 0: 256, or what the tokenizer given has"
@@ -87,36 +120,52 @@ class PrepareConfig(Settings):
     )
     max_ngram: int = setting(3, "most characters of an n-gram that is counted", least=2, most=3)
     count_characters: int = setting(
-        200_000_000, "training text whose n-grams are counted, in characters; 0: all"
+        200_000_000, "training text whose n-grams are counted, in characters; 0: all", least=0
     )
-    val_fraction: float = setting(0.035, "share of the documents (stdlib: of the bytes) held out")
-    shard_tokens: int = setting(100_000_000, "tokens in a full shard")
+    val_fraction: float = setting(
+        0.035,
+        "share that is held out: of the documents, of stdlib and of a single text of the bytes",
+        least=0,
+        below=1,
+    )
+    shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1)
     max_tokens: int = setting(
-        0, "stop after the document that reaches these training tokens; 0: no"
+        0, "stop after the document that reaches these training tokens; 0: no", least=0
     )
-    workers: int = setting(0, "processes; 0: one a core")
-    save_every_s: float = setting(5.0, "seconds between two saves of the progress")
-    quiet: bool = setting(False, "print nothing")
+    workers: int = free(0, "processes; 0: one per core", least=0)
+    save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
+    overwrite: bool = free(False, "make the data set again, whatever is there under its name")
+    show: str = free("", "prepare nothing: print the counts and first documents of this folder")
+    quiet: bool = free(False, "print nothing")
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
-        found = super().problems() + _source_problems(self) + _vocabulary_problems(self)
-        if Path(self.dataset).name != self.dataset or self.dataset in ("", ".."):
-            found.append(f"dataset={self.dataset!r}: expected the plain name of a folder")
-        if not 0 <= self.val_fraction < 1:
-            found.append(f"val_fraction={self.val_fraction}: expected 0 or more and less than 1")
-        if self.shard_tokens < 1:
-            found.append(f"shard_tokens={self.shard_tokens}: expected 1 or more")
-        for name in ("max_tokens", "workers", "count_characters", "save_every_s"):
-            if getattr(self, name) < 0:
-                found.append(f"{name}={getattr(self, name)}: expected 0 or more")
-        return found
+        problems = super().problems() + _source_problems(self) + _vocabulary_problems(self)
+        name = self.dataset or self.name
+        if Path(name).name != name or name in ("", ".."):
+            problems.append(f"dataset={name!r}: expected the plain name of a folder (--dataset=)")
+        return problems
+
+    @property
+    def kind(self) -> str:
+        """The source, as given or as what is given says."""
+        return self.source or ("files" if self.files else "hub" if self.hub else "stdlib")
 
     @property
     def entries(self) -> list[str]:
-        """The globs or data sets to read; none for the standard library."""
-        text = {"files": self.files, "hub": self.hub}.get(self.source, "")
-        return [entry.strip() for entry in text.split(",") if entry.strip()]
+        """The paths, patterns or data sets to read; none for the standard library."""
+        words = self.files if self.kind == "files" else (self.hub,) if self.kind == "hub" else ()
+        return [entry for word in words for entry in _split_list(word)]
+
+    @property
+    def name(self) -> str:
+        """The name of the data set: as given, or after the first thing that is read."""
+        if self.dataset or not self.entries:
+            return self.dataset or ("docstrings" if self.chat else "stdlib")
+        path = Path(re.split("[:@]", self.entries[0])[0] if self.kind == "hub" else self.entries[0])
+        while path.name and set(path.name) & set("*?["):  # a pattern: after its folder
+            path = path.parent
+        return re.sub(r"[^\w-]+", "-", path.resolve().name.split(".")[0]).strip("-")
 
     @property
     def chances(self) -> list[float]:
@@ -124,29 +173,32 @@ class PrepareConfig(Settings):
         return [float(part) for part in self.probabilities.split(",") if part.strip()]
 
 
+def _split_list(text: str) -> list[str]:
+    """The parts between commas; a path that exists is one part, commas and all."""
+    whole = os.path.exists(os.path.expanduser(text))
+    return [part.strip() for part in ([text] if whole else text.split(",")) if part.strip()]
+
+
 def _source_problems(config: PrepareConfig) -> list[str]:
-    if config.source not in ("stdlib", "files", "hub"):
-        return [f"source={config.source!r}: expected stdlib, files or hub"]
-    found = []
-    if config.source != "stdlib" and not config.entries:
-        found.append(f"source={config.source!r} needs --{config.source}=...")
-    if config.dataset == "stdlib" and (config.source != "stdlib" or config.chat):
-        what = "chat" if config.chat else f"source={config.source!r}"
-        found.append(f"{what} needs a name for its data set: --dataset=...")
-    for name in {"files", "hub"} - {config.source}:
+    problems = []
+    if config.kind in ("files", "hub") and not config.entries:
+        problems.append(f"source={config.kind!r} needs --{config.kind}=...")
+    for name in {"files", "hub"} - {config.kind}:
         if getattr(config, name):
-            found.append(f"{name} is given, but source={config.source!r}: pass --source={name}")
+            problems.append(f"{name} is given, but source={config.kind!r}: pass --source={name}")
+    if config.kind == "stdlib" and config.val_source:
+        problems.append("val_source is given, but the standard library is split by family")
     try:
         chances = config.chances
     except ValueError:
-        return [*found, f"probabilities={config.probabilities!r}: expected numbers and commas"]
+        return [*problems, f"probabilities={config.probabilities!r}: expected numbers and commas"]
     if chances and len(chances) != len(config.entries):
-        found.append(f"{len(chances)} probabilities for {len(config.entries)} entries")
+        problems.append(f"{len(chances)} probabilities for {len(config.entries)} entries")
     if chances and not (min(chances) > 0 and abs(sum(chances) - 1) < 1e-6):
-        found.append(
+        problems.append(
             f"probabilities={config.probabilities!r}: expected positive ones that sum to 1"
         )
-    return found
+    return problems
 
 
 def _vocabulary_problems(config: PrepareConfig) -> list[str]:
@@ -184,110 +236,163 @@ def _vocabulary_problems(config: PrepareConfig) -> list[str]:
 def prepare(config: PrepareConfig) -> Path:
     """Make the data set, or what is left of it to make, and return its folder.
 
-    A finished data set of the same settings and sources is left as it is. Raises UserError.
+    A finished data set of the same settings and sources is left as it is. If another process is
+    making it, this one waits and then uses what is there. Raises UserError.
     """
-    folder = Path(config.data_dir) / config.dataset
-    settings = _identity(config)
+    folder = Path(config.data_dir) / config.name
     say = (lambda text: None) if config.quiet else functools.partial(print, flush=True)
-    sources = corpus.describe_sources(config.source, config.entries)
-    writer = open_folder(folder, config.shard_tokens, settings, sources)
-    if writer is None:
-        say(f"{folder} is complete already")
-        return folder
-    done = writer.progress["splits"]["train"]["tokens"]
-    say(f"preparing {folder}" + (f", going on after {done:,} training tokens" if done else ""))
-    started = time.monotonic()
-    tokenizer = _tokenizer(config, writer)
-    _write_shards(config, tokenizer, writer)
-    for split, counts in writer.progress["splits"].items():
-        if not counts["documents"] and (split == "train" or config.val_fraction):
-            skipped = writer.progress["skipped"]
-            writer.discard()
-            raise UserError(
-                f"no document for {split!r} in {folder} (left out: {skipped}): "
-                f"give more text, or change --val_fraction={config.val_fraction}"
-            )
-    say(_summary(folder, writer.finish(tokenizer.vocab_size), time.monotonic() - started))
+    entries = corpus.find_entries(config.kind, config.entries, _split_list(config.val_source))
+    tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
+    sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
+    wanted = {"settings": _identity(config), "sources": [*corpus.describe(entries), *sources]}
+    if config.overwrite or not is_finished(folder, wanted):
+        with _lock(folder, say):
+            if config.overwrite:
+                discard(folder)
+            if not is_finished(folder, wanted):
+                _make(config, entries, open_folder(folder, config.shard_tokens, wanted), say)
+                return folder
+    say(f"{folder} is complete already")
     return folder
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, wait=False))
+        except UserError as error:
+            say(f"waiting: {error}")
+            stack.enter_context(locked(folder, wait=True))
+        yield
 
 
 def _identity(config: PrepareConfig) -> dict[str, Any]:
     """The settings that decide the bytes of the data set; those of n-grams only where given."""
+    free_names = names_where(PrepareConfig, "free_on_resume")
     settings = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in FREE_SETTINGS
+        if field.name not in free_names
         and not (field.name.startswith("ngram") and getattr(config, field.name) == field.default)
     }
-    settings["vocab_size"] = config.vocab_size or 256
-    if config.ngram_file:
-        settings["ngram_file_sha256"] = file_sha256(Path(config.ngram_file))
-    return settings
+    return settings | {
+        "source": config.kind,
+        "files": ",".join(config.entries) if config.kind == "files" else "",
+        "vocab_size": config.vocab_size or 256,
+    }
 
 
-def _open_stream(config: PrepareConfig) -> corpus.Stream:
+def _make(
+    config: PrepareConfig,
+    entries: list[corpus.Entry],
+    writer: ShardWriter,
+    say: Callable[[str], None],
+) -> None:
+    """Write what is missing of a data set."""
+    started, done = time.monotonic(), writer.progress["splits"]["train"]["tokens"]
+    say(f"preparing {writer.folder}" + (f", continuing after {done:,} tokens" if done else ""))
     column = None if config.chat else config.text_column
-    sources = corpus.open_sources(config.source, config.entries, column, config.val_fraction)
-    return corpus.Stream(sources, column, config.chances, config.seed)
+    reading = corpus.Reading(column, config.separator, config.val_fraction)
+
+    def open_stream() -> corpus.Stream:
+        sources = corpus.open_sources(entries, reading)
+        return corpus.Stream(sources, column, config.chances, config.seed)
+
+    if config.val_fraction and corpus.is_split_by_hash(entries, reading):
+        val_below, note = corpus.find_threshold(open_stream(), config.val_fraction, config.chat)
+        reading = dataclasses.replace(reading, val_below=val_below)
+        if note:
+            say(f"note: {note}")
+    tokenizer = _tokenizer(config, open_stream, reading.val_below, writer)
+    job = functools.partial(encode_chunk, tokenizer, reading.val_below, config.chat)
+    if ended := _write_shards(config, job, open_stream(), writer):
+        say(ended)
+    left_out = _left_out(writer.progress)
+    for split, counts in writer.progress["splits"].items():
+        if not counts["documents"] and (
+            split == "train" or config.val_fraction or config.val_source
+        ):
+            discard(writer.folder)
+            raise UserError(
+                f"no document for {split!r} in {writer.folder} (left out: {left_out}): "
+                f"give more text, or change --val_fraction={config.val_fraction}"
+            )
+    meta = writer.finish(tokenizer.vocab_size)
+    say(f"{_summary(writer.folder, meta)}; {time.monotonic() - started:.1f} s")
 
 
-def _tokenizer(config: PrepareConfig, writer: ShardWriter) -> Tokenizer:
+def _tokenizer(
+    config: PrepareConfig,
+    open_stream: Callable[[], corpus.Stream],
+    val_below: int,
+    writer: ShardWriter,
+) -> Tokenizer:
     """The tokenizer of an unfinished run, or a new one beside the shards to come."""
     path = writer.folder / "tokenizer.json"
     if sha256 := writer.progress["tokenizer_sha256"]:
         tokenizer = Tokenizer.load(path)
         if tokenizer.sha256 != sha256:
-            raise UserError(f"{path} has changed; delete {writer.folder} to start anew")
+            raise UserError(f"{path} has changed: start over with --overwrite")
         return tokenizer
+    vocab_size = config.vocab_size or 256
     if config.tokenizer.endswith(".json"):
         tokenizer = Tokenizer.load(config.tokenizer)
     elif config.tokenizer:
         tokenizer = Tokenizer.named(config.tokenizer)
+    elif vocab_size == 256:
+        tokenizer = Tokenizer(256)
+    elif config.ngram_file:
+        ngrams = read_ngrams(Path(config.ngram_file), vocab_size, config.ngrams)
+        tokenizer = Tokenizer(vocab_size, ngrams)
     else:
-        tokenizer = Tokenizer(config.vocab_size or 256, _ngrams(config))
+        job = functools.partial(count_chunk, config.max_ngram, val_below, config.chat)
+        counts = _count(config, job, open_stream(), writer)
+        order, within_words = config.ngram_order, config.ngram_within_words
+        ngrams = choose_ngrams(counts, vocab_size, config.ngrams, order, within_words)
+        tokenizer = Tokenizer(vocab_size, ngrams)
     tokenizer.save(path)
     writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
     writer.save(None)
+    writer.drop_counts()
     return tokenizer
 
 
-def _ngrams(config: PrepareConfig) -> list[str]:
-    """The n-grams of the vocabulary, in the order of their ids."""
-    vocab_size, number = config.vocab_size or 256, config.ngrams
-    if vocab_size == 256:
-        return []
-    if config.ngram_file:
-        return read_ngrams(Path(config.ngram_file), vocab_size, number)
-    counts, order = _count(config), config.ngram_order
-    return choose_ngrams(counts, vocab_size, number, order, config.ngram_within_words)
-
-
-def _count(config: PrepareConfig) -> Counts:
-    """The n-grams in the first `count_characters` of the stream, in chunks."""
-    job = functools.partial(count_chunk, config.max_ngram, config.val_fraction, config.chat)
-    results = map_chunks(job, chunks_of(_open_stream(config)), config.workers)
-    total = merge_counts([])
+def _count(
+    config: PrepareConfig, job: Callable[..., Counts], stream: corpus.Stream, writer: ShardWriter
+) -> Counts:
+    """The n-grams in the first `count_characters` of the stream; partial counts are kept."""
+    total, characters, state = writer.load_counts() or (merge_counts([]), 0, None)
+    if state:
+        stream.restore(state)
     parts: list[Counts] = []
-    characters = 0
-    with _bar(config, "counting", 0) as bar, contextlib.closing(results):
-        for chunk, counts in results:
-            bar.update(chunk.size)
-            characters += chunk.size
+    results = map_chunks(job, chunks_of(stream), config.workers)
+    enough = config.count_characters or sys.maxsize
+    save_at = time.monotonic() + config.save_every_s
+    with _bar(config, "counting", characters) as bar, contextlib.closing(results):
+        while characters < enough and (result := next(results, None)):
+            chunk, counts = result
             parts.append(counts)
-            if len(parts) == 16:
-                total = merge_counts([total, *parts])
-                parts = []
-            if 0 < config.count_characters <= characters:
-                break
+            characters += chunk.size
+            bar.update(chunk.size)
+            due = time.monotonic() >= save_at
+            if due or len(parts) == 16:
+                total, parts = merge_counts([total, *parts]), []
+            if due:
+                began = time.monotonic()
+                writer.save_counts(total, characters, chunk.state)
+                took = time.monotonic() - began  # large counts are saved less often
+                save_at = time.monotonic() + max(config.save_every_s, 20 * took)
     return merge_counts([total, *parts])
 
 
-def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWriter) -> None:
-    stream = _open_stream(config)
+def _write_shards(
+    config: PrepareConfig, job: Callable[..., Any], stream: corpus.Stream, writer: ShardWriter
+) -> str:
+    """Write the documents; returns why a mixture ended, if it did."""
     if state := writer.progress["stream"]:
         stream.restore(state)
     splits = writer.progress["splits"]
-    job = functools.partial(encode_chunk, tokenizer, config.val_fraction, config.chat)
     results = map_chunks(job, chunks_of(stream), config.workers)
     saved = time.monotonic()
     done = sum(counts["bytes"] for counts in splits.values())
@@ -295,35 +400,35 @@ def _write_shards(config: PrepareConfig, tokenizer: Tokenizer, writer: ShardWrit
         for chunk, encoded in results:
             if config.max_tokens:
                 encoded = encoded.until(config.max_tokens - splits["train"]["tokens"])
-            _write(writer, encoded)
+            writer.write(encoded)
             documents, tokens = (
                 sum(counts[what] for counts in splits.values()) for what in ("documents", "tokens")
             )
             bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
             bar.update(int(encoded.text_bytes.sum()))
             if 0 < config.max_tokens <= splits["train"]["tokens"]:
-                break
+                return ""
             if time.monotonic() - saved >= config.save_every_s:
                 writer.save(chunk.state)
                 saved = time.monotonic()
-
-
-def _write(writer: ShardWriter, encoded: Encoded) -> None:
-    for code, split in enumerate(SPLITS):
-        chosen = encoded.outcomes == code
-        tokens = encoded.tokens[np.repeat(chosen, encoded.lengths)]
-        writer.add(split, tokens, int(chosen.sum()), int(encoded.text_bytes[chosen].sum()))
-    skipped = writer.progress["skipped"]
-    for code, reason in enumerate(SKIPS, start=len(SPLITS)):
-        skipped[reason] = skipped.get(reason, 0) + int((encoded.outcomes == code).sum())
+    return stream.used_up
 
 
 def _bar(config: PrepareConfig, what: str, done: int) -> Any:
-    return tqdm(desc=what, initial=done, unit="B", unit_scale=True, disable=config.quiet, ncols=80)
+    seconds = 0.1 if sys.stderr.isatty() else 30  # a log has no use for many lines
+    return tqdm(
+        desc=what, initial=done, unit="B", unit_scale=True, disable=config.quiet, ncols=80,
+        mininterval=seconds,
+    )  # fmt: skip
 
 
-def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
-    """The closing lines, for an 80-column screen."""
+def _left_out(record: dict[str, Any]) -> str:
+    reasons = [f"{number:,} {reason}" for reason, number in record["skipped"].items() if number]
+    return ", ".join(reasons) or "nothing"
+
+
+def _summary(folder: Path, meta: dict[str, Any]) -> str:
+    """What a data set holds, for an 80-column screen."""
     lines = [f"{folder}: {meta['vocab_size']:,} ids, data {meta['data_sha256'][:12]}"]
     for split, counts in meta["splits"].items():
         ratio = counts["bytes"] / max(counts["tokens"], 1)
@@ -331,19 +436,33 @@ def _summary(folder: Path, meta: dict[str, Any], elapsed_s: float) -> str:
             f"  {split:5} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.2f} MB"
             f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
         )
-    left_out = [f"{number:,} {reason}" for reason, number in meta["skipped"].items() if number]
-    lines.append(f"  left out: {', '.join(left_out) or 'nothing'}; {elapsed_s:.1f} s")
+    return "\n".join([*lines, f"  left out: {_left_out(meta)}"])
+
+
+def show(folder: Path, documents: int = 3, tokens: int = 100) -> str:
+    """The counts of a data set and the beginnings of its first documents of each split."""
+    meta = read_json(folder / "meta.json", "prepare the data set again")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    lines = [_summary(folder, meta)]
+    for split, counts in meta["splits"].items():
+        for file in counts["files"][:1]:
+            ids = np.memmap(folder / file["name"], dtype=meta.get("dtype", "uint16"), mode="r")
+            starts = np.flatnonzero(ids[:10_000_000] == tokenizer.end_of_text)[: documents - 1] + 1
+            for start in [0, *starts[starts < len(ids)]]:
+                text = tokenizer.decode(ids[start : start + tokens].tolist())
+                lines.append(f"  {split}: {text.split('<|endoftext|>')[0]!r}")
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
+    config = configure(PrepareConfig, argv, "files")
     try:
-        prepare(configure(PrepareConfig, argv))
+        print(show(Path(config.show))) if config.show else prepare(config)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted: the same command continues from here", file=sys.stderr)
         sys.exit(130)
 
 
 if __name__ == "__main__":
-    run_main(main, PrepareConfig, USAGE)
+    run_main(main, PrepareConfig, USAGE, "files")

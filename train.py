@@ -62,7 +62,7 @@ from prepare_data import PrepareConfig, prepare
 
 USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
 DOCSTRINGS = "docstrings"
-EMBEDDED = re.compile(rf"{PrepareConfig().dataset}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
+EMBEDDED = re.compile(rf"{PrepareConfig().name}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
 # Settings that a resumed run may have other values of: any, or those that the command line says.
 free = functools.partial(setting, free_on_resume=True)
 changeable = functools.partial(setting, explicit_on_resume=True)

@@ -1,39 +1,49 @@
 """Where documents come from: the standard library, local files or Hugging Face data sets.
 
-Every source is a streamed `datasets.IterableDataset` whose rows hold one document, so nothing is
-copied to a cache and reading can go on from a saved state. A `Stream` puts the sources one after
-the other or mixes them, and hands out documents as it finds them: of texts what the column holds,
-be it a string, bytes not yet decoded (text files) or anything else; of conversations the row.
-documents.py decides what they are.
-
-`column` is the column or key of texts throughout; None stands for conversations, in `messages` or
-in `prompt` and `response`.
+Every `Source` is a streamed `datasets.IterableDataset`, so nothing is copied to a cache and reading
+can go on from a saved state. A `Stream` puts sources one after the other or mixes them and hands
+out `Item`s: of texts what the column holds, be it a string, the bytes of a file or anything else;
+of conversations the row. documents.py decides what they are, `split_of` on which side of the split.
+A text file is read in parts of about a megabyte, so memory does not grow with its size.
 """
 
+import ast
 import bisect
-import glob
+import functools
 import hashlib
 import itertools
-import json
+import math
 import os
 import platform
 import random
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import SPLIT_KEY, docstring_rows
+from inputcodes.documents import Item, read_chat, read_text, split_hash
+from inputcodes.readers import (
+    TEXT_SUFFIXES,
+    check_files,
+    check_schema,
+    files_below,
+    item_of,
+    matching_files,
+    read_files,
+    reason,
+    suffix_of,
+)
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-CHAT_COLUMNS = (("messages",), ("prompt", "response"))
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
-SPLIT_COLUMN = "<split>"  # of rows whose source says on which side they are
+ITEM = "<item>"  # the key of rows that are items already
+SMALL_SET = 100_000  # documents after which no side of the split is empty by chance
 # Distributions strip the tests; the others are not the library's own source.
 STDLIB_SKIPS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # Modules whose names do not show that they share text: one family each.
@@ -52,20 +62,56 @@ STDLIB_SIBLINGS = (
     "turtle turtledemo",
 )
 
-Item = tuple[str, Any]  # a document and the split its source puts it in, "" if its hash decides
+
+@dataclass
+class Entry:
+    """One of the things that are read: the library, a path, a pattern or a hub's data set.
+
+    `split` is where its documents belong, "" if each one's hash decides; `hub_split` the split of
+    the data set that is read; `paths` its files, None if they are not on this machine.
+    """
+
+    name: str
+    split: str = ""
+    hub_split: str = "train"
+    paths: list[str] | None = None
+    is_stdlib: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How entries are read.
+
+    `column` is the column or key of texts, None for conversations; `separator` stands between the
+    documents of a text file; a document whose hash is below `val_below` is for validation.
+    """
+
+    column: str | None
+    separator: str
+    val_fraction: float
+    val_below: int = 0
+
+
+class Source(NamedTuple):
+    """The rows of an entry; `documents` is their number, 0 if nothing says it."""
+
+    entry: Entry
+    rows: "IterableDataset"
+    documents: int = 0
 
 
 class Stream:
-    """Documents of several sources: in turn, or each drawn from a source chosen at random.
+    """Items of several sources: in turn, or each drawn from a source chosen at random.
 
-    With probabilities the stream ends when the source drawn has no document left, so that the
-    proportions hold to the end. `state` says where it stands, as JSON values; a stream opened on
-    the same sources with that state goes on from there.
+    Sources of validation documents come first, one after the other. With probabilities the stream
+    ends when the source drawn has no document left, so that the proportions hold to the end.
+    `state` says where it stands, as JSON values; a stream opened on the same sources with that
+    state goes on from there.
     """
 
     def __init__(
         self,
-        sources: Sequence["IterableDataset"],
+        sources: Sequence[Source],
         column: str | None,
         probabilities: Sequence[float] = (),
         seed: int = 0,
@@ -76,104 +122,223 @@ class Stream:
         self._mixed = bool(probabilities)
         self._seed = seed
         self._drawn = 0
+        self.used_up = ""  # once a mixture has ended: which source, and how much of the others
 
     def state(self) -> dict[str, Any]:
         """How many documents were drawn, and where each source stands."""
-        return {"drawn": self._drawn, "sources": [source.state_dict() for source in self._sources]}
+        positions = [source.rows.state_dict() for source in self._sources]
+        return {"drawn": self._drawn, "sources": positions}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; call it before iterating."""
         self._drawn = state["drawn"]
         for source, position in zip(self._sources, state["sources"], strict=True):
-            source.load_state_dict(position)
+            source.rows.load_state_dict(position)
 
     def __iter__(self) -> Iterator[Item]:
-        rows = [_rows(source) for source in self._sources]
-        if not self._mixed:
-            for row in itertools.chain.from_iterable(rows):
-                yield self._document(row)
-            return
+        held_out = [source for source in self._sources if source.entry.split == "val"]
+        others = [source for source in self._sources if source.entry.split != "val"]
+        for source in held_out if self._mixed else self._sources:
+            yield from self._items(source)
+        if self._mixed:
+            yield from self._mixture(others)
+
+    def _mixture(self, sources: Sequence[Source]) -> Iterator[Item]:
         # datasets.interleave_datasets does this too, at 30 MB/s where this loop reaches 250.
+        items = [self._items(source) for source in sources]
         draw = random.Random(self._seed)
-        for _ in range(self._drawn):
-            draw.random()
-        while drawn := next(rows[bisect.bisect(self._bounds, draw.random())], None):
+        used = Counter(bisect.bisect(self._bounds, draw.random()) for _ in range(self._drawn))
+        while True:
+            chosen = bisect.bisect(self._bounds, draw.random())
+            if (item := next(items[chosen], None)) is None:
+                break
+            used[chosen] += 1
+            while not item.ends:  # the parts of a long text stay together
+                yield item
+                item = next(items[chosen])
             self._drawn += 1
-            yield self._document(drawn)
+            yield item
+        amounts = [
+            f"{used[number]:,} of {source.documents or 'the'} documents of {source.entry.name}"
+            for number, source in enumerate(sources)
+        ]
+        self.used_up = (
+            f"the mixture ends because {sources[chosen].entry.name} is used up; used were "
+            + ", ".join(amounts)
+        )
 
-    def _document(self, row: dict[str, Any]) -> Item:
-        names = _columns(row, self._column, "a row")
-        texts = {name: row[name] for name in names}
-        document = texts if self._column is None else texts[self._column]
-        return row.get(SPLIT_COLUMN, ""), document
-
-
-def _rows(source: "IterableDataset") -> Iterator[dict[str, Any]]:
-    """The rows of a source; what goes wrong on the way (network, damaged files) is a UserError."""
-    try:
-        yield from source
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot read on: {_reason(error)}") from error
-
-
-def _columns(known: Iterable[str], column: str | None, where: str) -> list[str]:
-    """Those of the known columns that hold a document; UserError if some are missing."""
-    for names in CHAT_COLUMNS if column is None else ((column,),):
-        if all(name in known for name in names):
-            return list(names)
-    wanted, advice = f"no column {column!r}", " (pass --text_column=...)"
-    if column is None:
-        wanted, advice = "neither 'messages' nor 'prompt' and 'response'", ""
-    raise UserError(f"{where}: {wanted}; there are {', '.join(known)}{advice}")
+    def _items(self, source: Source) -> Iterator[Item]:
+        """The items of a source; what goes wrong on the way (network, damage) is a UserError."""
+        try:
+            for row in source.rows:
+                is_item = ITEM in row
+                item = row[ITEM] if is_item else item_of(row, self._column, source.entry.name)
+                yield item._replace(split=source.entry.split or item.split)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cannot read on in {source.entry.name}: {reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what an error says, after its type."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-
-
-def describe_sources(kind: str, entries: Sequence[str]) -> list[dict[str, Any]]:
-    """What is read: name, number of files and bytes (a hub's are not known) of each entry."""
-    if kind == "hub":
-        return [{"name": entry} for entry in entries]
-    paths = {entry: matching_files(entry) for entry in entries}
-    if kind == "stdlib":
-        version = f"{platform.python_implementation()} {platform.python_version()}"
-        paths = {f"{version} standard library, split by family": stdlib_files()}
+def open_sources(entries: Sequence[Entry], reading: Reading) -> list[Source]:
+    """The entries, opened; UserError for what shows now that they cannot be read."""
+    cut = reading.val_fraction if is_one_text(entries, reading) else 0.0
     return [
-        {"name": name, "files": len(found), "bytes": sum(map(os.path.getsize, found))}
-        for name, found in paths.items()
+        _open_hub(entry, reading.column)
+        if entry.paths is None
+        else _open_files(entry, reading, cut)
+        for entry in entries
     ]
 
 
-def open_sources(
-    kind: str, entries: Sequence[str], column: str | None, val_fraction: float
-) -> list["IterableDataset"]:
-    """The entries of kind `files` (globs) or `hub`, or the standard library, which has none.
+def is_one_text(entries: Sequence[Entry], reading: Reading) -> bool:
+    """Whether a single text is read, which is split within itself."""
+    paths = [path for entry in entries for path in entry.paths or ("",)]
+    plain = reading.column is not None and not reading.separator
+    return plain and len(paths) == 1 and suffix_of(paths[0]) in TEXT_SUFFIXES
 
-    The library's conversations are signatures and docstrings, and it is split by family.
+
+def is_split_by_hash(entries: Sequence[Entry], reading: Reading) -> bool:
+    """Whether the hash of a document decides its side, not its place or its source."""
+    decided = any(entry.split or entry.is_stdlib for entry in entries)
+    return not decided and not is_one_text(entries, reading)
+
+
+def _open_files(entry: Entry, reading: Reading, cut: float) -> Source:
+    paths, column = entry.paths or [], reading.column
+    if entry.is_stdlib:
+        splits = stdlib_splits(paths, reading.val_fraction)
+        return Source(entry, _streamed(_read_stdlib, paths=paths, splits=splits, column=column))
+    rows = _streamed(
+        read_files, paths=paths, column=column, separator=reading.separator,
+        val_below=reading.val_below, cut=cut,
+    )  # fmt: skip
+    return Source(entry, rows, check_files(paths, column))
+
+
+def _open_hub(entry: Entry, column: str | None) -> Source:
+    from datasets import load_dataset
+
+    path, config, _ = _hub_name(entry.name)
+    try:
+        rows = load_dataset(
+            path, config, split=entry.hub_split, streaming=True, revision=_revision(entry.name)
+        )
+    except Exception as error:
+        raise UserError(f"cannot open the data set {entry.name!r}: {reason(error)}") from error
+    if rows.features:
+        names = check_schema(rows.features.arrow_schema, column, entry.name)
+        rows = rows.select_columns(names)
+    known = (rows.info.splits or {}).get(entry.hub_split)
+    return Source(entry, rows, known.num_examples if known else 0)
+
+
+def _streamed(read: Callable[..., Iterator[Item]], **arguments: Any) -> "IterableDataset":
+    from datasets import IterableDataset  # a second of imports, not needed by users of the shards
+
+    return IterableDataset.from_generator(_rows, gen_kwargs={"read": read, **arguments})
+
+
+def _rows(read: Callable[..., Iterator[Item]], **arguments: Any) -> Iterator[dict[str, Item]]:
+    return ({ITEM: item} for item in read(**arguments))
+
+
+def find_threshold(stream: Stream, val_fraction: float, chat: bool) -> tuple[int, str]:
+    """The hash below which documents are for validation, and a sentence if that was mended.
+
+    The documents of a small set may all have hashes on one side; then the one with the lowest
+    is the validation text. Reading ends as soon as there are documents on both sides.
     """
-    if kind == "hub":
-        return [open_hub(entry, column) for entry in entries]
+    below = math.ceil(val_fraction * 2**64)
+    low, high, inside = 2**64, -1, False
+    for item in itertools.islice(stream, SMALL_SET):
+        document = read_chat(item.value) if chat else read_text(item.value)
+        if not document.skipped and not inside:
+            digest = split_hash(document.utf8)
+            low, high = min(low, digest), max(high, digest)
+        if low < below <= high:
+            return below, ""
+        inside = not item.ends
+    if low >= high or not val_fraction:
+        return below, ""
+    side = "train" if low < below else "val"
+    return low + 1, (
+        f"the hashes of these few documents leave none for {side!r} at "
+        f"val_fraction={val_fraction}: the one with the lowest hash is held out for validation"
+    )
+
+
+def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()) -> list[Entry]:
+    """What to read, of kind stdlib, files or hub, validation documents first.
+
+    `val_source` names their files, or the split of each of the hub's data sets. A file counts
+    once, however many links and patterns lead to it.
+    """
     if kind == "stdlib":
-        paths = stdlib_files()
-        splits = stdlib_splits(paths, val_fraction)
-        return [_generated(_read_stdlib, paths=paths, splits=splits, column=column)]
-    return [open_files(matching_files(entry), column) for entry in entries]
+        version = f"{platform.python_implementation()} {platform.python_version()}"
+        name = f"{version} standard library, split by family"
+        return [Entry(name, paths=stdlib_files(), is_stdlib=True)]
+    side = "train" if val_source else ""
+    entries = [Entry(name, side) for name in names]
+    if kind == "files":
+        entries = [*(Entry(name, "val") for name in val_source), *entries]
+    elif val_source:
+        entries = [*(Entry(name, "val", val_source[0]) for name in names), *entries]
+    seen: set[tuple[int, int]] = set()
+    for entry in entries:
+        if kind == "files" or os.path.isdir(entry.name):
+            hub = kind == "hub"
+            paths = _hub_files(entry.name, entry.hub_split) if hub else matching_files(entry.name)
+            status = {path: os.stat(path) for path in paths}
+            files = {path: (s.st_dev, s.st_ino) for path, s in status.items()}
+            first = {file: path for path, file in reversed(files.items()) if file not in seen}
+            entry.paths = [path for path in files if first.get(files[path]) == path]
+            seen |= first.keys()
+    return entries
+
+
+def describe(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """What tells the same input from another: names, sizes and times of files, revisions."""
+    return [
+        {"name": entry.name, "split": entry.split}
+        | ({"revision": _revision(entry.name)} if entry.paths is None else _listing(entry.paths))
+        for entry in entries
+    ]
+
+
+def _listing(paths: Sequence[str]) -> dict[str, Any]:
+    status = {path: os.stat(path) for path in paths}
+    lines = [f"{path}\0{s.st_size}\0{s.st_mtime_ns}\n" for path, s in status.items()]
+    digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    size = sum(s.st_size for s in status.values())
+    return {"files": len(paths), "bytes": size, "listing_sha256": digest}
+
+
+def _hub_name(name: str) -> tuple[str, str | None, str | None]:
+    """Path, configuration and revision of `path:config@revision`."""
+    name, _, revision = name.partition("@")
+    path, _, config = name.partition(":")
+    return path, config or None, revision or None
+
+
+@functools.cache
+def _revision(name: str) -> str | None:
+    """The commit of a data set on the hub; None if nobody can be asked."""
+    from huggingface_hub import dataset_info
+
+    path, _, revision = _hub_name(name)
+    try:
+        return dataset_info(path, revision=revision, timeout=10).sha
+    except Exception:
+        return None
 
 
 def stdlib_files() -> list[str]:
     """The .py, .txt and .rst files of the running Python's own library, in sorted order."""
     root = sysconfig.get_paths()["stdlib"]
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = set(folders) - STDLIB_SKIPS
-        found += [os.path.join(folder, name) for name in names]
     return sorted(
         path
-        for path in found
+        for path in files_below(root, STDLIB_SKIPS)
         if path.endswith((".py", ".txt", ".rst"))
         and not os.path.basename(path).startswith("_sysconfigdata")  # paths of one machine
     )
@@ -192,103 +357,51 @@ def stdlib_splits(paths: Sequence[str], val_fraction: float) -> list[str]:
     Families are held out in the order of a keyed hash of their names until `val_fraction` of the
     bytes is reached; one larger than a sixth of that is for training, lest it dominate.
     """
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for path in paths:
-        family = stdlib_family(path)
-        sizes[family] = sizes.get(family, 0) + os.path.getsize(path)
-    wanted = val_fraction * sum(sizes.values())
+        sizes[stdlib_family(path)] += os.path.getsize(path)
+    wanted = val_fraction * sizes.total()
     held_out: set[str] = set()
-    for family in sorted(sizes, key=_family_hash):
+    for family in sorted(sizes, key=lambda name: split_hash(name.encode()).to_bytes(8, "little")):
         if sizes[family] <= wanted / 6 and sum(sizes[name] for name in held_out) < wanted:
             held_out.add(family)
     return ["val" if stdlib_family(path) in held_out else "train" for path in paths]
 
 
-def _family_hash(family: str) -> bytes:
-    return hashlib.blake2b(family.encode(), digest_size=8, key=SPLIT_KEY).digest()
-
-
-def _read_stdlib(
-    paths: Sequence[str], splits: Sequence[str], column: str | None
-) -> Iterator[dict[str, Any]]:
+def _read_stdlib(paths: Sequence[str], splits: Sequence[str], column: str | None) -> Iterator[Item]:
+    """The files of the library; as conversations, the signatures and docstrings in them."""
     for path, split in zip(paths, splits, strict=True):
         if column is not None:
-            yield {column: Path(path).read_bytes(), SPLIT_COLUMN: split}
+            yield Item(Path(path).read_bytes(), split)
         elif path.endswith(".py"):
-            yield from ({**row, SPLIT_COLUMN: split} for row in docstring_rows([path]))
+            yield from (Item(row, split) for row in docstring_rows(path))
 
 
-def matching_files(pattern: str) -> list[str]:
-    """The files a glob names, sorted; UserError if there is none or one cannot be read."""
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    if not paths:
-        raise UserError(f"no file matches {pattern!r}: check the path and quote the pattern")
-    for path in paths:
-        if Path(path).suffix not in SUFFIXES:
-            raise UserError(f"cannot read {path}: expected one of {', '.join(SUFFIXES)}")
-    return paths
+def docstring_rows(path: str) -> Iterator[dict[str, str]]:
+    """Prompt and response of every documented function in a Python file.
+
+    The prompt is its signature, the response the first paragraph of its docstring.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # about the library's own source
+        try:
+            tree = ast.parse(Path(path).read_bytes())
+        except (SyntaxError, ValueError):  # templates, and files kept to test bad syntax
+            return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node) or ""
+            signature = f"def {node.name}({ast.unparse(node.args)})"
+            if docstring:
+                yield {"prompt": signature, "response": docstring.split("\n\n")[0]}
 
 
-def _generated(read: Callable[..., Iterator[dict[str, Any]]], **arguments: Any) -> Any:
-    from datasets import IterableDataset  # a second of imports, not needed by users of the shards
+def _hub_files(folder: str, split: str) -> list[str]:
+    """The files of a split of a data set in a local folder, as `datasets` finds them."""
+    from datasets import load_dataset_builder
 
-    return IterableDataset.from_generator(read, gen_kwargs=arguments)
-
-
-def open_files(paths: Sequence[str], column: str | None) -> "IterableDataset":
-    """One document a text file, JSON line or parquet row; files in the order given."""
-    for path in paths:
-        if column is None and not path.endswith((".jsonl", ".parquet")):
-            raise UserError(f"{path} holds no conversations: expected .jsonl or .parquet")
-    return _generated(_read_files, paths=list(paths), column=column)
-
-
-def open_hub(name: str, column: str | None) -> "IterableDataset":
-    """The training split of a data set `path` or `path:config` on the hub, or a local folder."""
-    from datasets import load_dataset
-
-    path, _, config = (name, "", "") if os.path.isdir(name) else name.partition(":")
     try:
-        source = load_dataset(path, config or None, split="train", streaming=True)
+        found = load_dataset_builder(folder).config.data_files
+        return [str(path) for path in found[split]]
     except Exception as error:
-        raise UserError(f"cannot open the data set {name!r}: {_reason(error)}") from error
-    known = source.column_names
-    return source.select_columns(_columns(known, column, name)) if known else source
-
-
-def _read_files(paths: Sequence[str], column: str | None) -> Iterator[dict[str, Any]]:
-    for path in paths:
-        if path.endswith(".parquet"):
-            yield from _read_parquet(path, column)
-        elif path.endswith(".jsonl"):
-            yield from _read_json_lines(path, column)
-        else:
-            assert column is not None, "open_files lets no text file through as a conversation"
-            yield {column: Path(path).read_bytes()}
-
-
-def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = _columns(file.schema_arrow.names, column, path)
-            for batch in file.iter_batches(batch_size=256, columns=names):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
-
-
-def _read_json_lines(path: str, column: str | None) -> Iterator[dict[str, Any]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
-            if not isinstance(row, dict):
-                found = type(row).__name__
-                raise UserError(f"{path}, line {number}: expected an object, found {found}")
-            yield {name: row[name] for name in _columns(row, column, f"{path}, line {number}")}
+        raise UserError(f"cannot open the data set {folder!r}: {reason(error)}") from error

@@ -1,121 +1,191 @@
-"""Documents: what a row of a source says, on which side of the split it is, and its tokens.
+"""Documents: what a text or the row of a conversation says, and its tokens.
 
-A document is a list of turns (role, text): a plain text is one turn of no role, a conversation
-has roles. Its tokens, the last one closing every document in a shard:
+A document is a list of turns: a plain text is one turn of no role, a conversation has roles. Its
+tokens, the last one closing every document in a shard:
 
     a text           ...text... <|endoftext|>
     a conversation   <|user|> ...prompt... <|endofturn|>
                      <|assistant|> ...response... <|endofturn|> <|endoftext|>
 
 No text is ever encoded to a special token, so the tokens alone say whose words are whose:
-`response_mask` finds the ones that fine-tuning learns, and no file beside the shards is needed.
+`response_mask` finds the ones that fine-tuning learns, and no file beside the shards is needed. A
+turn of the assistant that is not to be learned (`"weight": 0`) ends with two <|endofturn|>.
 """
 
-import ast
 import hashlib
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inputcodes.ngrams import Counts, count_ngrams
-from inputcodes.shards import SPLITS
 from inputcodes.tokenizer import TokenIds, Tokenizer
 
-SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text", "not_chat")
+TEXT_SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
+CHAT_SKIPS = ("not_chat", "unknown_role", "not_only_text", "no_answer")
+SKIPS = (*TEXT_SKIPS, *CHAT_SKIPS)  # why a document is left out
+SPLITS = ("train", "val")
 OUTCOMES = (*SPLITS, *SKIPS)
-SPLIT_KEY = b"input-codes split"
 ROLES = ("system", "user", "assistant")
+# What other formats call them. Results of tools are words that the assistant is given.
+ROLE_NAMES = {"human": "user", "gpt": "assistant", "developer": "system", "tool": "user",
+              "function": "user", "observation": "user", "function_call": "assistant"}  # fmt: skip
 END_OF_TURN = "<|endofturn|>"
+# The first set of columns that a row has is read: chat messages, ShareGPT, pairs, Alpaca.
+CHAT_COLUMNS = (
+    ("messages",),
+    ("conversations",),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("instruction", "input", "output"),
+    ("instruction", "output"),
+)
 
-Turns = list[tuple[str, str]]  # role ("" in a plain text) and text
+
+class Item(NamedTuple):
+    """A document (text, bytes or the row of a conversation), or a part of a long text.
+
+    `split` is "" where the hash of the document decides; `ends` is false if further parts follow.
+    """
+
+    value: Any
+    split: str = ""
+    is_part: bool = False
+    ends: bool = True
+
+
+class Turn(NamedTuple):
+    """What a role ("" in a plain text) says, and whether fine-tuning learns it."""
+
+    role: str
+    text: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
 class Document:
-    """What was read: the turns, their UTF-8 one after the other, and the outcome.
+    """The turns of a document, their UTF-8 one after the other, and why it is left out.
 
-    The outcome is one of SKIPS, or "" if there is nothing against the document.
+    `skipped` is one of SKIPS, or "" if there is nothing against the document.
     """
 
-    turns: Turns
+    turns: list[Turn]
     utf8: bytes = b""
-    outcome: str = ""
+    skipped: str = ""
 
 
 def read_text(value: Any) -> Document:
     """A plain text, from a string or the bytes of a file."""
     if value is None:
-        return Document([], outcome="empty")
+        return Document([], skipped="empty")
     try:
         text = value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
-        return Document([], outcome="binary" if b"\0" in value else "not_utf8")
+        return Document([], skipped="binary" if b"\0" in value else "not_utf8")
     if not isinstance(text, str):
-        return Document([], outcome="not_text")
+        return Document([], skipped="not_text")
     if "\0" in text:
-        return Document([], outcome="binary")
+        return Document([], skipped="binary")
     try:
-        return Document([("", text)], text.encode(), "" if text.strip() else "empty")
+        return Document([Turn("", text)], text.encode(), "" if text.strip() else "empty")
     except UnicodeEncodeError:
-        return Document([], outcome="surrogate")
+        return Document([], skipped="surrogate")
 
 
 def read_chat(row: dict[str, Any]) -> Document:
-    """A conversation, from `{"messages": [{"role", "content"}]}` or `{"prompt", "response"}`.
+    """A conversation, from a row with one of the sets of CHAT_COLUMNS.
 
-    It is left out as `not_chat` if its messages are not of that shape or of other ROLES, as
-    `empty` if a turn is or nobody answers, and else for what is wrong with the first bad text.
+    It is left out as `not_chat` if its messages are of another shape, as `unknown_role` or
+    `not_only_text` (images, calls of tools) for what its messages hold, as `no_answer` if the
+    assistant says nothing that is to be learned, and else for what is wrong with the first bad
+    text.
     """
-    messages = row.get("messages")
-    if "messages" not in row:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
-        return Document([], outcome="not_chat")
-    texts = [read_text(message["content"]) for message in messages]
-    outcome = next((text.outcome for text in texts if text.outcome), "")
-    turns = [
-        (message["role"], content)
-        for message, text in zip(messages, texts, strict=True)
-        for _, content in text.turns
-    ]
-    if not outcome and "assistant" not in dict(turns):
-        outcome = "empty"
-    return Document(turns, b"".join(text.utf8 for text in texts), outcome)
+    messages = _messages(row)
+    if not isinstance(messages, list) or not messages:
+        return Document([], skipped="not_chat" if messages != [] else "empty")
+    turns, utf8 = [], b""
+    for message in messages:
+        turn, skipped = _turn(message)
+        if not skipped:
+            text = read_text(turn.text)
+            skipped = text.skipped
+        if skipped:
+            return Document([], skipped=skipped)
+        turns.append(turn)
+        utf8 += text.utf8
+    answered = any(turn.role == "assistant" and turn.learned for turn in turns)
+    return Document(turns, utf8, "" if answered else "no_answer")
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("role") in ROLES and "content" in value
+def _messages(row: dict[str, Any]) -> Any:
+    for name in ("messages", "conversations"):
+        if name in row:
+            return row[name]
+    prompt = row.get("prompt", row.get("instruction"))
+    if isinstance(prompt, str) and row.get("input"):
+        prompt = f"{prompt}\n\n{row['input']}"
+    answer = next(row[name] for name in ("response", "completion", "output") if name in row)
+    messages: list[Any] = []
+    for role, value in (("user", prompt), ("assistant", answer)):
+        messages += value if isinstance(value, list) else [{"role": role, "content": value}]
+    return messages
 
 
-def split_of(utf8: bytes, val_fraction: float) -> str:
+def _turn(message: Any) -> tuple[Turn, str]:
+    """The turn of a message, its text not yet checked; or why the conversation is left out."""
+    nothing = Turn("", "")
+    if not isinstance(message, dict) or not message.keys() & {"content", "value"}:
+        return nothing, "not_chat"
+    role: Any = message.get("role") or message.get("from")
+    if not isinstance(role, str) or (role := ROLE_NAMES.get(role, role)) not in ROLES:
+        return nothing, "unknown_role"
+    content: Any = message.get("content")
+    if content is None:
+        content = message.get("value")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        only_text = all(isinstance(text, str) for text in texts)
+        content = "".join(map(str, texts)) if only_text else content
+    if message.get("tool_calls") or isinstance(content, list):
+        return nothing, "not_only_text"
+    return Turn(role, content, message.get("weight") != 0), ""
+
+
+def split_of(utf8: bytes, val_below: int) -> str:
     """The side of a document: the same for the same text, whatever else there is."""
-    digest = hashlib.blake2b(utf8, digest_size=8, key=SPLIT_KEY).digest()
-    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
+    return "val" if split_hash(utf8) < val_below else "train"
 
 
-def encode_turns(tokenizer: Tokenizer, turns: Turns) -> TokenIds:
-    """The tokens of a document but the last one, (T,); see the top of this file."""
+def split_hash(utf8: bytes) -> int:
+    """A keyed hash, evenly spread over [0, 2^64)."""
+    digest = hashlib.blake2b(utf8, digest_size=8, key=b"input-codes split").digest()
+    return int.from_bytes(digest, "little")
+
+
+def encode_turns(tokenizer: Tokenizer, turns: Sequence[tuple[Any, ...]]) -> TokenIds:
+    """The tokens (T,) of turns or (role, text) pairs, without the <|endoftext|> that follows."""
     special = tokenizer.special
     parts: list[Any] = []
-    for role, text in turns:
+    for role, text, learned in (Turn(*turn) for turn in turns):
         ids = tokenizer.encode_array(text)
-        parts += [[special[f"<|{role}|>"]], ids, [special[END_OF_TURN]]] if role else [ids]
+        end = [special[END_OF_TURN]] * (1 if learned or role != "assistant" else 2)
+        parts += [[special[f"<|{role}|>"]], ids, end] if role else [ids]
     return np.concatenate(parts).astype(tokenizer.dtype, copy=False)
 
 
 def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
-    """Which of the tokens (T,) an assistant says, the end of its turn included, (T,)."""
+    """Which of the tokens (T,) fine-tuning learns, (T,): the assistant's, each turn with its end.
+
+    Turns that end with two <|endofturn|> are not among them.
+    """
     marks = [tokenizer.special[f"<|{role}|>"] for role in ROLES]
     places = np.flatnonzero(np.isin(tokens, [*marks, tokenizer.end_of_text]))
     says = tokens[places] == tokenizer.special["<|assistant|>"]
+    ends = np.append(places[1:], len(tokens))
+    is_end = tokens == tokenizer.special[END_OF_TURN]
+    says &= ~(is_end[ends - 1] & is_end[ends - 2])
     lengths = np.diff(places, append=len(tokens))
     before = places[0] if len(places) else len(tokens)
     mask = np.concatenate((np.zeros(before, dtype=bool), np.repeat(says, lengths)))
@@ -123,72 +193,62 @@ def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
     return mask
 
 
+def _judge(item: Item, val_below: int, chat: bool) -> tuple[Document, str]:
+    """The document of an item and its outcome, one of OUTCOMES."""
+    document = read_chat(item.value) if chat else read_text(item.value)
+    skipped = document.skipped
+    if item.is_part and skipped == "empty":  # white space within a text
+        skipped = ""
+    return document, skipped or item.split or split_of(document.utf8, val_below)
+
+
+def count_chunk(max_ngram: int, val_below: int, chat: bool, items: list[Item]) -> Counts:
+    """The n-grams of the training documents of a chunk."""
+    judged = (_judge(item, val_below, chat) for item in items)
+    texts = [
+        turn.text for document, outcome in judged if outcome == "train" for turn in document.turns
+    ]
+    return count_ngrams(texts, max_ngram)
+
+
 @dataclass
 class Encoded:
-    """What became of a chunk of N documents.
+    """What became of a chunk of N documents or parts of documents.
 
-    `tokens` (T,), all documents one after the other; `lengths` (N,) their tokens, 0 if left
-    out; `text_bytes` (N,) the UTF-8 they stand for; `outcomes` (N,) indices into OUTCOMES.
+    `tokens` (T,), all one after the other; `lengths` (N,) their tokens, 0 if left out;
+    `text_bytes` (N,) the UTF-8 they stand for; `outcomes` (N,) indices into OUTCOMES; `ends` (N,)
+    whether a document ends there.
     """
 
     tokens: TokenIds
     lengths: NDArray[np.int64]
     text_bytes: NDArray[np.int64]
     outcomes: NDArray[np.uint8]
+    ends: NDArray[np.bool_]
 
     def until(self, max_tokens: int) -> "Encoded":
         """The documents up to the one with which training tokens reach `max_tokens`."""
         reached = np.cumsum(np.where(self.outcomes == 0, self.lengths, 0)) >= max_tokens
-        last = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
-        tokens = self.tokens[: self.lengths[:last].sum()]
-        return Encoded(tokens, self.lengths[:last], self.text_bytes[:last], self.outcomes[:last])
+        reached &= self.ends
+        n = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
+        tokens = self.tokens[: self.lengths[:n].sum()]
+        return Encoded(
+            tokens, self.lengths[:n], self.text_bytes[:n], self.outcomes[:n], self.ends[:n]
+        )
 
 
-def encode_chunk(
-    tokenizer: Tokenizer, val_fraction: float, chat: bool, values: list[Any]
-) -> Encoded:
-    """Check, split and encode some (split, document) pairs, conversations if `chat`."""
-    parts = []
-    lengths, text_bytes = np.zeros((2, len(values)), dtype=np.int64)
-    outcomes = np.zeros(len(values), dtype=np.uint8)
+def encode_chunk(tokenizer: Tokenizer, val_below: int, chat: bool, items: list[Item]) -> Encoded:
+    """Check, split and encode some items, conversations if `chat`."""
+    parts = [np.empty(0, dtype=tokenizer.dtype)]
+    lengths, text_bytes = np.zeros((2, len(items)), dtype=np.int64)
+    outcomes = np.zeros(len(items), dtype=np.uint8)
     end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
-    for number, (split, value) in enumerate(values):
-        document = read_chat(value) if chat else read_text(value)
-        outcome = document.outcome or split or split_of(document.utf8, val_fraction)
+    for number, item in enumerate(items):
+        document, outcome = _judge(item, val_below, chat)
         outcomes[number] = OUTCOMES.index(outcome)
-        if not document.outcome:
+        if outcome in SPLITS:
             ids = encode_turns(tokenizer, document.turns)
-            parts += [ids, end]
-            lengths[number], text_bytes[number] = len(ids) + 1, len(document.utf8)
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=tokenizer.dtype)
-    return Encoded(tokens, lengths, text_bytes, outcomes)
-
-
-def count_chunk(max_ngram: int, val_fraction: float, chat: bool, values: list[Any]) -> Counts:
-    """The n-grams of the training documents of a chunk."""
-    texts = []
-    for split, value in values:
-        document = read_chat(value) if chat else read_text(value)
-        if (document.outcome or split or split_of(document.utf8, val_fraction)) == "train":
-            texts += [text for _, text in document.turns]
-    return count_ngrams(texts, max_ngram)
-
-
-def docstring_rows(paths: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Prompt and response of every documented function in Python files.
-
-    The prompt is its signature, the response the first paragraph of its docstring.
-    """
-    for path in paths:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # about the library's own source
-            try:
-                tree = ast.parse(Path(path).read_bytes())
-            except (SyntaxError, ValueError):  # templates, and files kept to test bad syntax
-                continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = ast.get_docstring(node) or ""
-                signature = f"def {node.name}({ast.unparse(node.args)})"
-                if docstring:
-                    yield {"prompt": signature, "response": docstring.split("\n\n")[0]}
+            parts += [ids, end[: item.ends]]
+            lengths[number], text_bytes[number] = len(ids) + item.ends, len(document.utf8)
+    ends = np.array([item.ends for item in items], dtype=bool)
+    return Encoded(np.concatenate(parts), lengths, text_bytes, outcomes, ends)

@@ -1,9 +1,10 @@
-"""Writes token shards so that an interrupted run can go on: shards, progress.json, meta.json.
+"""Documents to token shards: encoded in worker processes, written so that a run can go on.
 
-`progress.json` is replaced whole, after the shards it describes have reached the disk. Opening an
-unfinished folder cuts every shard back to the size recorded there; what the run had written after
-its last save is made again, to the same bytes. `meta.json` is written last and makes the folder a
-data set:
+The stream is cut into chunks, each with the state of the stream after it; workers encode them; the
+main process appends the tokens to the shards in order. `progress.json` is replaced whole, after the
+shards it describes have reached the disk. Opening an unfinished folder cuts every shard back to the
+size recorded there; what was written after the last save is made again, to the same bytes.
+`meta.json` is written last and makes the folder a data set:
 
   format, vocab_size, tokenizer_sha256
   dtype         of the ids in the shards: uint16, or uint32 for more than 65,536 ids
@@ -14,20 +15,157 @@ data set:
   data_sha256   of the line-separated hashes: the tokenizer's, then those of all files in order
 """
 
+import collections
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from inputcodes.configurator import UserError
+from inputcodes.corpus import Stream
+from inputcodes.documents import SKIPS, SPLITS, Encoded, Item
+from inputcodes.files import (
+    PARTIAL,
+    atomic_write,
+    file_sha256,
+    read_json,
+    system_errors,
+    write_json,
+)
+from inputcodes.ngrams import Counts
 from inputcodes.tokenizer import TokenIds
 
-SPLITS = ("train", "val")
 FORMAT = 1
+CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
+CHUNK_DOCUMENTS = 4096
+POOL_CHUNKS = 24  # less input than this is done sooner than worker processes start
+
+Result = TypeVar("Result")
+Job = Callable[[list[Item]], Result]
+_job: Job[Any]  # in a worker: what it does with a chunk
+
+
+@dataclass
+class Chunk:
+    """Some documents, their size in characters, and the state of the stream after them."""
+
+    items: list[Item]
+    size: int
+    state: dict[str, Any]
+
+
+def chunks_of(stream: Stream) -> Iterator[Chunk]:
+    """The stream in portions of CHUNK_CHARACTERS or one document more."""
+    items: list[Item] = []
+    size = 0
+    for item in stream:
+        items.append(item)
+        size += _characters(item.value)
+        if size >= CHUNK_CHARACTERS or len(items) >= CHUNK_DOCUMENTS:
+            yield Chunk(items, size, stream.state())
+            items, size = [], 0
+    if items:
+        yield Chunk(items, size, stream.state())
+
+
+def _characters(value: Any) -> int:
+    """The size of a text, or of all texts of a conversation."""
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
+def map_chunks(
+    job: Job[Result], chunks: Iterator[Chunk], workers: int
+) -> Generator[tuple[Chunk, Result]]:
+    """Each chunk with its result, in order; at most two chunks per worker are in memory.
+
+    `workers` = 0 means one for each core. Input of fewer than POOL_CHUNKS is done in this process.
+    """
+    workers = workers or _cores()
+    head = list(itertools.islice(chunks, POOL_CHUNKS))
+    chunks = itertools.chain(head, chunks)
+    if workers == 1 or len(head) < POOL_CHUNKS:
+        yield from ((chunk, job(chunk.items)) for chunk in chunks)
+        return
+    del head  # or its chunks would stay in memory to the end
+    waiting: collections.deque[tuple[Chunk, concurrent.futures.Future[Result]]]
+    waiting = collections.deque()
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (job,)) as pool:
+        try:
+            for chunk in chunks:
+                with _hidden_main():
+                    waiting.append((chunk, pool.submit(_work, chunk.items)))
+                if len(waiting) >= 2 * workers:
+                    yield _result(waiting)
+            while waiting:
+                yield _result(waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Workers started inside do not import the script that runs, which may have no main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _result(waiting: collections.deque[tuple[Chunk, Any]]) -> tuple[Chunk, Any]:
+    chunk, future = waiting.popleft()
+    try:
+        return chunk, future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps for lack of memory: start the same command again, "
+            "with fewer --workers"
+        ) from error
+
+
+def _start_worker(job: Job[Any]) -> None:
+    """In a new process: keep the job, leave Ctrl-C to the parent and end when the parent does."""
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only workers run this"
+    parent.join()
+    os._exit(1)
+
+
+def _work(items: list[Item]) -> Any:
+    return _job(items)
 
 
 class ShardWriter:
@@ -47,14 +185,25 @@ class ShardWriter:
     def _dtype(self) -> np.dtype[Any]:
         return np.dtype(self.progress.get("dtype", "uint16")).newbyteorder("<")
 
-    def add(self, split: str, tokens: TokenIds, documents: int, text_bytes: int) -> None:
-        """Append whole documents; a shard that is full ends anywhere, also within a document."""
+    def write(self, encoded: Encoded) -> None:
+        """Append the documents of a chunk and count those that are left out."""
+        for code, split in enumerate(SPLITS):
+            chosen = encoded.outcomes == code
+            counts = self.progress["splits"][split]
+            counts["documents"] += int((chosen & encoded.ends).sum())
+            counts["bytes"] += int(encoded.text_bytes[chosen].sum())
+            self._append(split, encoded.tokens[np.repeat(chosen, encoded.lengths)])
+        skipped = self.progress["skipped"]
+        for code, reason in enumerate(SKIPS, start=len(SPLITS)):
+            skipped[reason] = skipped.get(reason, 0) + int((encoded.outcomes == code).sum())
+
+    def _append(self, split: str, tokens: TokenIds) -> None:
+        """A shard that is full ends anywhere, also within a document."""
         counts = self.progress["splits"][split]
-        counts["documents"] += documents
-        counts["bytes"] += text_bytes
         while len(tokens):
             room = self._shard_tokens - counts["tokens"] % self._shard_tokens
-            with open(self._path(split), "ab") as file:
+            path = self._path(split)
+            with system_errors("write", path), open(path, "ab") as file:
                 file.write(tokens[:room].astype(self._dtype).tobytes())
             counts["tokens"] += len(tokens[:room])
             tokens = tokens[room:]
@@ -68,6 +217,25 @@ class ShardWriter:
                 _flush(self._path(split))
         self.progress["stream"] = stream
         write_json(self.folder / "progress.json", self.progress)
+
+    def save_counts(self, counts: Counts, characters: int, stream: dict[str, Any]) -> None:
+        """Keep the n-grams counted in so many characters, up to where the reader stands."""
+        state = json.dumps({"characters": characters, "stream": stream})
+        with atomic_write(self.folder / "counts.npz") as file:
+            np.savez(file, keys=counts[0], counts=counts[1], state=np.array(state))
+
+    def load_counts(self) -> tuple[Counts, int, dict[str, Any]] | None:
+        """What `save_counts` kept, or None."""
+        path = self.folder / "counts.npz"
+        if not path.is_file():
+            return None
+        with system_errors("read", path), np.load(path) as file:
+            state = json.loads(str(file["state"]))
+            return (file["keys"], file["counts"]), state["characters"], state["stream"]
+
+    def drop_counts(self) -> None:
+        """Remove what `save_counts` kept."""
+        (self.folder / "counts.npz").unlink(missing_ok=True)
 
     def finish(self, vocab_size: int) -> dict[str, Any]:
         """Close the last shards, write meta.json and return what it holds."""
@@ -94,33 +262,25 @@ class ShardWriter:
 
     def cut_back(self) -> None:
         """Give every shard the size that `progress` records and remove later ones."""
-        known: set[str] = set()
+        sizes: dict[str, int] = {}
         for split in SPLITS:
             counts = self.progress["splits"][split]
-            itemsize = self._dtype.itemsize
-            sizes = {file["name"]: itemsize * file["tokens"] for file in counts["files"]}
-            left = itemsize * counts["tokens"] - sum(sizes.values())
-            if left:
-                sizes[self._path(split).name] = left
-            for name, size in sizes.items():
-                path = self.folder / name
-                if not path.is_file() or path.stat().st_size < size:
-                    raise UserError(
-                        f"{path} is shorter than the {size} bytes that progress.json records; "
-                        f"delete {self.folder} to start anew"
-                    )
+            closed = {file["name"]: file["tokens"] for file in counts["files"]}
+            if left := counts["tokens"] - sum(closed.values()):
+                closed[self._path(split).name] = left
+            sizes |= {name: self._dtype.itemsize * tokens for name, tokens in closed.items()}
+        for name, size in sizes.items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size < size:
+                raise UserError(
+                    f"{path} is shorter than the {size} bytes that progress.json records: "
+                    f"start over with --overwrite"
+                )
+            with system_errors("write", path):
                 os.truncate(path, size)
-            known |= sizes.keys()
         for path in self.folder.glob("*.bin"):
-            if path.name not in known:
+            if path.name not in sizes:
                 path.unlink()
-
-    def discard(self) -> None:
-        """Remove what this run has written."""
-        for path in [*self.folder.glob("*.bin"), self.folder / "tokenizer.json"]:
-            path.unlink(missing_ok=True)
-        (self.folder / "progress.json").unlink(missing_ok=True)
-        self.folder.rmdir()
 
     def _path(self, split: str) -> Path:
         number = len(self.progress["splits"][split]["files"])
@@ -139,77 +299,83 @@ def data_sha256(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def open_folder(
-    folder: Path, shard_tokens: int, settings: dict[str, Any], sources: list[dict[str, Any]]
-) -> ShardWriter | None:
-    """A writer that begins or goes on; None if the same data set is there, complete.
+def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
+    """A writer that begins or goes on, in a folder that holds no finished data set.
 
-    Raises UserError if the folder holds anything else: it is never overwritten.
+    `wanted` has the `settings` and `sources`. Raises UserError if the folder holds anything else:
+    it is never overwritten.
     """
-    wanted = {"settings": settings, "sources": sources}
-    if (folder / "meta.json").is_file():
-        _check_same(folder, "a finished data set", _read_json(folder / "meta.json"), wanted)
-        return None
-    if (folder / "progress.json").is_file():
-        found = _read_json(folder / "progress.json")
-        if found["stream"] or found["settings"] == settings:
-            _check_same(folder, "an unfinished data set", found, wanted)
-            writer = ShardWriter(folder, shard_tokens, found)
+    path = folder / "progress.json"
+    if path.is_file():
+        progress = read_json(path, f"start over with --overwrite, or delete {folder}")
+        changes = _changes(progress, wanted)
+        if changes and progress["stream"]:
+            raise _made_otherwise(folder, "an unfinished data set", changes)
+        writer = ShardWriter(folder, shard_tokens, progress)
+        if not changes:
             writer.cut_back()
             return writer
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no data set; choose another --dataset")
-    folder.mkdir(parents=True, exist_ok=True)
+        discard(folder)  # nothing is written yet
+    elif any(p.name != "lock" and not p.name.endswith(PARTIAL) for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no data set: choose another --dataset")
     empty = {split: {"tokens": 0, "documents": 0, "bytes": 0, "files": []} for split in SPLITS}
     progress = {"tokenizer_sha256": "", "stream": None, "splits": empty, "skipped": {}}
     writer = ShardWriter(folder, shard_tokens, wanted | progress)
-    writer.cut_back()
     writer.save(None)
     return writer
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the wanted data set is there, complete; UserError if it is another one."""
+    path = folder / "meta.json"
+    if not path.is_file():
+        return False
+    if changes := _changes(read_json(path, "make it again with --overwrite"), wanted):
+        raise _made_otherwise(folder, "a finished data set", changes)
+    return True
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace the file at once, so that a reader sees the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def discard(folder: Path) -> None:
+    """Remove a data set, finished or not; `meta.json` first, so that no half of one is left."""
+    names = ("meta.json", "progress.json", "tokenizer.json", "counts.npz", "*.bin", f"*{PARTIAL}")
+    with system_errors("remove", folder):
+        for path in [path for name in names for path in folder.glob(name)]:
+            path.unlink()
 
 
-def _check_same(folder: Path, what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    old, new = found["settings"], wanted["settings"]
-    changed = [
-        f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if not changed and found["sources"] != wanted["sources"]:
-        changed = ["the input files have changed since"]
-    if changed:
-        raise UserError(
-            f"{folder} holds {what} made otherwise ({'; '.join(changed)}): "
-            "choose another --dataset, or delete the folder to make it anew"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What tells the data set in a folder from the wanted one; an unset setting may be absent."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        old, new = found["settings"], wanted["settings"]
+        changes = [
+            f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
+            for name in sorted(old.keys() | new.keys())
+            if (old.get(name) or None) != (new.get(name) or None)
+        ]
+        empty: dict[str, Any] = {}
+        for was, now in itertools.zip_longest(found["sources"], wanted["sources"], fillvalue=empty):
+            # Data sets of earlier versions record less; no revision is known without a network.
+            differ = [name for name in was if None not in (was[name], now.get(name, was[name]))]
+            differ = [name for name in differ if was[name] != now.get(name, was[name])]
+            if "name" in differ:
+                changes.append(f"read from {was['name']} there, {now['name']} now")
+            elif differ:
+                names = ", ".join(differ)
+                changes.append(f"the input files have changed since: {now['name']} ({names})")
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"cannot read {path}: {error}; delete {path.parent} to start anew"
+            f"the record of the data set is damaged ({error!r}): pass --overwrite"
         ) from error
-    return value
+    return changes
+
+
+def _made_otherwise(folder: Path, what: str, changes: list[str]) -> UserError:
+    return UserError(
+        f"{folder} holds {what} made otherwise ({'; '.join(changes)}): "
+        "choose another --dataset, or make it again with --overwrite"
+    )
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
+    with system_errors("write", path), open(path, "rb+") as file:
         os.fsync(file.fileno())

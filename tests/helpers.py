@@ -1,4 +1,4 @@
-"""What several test files share: texts and tokenizers, the small run, programs in processes."""
+"""What several test files share: texts, tokenizers, data, the small run, programs in processes."""
 
 import hashlib
 import json
@@ -7,13 +7,17 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from inputcodes.checkpoint import read_checkpoint
 from inputcodes.ngrams import choose_ngrams, count_ngrams
 from inputcodes.tokenizer import Tokenizer
+from prepare_data import PrepareConfig
 
 ROOT = Path(__file__).parent.parent
 COSTS = {"elapsed_s", "tokens_per_s", "peak_mb"}  # all that may differ between two runs of one seed
@@ -123,3 +127,26 @@ def write_split(path, name: str, shards: list[np.ndarray]) -> dict:
         digest = hashlib.sha256(raw).hexdigest()
         files.append({"name": f"{name}_{i:06d}.bin", "tokens": len(shard), "sha256": digest})
     return {"tokens": sum(map(len, shards)), "documents": 1, "bytes": 1, "files": files}
+
+
+def write_parquet(path: Path, texts: list[Any], column: str = "text") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"id": list(range(len(texts))), column: texts})
+    pq.write_table(table, path, row_group_size=50)
+    return str(path)
+
+
+def write_json_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def prepare_config(tmp_path: Path, **settings: Any) -> PrepareConfig:
+    defaults = {
+        "data_dir": str(tmp_path / "data"), "dataset": "set", "source": "files", "quiet": True,
+        "val_fraction": 0.1, "workers": 1,
+    }  # fmt: skip
+    settings |= {"files": (settings["files"],)} if "files" in settings else {}
+    made = PrepareConfig(**(defaults | settings))
+    assert made.problems() == []
+    return made

@@ -8,12 +8,12 @@ import pytest
 
 from inputcodes import corpus
 from inputcodes.configurator import UserError
+from inputcodes.corpus import docstring_rows
 from inputcodes.data import DataSet
-from inputcodes.documents import docstring_rows, encode_turns, read_chat, response_mask
+from inputcodes.documents import encode_turns, read_chat, response_mask
 from inputcodes.tokenizer import Tokenizer
 from prepare_data import PrepareConfig, prepare
-from tests.helpers import build_tokenizer
-from tests.test_prepare_data import config, write_json_lines, write_parquet
+from tests.helpers import build_tokenizer, prepare_config, write_json_lines, write_parquet
 
 TURNS = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2 ✓"), ("user", "<|user|>"),
          ("assistant", "<|endofturn|>")]  # fmt: skip
@@ -55,9 +55,55 @@ def test_only_what_the_assistant_says_is_learned(tokenizer: Tokenizer) -> None:
 
 
 def test_prompts_and_responses_are_conversations_of_two_turns() -> None:
-    assert read_chat(PAIR).turns == [("user", "Say hi"), ("assistant", "hi")]
-    assert read_chat(CHAT).turns == TURNS
-    assert read_chat(CHAT | PAIR).turns == TURNS
+    said = [("user", "Say hi"), ("assistant", "hi")]
+    assert [turn[:2] for turn in read_chat(PAIR).turns] == said
+    assert [turn[:2] for turn in read_chat(CHAT).turns] == TURNS
+    assert [turn[:2] for turn in read_chat(CHAT | PAIR).turns] == TURNS
+
+
+HI = [("user", "Say hi"), ("assistant", "hi")]
+PARTS = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"prompt": "Say hi", "completion": "hi"}, HI),
+        ({"prompt": [{"role": "user", "content": "Say hi"}],
+          "completion": [{"role": "assistant", "content": "hi"}]}, HI),
+        ({"instruction": "Say hi", "input": "", "output": "hi"}, HI),
+        ({"instruction": "Say", "input": "it", "output": "hi"},
+         [("user", "Say\n\nit"), ("assistant", "hi")]),
+        ({"conversations": [{"from": "human", "value": "Say hi"}, {"from": "gpt", "value": "hi"}]},
+         HI),
+        ({"messages": [{"role": "user", "content": PARTS, "from": None},
+                       {"role": "assistant", "content": "hi", "tool_calls": None}]}, HI),
+        ({"messages": [{"role": "developer", "content": "d"}, {"role": "tool", "content": "t"},
+                       {"role": "assistant", "content": "hi"}]},
+         [("system", "d"), ("user", "t"), ("assistant", "hi")]),
+    ],
+)  # fmt: skip
+def test_other_formats_are_the_same_conversations(row: dict, turns: list) -> None:
+    document = read_chat(row)
+    assert document.skipped == ""
+    assert [turn[:2] for turn in document.turns] == turns
+    assert document.utf8 == "".join(text for _, text in turns).encode()
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer(256), UNICODE], ids=["bytes", "unicode"])
+def test_turns_of_weight_zero_are_context_only(tokenizer: Tokenizer) -> None:
+    weights = [None, 0, 1, 0]
+    messages = [{"role": "user", "content": "q"}]
+    messages += [
+        {"role": "assistant", "content": f"a{n}"} | ({} if weight is None else {"weight": weight})
+        for n, weight in enumerate(weights)
+    ]
+    ids = encode_turns(tokenizer, read_chat({"messages": messages}).turns)
+    ids = np.append(ids, tokenizer.end_of_text).astype(tokenizer.dtype)
+    learned = ids[response_mask(tokenizer, ids)].tolist()
+    assert tokenizer.decode(learned) == "a0<|endofturn|>a2<|endofturn|>"
+    assert all(f"a{n}" in tokenizer.decode(ids.tolist()) for n in range(4))
+    assert read_chat({"messages": messages[:1] + messages[2:3]}).skipped == "no_answer"
 
 
 @pytest.mark.parametrize(
@@ -67,19 +113,25 @@ def test_prompts_and_responses_are_conversations_of_two_turns() -> None:
         ({"prompt": "a", "response": " \n"}, "empty"),
         ({"prompt": "a", "response": None}, "empty"),
         ({"messages": []}, "empty"),
-        ({"messages": [{"role": "user", "content": "anyone?"}]}, "empty"),
+        ({"messages": [{"role": "user", "content": "anyone?"}]}, "no_answer"),
         ({"prompt": "a", "response": "\0"}, "binary"),
         ({"prompt": "\ud800", "response": "a"}, "surrogate"),
         ({"prompt": 1, "response": "a"}, "not_text"),
         ({"messages": "hello"}, "not_chat"),
         ({"messages": None}, "not_chat"),
-        ({"messages": [{"role": "robot", "content": "a"}]}, "not_chat"),
-        ({"messages": [{"from": "user", "value": "a"}]}, "not_chat"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "unknown_role"),
+        ({"messages": [{"role": "user", "text": "a"}]}, "not_chat"),
+        ({"messages": [{"from": "user", "value": "a"}]}, "no_answer"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not_only_text"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+            "not_only_text",
+        ),
         (PAIR, ""),
     ],
 )
 def test_rows_that_teach_nothing_are_left_out_by_reason(row: dict, outcome: str) -> None:
-    assert read_chat(row).outcome == outcome
+    assert read_chat(row).skipped == outcome
 
 
 def chats_of(folder: Path) -> list[str]:
@@ -105,7 +157,7 @@ def test_every_kind_of_source_prepares_the_same_conversations(tmp_path: Path) ->
         "hub": {"source": "hub", "hub": f"{tmp_path}/hub"},
     }
     for name, settings in made.items():
-        wanted = config(tmp_path, dataset=name, chat=True, val_fraction=0.0, **settings)
+        wanted = prepare_config(tmp_path, dataset=name, chat=True, val_fraction=0.0, **settings)
         folder = prepare(wanted)
         assert chats_of(folder) == [
             f"<|user|>{n}?<|endofturn|><|assistant|>{n}!<|endofturn|>" for n in range(40) if n != 7
@@ -117,18 +169,18 @@ def test_every_kind_of_source_prepares_the_same_conversations(tmp_path: Path) ->
 
 def test_conversations_without_their_columns_are_refused(tmp_path: Path) -> None:
     files = write_json_lines(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "b"}])
-    with pytest.raises(UserError, match=r"a\.jsonl, line 1: neither 'messages' nor 'prompt'"):
-        prepare(config(tmp_path, files=files, chat=True))
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, line 1: no conversations \(expected messages, or"
+    ):
+        prepare(prepare_config(tmp_path, files=files, chat=True))
     (tmp_path / "a.txt").write_text("no turns")
-    with pytest.raises(UserError, match=r"a\.txt holds no conversations"):
-        prepare(config(tmp_path, files=f"{tmp_path}/a.txt", chat=True, dataset="b"))
-    assert PrepareConfig(chat=True).problems() == [
-        "chat needs a name for its data set: --dataset=..."
-    ]
+    with pytest.raises(UserError, match=r"a\.txt is a text and holds no conversations"):
+        prepare(prepare_config(tmp_path, files=f"{tmp_path}/a.txt", chat=True, dataset="b"))
+    assert PrepareConfig(chat=True).name == "docstrings"
 
 
 def test_docstrings_follow_their_signatures() -> None:
-    rows = list(docstring_rows([json.__file__]))
+    rows = list(docstring_rows(json.__file__))
     dumps = next(row for row in rows if row["prompt"].startswith("def dumps(obj, *, skipkeys="))
     assert dumps["response"] == "Serialize ``obj`` to a JSON formatted ``str``."
     assert len(rows) == 4
