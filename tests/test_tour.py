@@ -1,0 +1,28 @@
+"""docs/tour.ipynb runs from the first cell to the last, and holds no outputs."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parent.parent / "docs" / "tour.ipynb"
+
+
+@pytest.mark.slow
+def test_the_tour_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(NOTEBOOK.parent)
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(cells) <= 15
+    assert not any(cell["outputs"] for cell in code)
+    namespace: dict = {}
+    for cell in code:
+        source = "".join(cell["source"])
+        source = source.replace('"out/tour"', repr(os.fspath(tmp_path)))
+        exec(source.replace("max_steps = 200", "max_steps = 12"), namespace)
+    printed = capsys.readouterr().out
+    assert "CKA" in printed
+    assert "--- spelling" in printed
+    assert (tmp_path / "learned" / "best.pt").is_file()
