@@ -285,14 +285,17 @@ def _parts(file: io.BufferedReader, separator: bytes) -> Iterator[tuple[bytes, b
         at_end = not file.peek(1)
         *whole, buffer = buffer.split(separator) if separator else [buffer]
         for text in whole:
-            yield text.strip(b"\r\n"), True
+            text = text.rstrip(b"\r\n")
+            yield text if inside else text.lstrip(b"\r\n"), True
             inside = False
+        if separator and not inside:
+            buffer = buffer.lstrip(b"\r\n")
         if not at_end and len(buffer) > (2 * PART if separator else 0):
             at = _boundary(buffer, len(buffer) - len(separator)) if separator else len(buffer)
             yield buffer[:at], False
             buffer, inside = buffer[at:], True
     if inside or not separator or buffer.strip():  # nothing follows a separator at the end
-        yield buffer.strip(b"\r\n") if separator else buffer, True
+        yield buffer.rstrip(b"\r\n") if separator else buffer, True
 
 
 def _block(file: io.BufferedReader) -> bytes:

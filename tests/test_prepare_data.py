@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import prepare_data
-from inputcodes import corpus, documents, shards
+from inputcodes import corpus, documents, readers, shards
 from inputcodes.configurator import UserError, configure, help_text
 from inputcodes.shards import ShardWriter
 from inputcodes.tokenizer import Tokenizer
@@ -154,6 +154,26 @@ def test_all_kinds_of_files(tmp_path: Path) -> None:
     folder = prepare(prepare_config(tmp_path, files=files, text_column="body", val_fraction=0.0))
     assert read_split(folder, "train")[0] == ["drei", "vier", "one\r\ndocument", "# two", "fünf"]
     assert read_split(folder, "val") == ([], [])
+
+
+def test_long_texts_in_parts_keep_every_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PART", 50)
+    parts = [f"é{i} " * (i % 40 + 1) + "\nx" for i in range(200)]
+    (tmp_path / "s.txt").write_text("<|endoftext|>\n".join(parts) + "<|endoftext|>\n")
+    settings = {"files": str(tmp_path / "s.txt"), "separator": "<|endoftext|>"}
+    folder = prepare(prepare_config(tmp_path, **settings))
+    found = [read_split(folder, split)[0] for split in ("train", "val")]
+    assert sorted(found[0] + found[1]) == sorted(parts)
+    whole = "".join(f"línea {n}\n" for n in range(500))
+    (tmp_path / "one.TXT.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + whole.encode()))
+    folder = prepare(prepare_config(tmp_path, files=f"{tmp_path}/one.TXT.gz", dataset="one"))
+    train, val = read_split(folder, "train")[0], read_split(folder, "val")[0]
+    assert len(train) == len(val) == 1
+    assert train[0] + val[0] == whole
+    assert val[0].startswith("línea")
+    assert 0.1 <= len(val[0]) / len(whole) < 0.11
 
 
 def two_folders(tmp_path: Path) -> tuple[list[str], list[str]]:
