@@ -406,7 +406,7 @@ def _write_shards(
             )
             bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
             bar.update(int(encoded.text_bytes.sum()))
-            if 0 < config.max_tokens <= splits["train"]["tokens"]:
+            if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded.ends[-1]:
                 return ""
             if time.monotonic() - saved >= config.save_every_s:
                 writer.save(chunk.state)
