@@ -47,7 +47,8 @@ class GPTConfig(InputConfig):
 
 def rotary_angles(block_size: int, width: int) -> Tensor:
     """Angles (block_size, width / 2): position times base^(-2i / width)."""
-    frequency = ROPE_BASE ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    # rounded as Hugging Face's models round it, so that an export gives the same logits
+    frequency = 1 / ROPE_BASE ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
     return torch.outer(torch.arange(block_size, dtype=torch.float32), frequency)
 
 

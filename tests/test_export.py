@@ -20,7 +20,7 @@ from inputcodes.checkpoint import load_model, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
 from inputcodes.tokenizer import Tokenizer
-from model import GPT, INPUT_LAYERS, GPTConfig
+from model import GPT, INPUT_LAYERS, GPTConfig, rotary_angles
 from tests.helpers import SMALL, build_tokenizer
 
 TEXT = (
@@ -133,6 +133,8 @@ def test_logits_loss_and_greedy_tokens_are_the_same(layer, tokenizers, tmp_path)
     theirs.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     ids = torch.randint(700, (3, 32), generator=torch.Generator().manual_seed(0))
+    inv_freq = theirs.gpt_neox.rotary_emb.inv_freq  # an error of one unit grows with the position
+    assert torch.equal(rotary_angles(2, 32)[1], inv_freq)
     with torch.no_grad():
         logits = ours(ids)
         for model in (theirs, again):
