@@ -28,22 +28,17 @@ def missing_package(log_to: str) -> str:
 
 
 def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
-    """What takes the lines of metrics.jsonl after `last_step`; a resumed run goes on in its own.
-
-    A line of an evaluation also draws curve.png, if the last picture is not just past.
-    """
-    senders = []
-    if log_to != "none":
-        made_by = read_json(out_dir / "run.json")
-        del made_by["tokenizer"]
-        open_log = {"wandb": _wandb, "tensorboard": _tensorboard}[log_to]
-        senders.append(open_log(out_dir, made_by, last_step))
+    """What takes the lines of metrics.jsonl after `last_step`, and draws curve.png now and then."""
+    made_by = read_json(out_dir / "run.json") | {"tokenizer": "in the checkpoints"}
+    opened = {"wandb": _wandb, "tensorboard": _tensorboard}.get(
+        log_to, lambda *_: lambda line: None
+    )
+    send = opened(out_dir, made_by, last_step)
     drawn = time.perf_counter()
 
     def write(line: dict[str, Any]) -> None:
         nonlocal drawn
-        for send in senders:
-            send(line)
+        send(line)
         if "val_loss" in line and time.perf_counter() - drawn >= CURVE_SECONDS:
             _draw(out_dir)
             drawn = time.perf_counter()
@@ -53,9 +48,8 @@ def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
 
 def _draw(out_dir: Path) -> None:
     try:
-        from inputcodes.figures import draw_curve  # needs matplotlib
-
-        draw_curve(out_dir)
+        figures = importlib.import_module("inputcodes.figures")  # needs matplotlib
+        figures.draw_curve(out_dir)
     except Exception as error:  # a run does not end for its picture
         tqdm.write(f"no {out_dir / 'curve.png'}: {error}")
 
@@ -66,8 +60,8 @@ def _wandb(out_dir: Path, made_by: dict[str, Any], last_step: int) -> Write:
     file = out_dir / "wandb_id"
     if not (last_step and file.is_file()):
         write_text(file, uuid.uuid4().hex[:8])
-    settings = {"project": "input-codes", "name": str(out_dir), "config": made_by}
-    run = wandb.init(id=file.read_text(), resume="allow", dir=out_dir, **settings)
+    known = {"id": file.read_text(), "resume": "allow", "dir": out_dir, "config": made_by}
+    run = wandb.init(project="input-codes", name=str(out_dir), **known)
     return lambda line: run.log(line, step=line["step"])
 
 

@@ -53,7 +53,7 @@ def token_states(model: GPT, ids: Tensor, start: int) -> list[Tensor]:
     model.hidden(torch.stack((torch.full_like(ids, start), ids), dim=1))
     for hook in hooks:
         hook.remove()
-    return [states[0], *states[1:]]
+    return states
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
