@@ -129,7 +129,7 @@ def test_flops_of_the_papers_model():
         ({"only": "steps"}, "only='steps'"),
         ({"rounds": 0}, "rounds=0"),
         ({"nanogpt": "/nowhere"}, "nanogpt='/nowhere'"),
-        ({"dataset": "nothing"}, "no data set in"),
+        ({"dataset": "nothing"}, "there is no data set"),
     ],
 )
 def test_bad_requests_are_refused(words, changes, words_of_error):
