@@ -93,11 +93,10 @@ class Reading:
 
 
 class Source(NamedTuple):
-    """The rows of an entry; `documents` is their number, 0 if nothing says it."""
+    """An entry and its rows."""
 
     entry: Entry
     rows: "IterableDataset"
-    documents: int = 0
 
 
 class Stream:
@@ -158,13 +157,10 @@ class Stream:
                 item = next(items[chosen])
             self._drawn += 1
             yield item
-        amounts = [
-            f"{used[number]:,} of {source.documents or 'the'} documents of {source.entry.name}"
-            for number, source in enumerate(sources)
-        ]
-        self.used_up = (
-            f"the mixture ends because {sources[chosen].entry.name} is used up; used were "
-            + ", ".join(amounts)
+        names = [source.entry.name for source in sources]
+        amounts = [f"{used[number]:,} documents of {name}" for number, name in enumerate(names)]
+        self.used_up = f"the mixture ends because {names[chosen]} is used up, after " + (
+            ", ".join(amounts)
         )
 
     def _items(self, source: Source) -> Iterator[Item]:
@@ -209,11 +205,12 @@ def _open_files(entry: Entry, reading: Reading, cut: float) -> Source:
     if entry.is_stdlib:
         splits = stdlib_splits(paths, reading.val_fraction)
         return Source(entry, _streamed(_read_stdlib, paths=paths, splits=splits, column=column))
+    check_files(paths, column)
     rows = _streamed(
         read_files, paths=paths, column=column, separator=reading.separator,
         val_below=reading.val_below, cut=cut,
     )  # fmt: skip
-    return Source(entry, rows, check_files(paths, column))
+    return Source(entry, rows)
 
 
 def _open_hub(entry: Entry, column: str | None) -> Source:
@@ -227,10 +224,8 @@ def _open_hub(entry: Entry, column: str | None) -> Source:
     except Exception as error:
         raise UserError(f"cannot open the data set {entry.name!r}: {reason(error)}") from error
     if rows.features:
-        names = check_schema(rows.features.arrow_schema, column, entry.name)
-        rows = rows.select_columns(names)
-    known = (rows.info.splits or {}).get(entry.hub_split)
-    return Source(entry, rows, known.num_examples if known else 0)
+        rows = rows.select_columns(check_schema(rows.features.arrow_schema, column, entry.name))
+    return Source(entry, rows)
 
 
 def _streamed(read: Callable[..., Iterator[Item]], **arguments: Any) -> "IterableDataset":

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from inputcodes.configurator import UserError
 from inputcodes.documents import CHAT_COLUMNS, Item, split_of
@@ -20,7 +20,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null")
-PART = 1 << 20  # bytes of a long text that are read at a time
+PART = 1 << 20  # characters of a text that are read at a time, up to the end of a line
 
 
 def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
@@ -54,12 +54,11 @@ def matching_files(name: str) -> list[str]:
         paths = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, _expand(path)))
     if not paths:
         raise UserError(f"no file matches {name!r}: check the path and quote the pattern")
-    for path in paths:
-        if suffix_of(path) not in SUFFIXES:
-            raise UserError(
-                f"cannot read {path}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
-                f"with {', '.join(COMPRESSIONS)}"
-            )
+    if other := next((path for path in paths if suffix_of(path) not in SUFFIXES), ""):
+        raise UserError(
+            f"cannot read {other}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
+            f"with {', '.join(COMPRESSIONS)}"
+        )
     return paths
 
 
@@ -95,10 +94,9 @@ def read_files(
         suffix = suffix_of(path)
         try:
             if suffix in TEXT_SUFFIXES:
-                texts = _read_text(path, separator.encode(), val_below)
-                yield from _cut_text(path, cut) if cut else texts
+                yield from _read_text(path, separator, val_below, cut)
                 continue
-            for number, row in _READERS[suffix](path, column):
+            for number, row in _READERS.get(suffix, _read_json)(path, column):
                 yield item_of(row, column, f"{path}, {_COUNTED.get(suffix, 'line')} {number}")
         except UserError:
             raise
@@ -107,7 +105,7 @@ def read_files(
 
 
 def item_of(row: Any, column: str | None, where: str) -> Item:
-    """The document in a row; UserError if the row or its columns are others."""
+    """The document in a row; UserError if the row is no object or lacks the column."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {type(row).__name__}")
     names = columns_of(row, column, where)
@@ -115,13 +113,13 @@ def item_of(row: Any, column: str | None, where: str) -> Item:
 
 
 def columns_of(known: Mapping[str, Any], column: str | None, where: str) -> list[str]:
-    """Those of the `known` columns that hold a document; UserError if some are missing."""
+    """The names among `known` that hold a document; UserError if some are missing."""
     for names in CHAT_COLUMNS if column is None else ((column,),):
         if all(name in known for name in names):
             return list(names)
     listed = ", ".join(map(str, known))
     if column is not None:
-        raise UserError(f"{where}: no column {column!r}; there are {listed} (--text_column=...)")
+        raise UserError(f"{where}: no column {column!r}; there are {listed} (--text_column=NAME)")
     expected = ", or ".join(" and ".join(names) for names in CHAT_COLUMNS)
     raise UserError(f"{where}: no conversations (expected {expected}); there are {listed}")
 
@@ -132,33 +130,27 @@ def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
     names = columns_of(types, column, where)
     texts = [name for name, kind in types.items() if kind.startswith(TEXT_TYPES)]
     if column is not None and column not in texts:
-        advice = (
-            f"pass --text_column= with one of {', '.join(texts)}" if texts else "no column does"
-        )
+        advice = " or ".join(f"--text_column={name}" for name in texts)
+        advice = f"pass {advice}" if texts else "no column does"
         raise UserError(f"{where}: column {column!r} holds {types[column]}, not text: {advice}")
     return names
 
 
-def check_files(paths: Sequence[str], column: str | None) -> int:
-    """The number of rows, 0 if not every file says it; UserError for what can be refused now."""
+def check_files(paths: Sequence[str], column: str | None) -> None:
+    """Raise UserError for what can be refused before anything is read."""
     import pyarrow.parquet
 
-    rows = 0
     for path in paths:
-        suffix = suffix_of(path)
-        if column is None and suffix in TEXT_SUFFIXES:
+        if column is None and suffix_of(path) in TEXT_SUFFIXES:
             raise UserError(
                 f"{path} is a text and holds no conversations: expected JSON lines,"
                 " JSON, CSV or Parquet"
             )
-        if suffix == ".parquet":
+        if suffix_of(path) == ".parquet":
             try:
-                with pyarrow.parquet.ParquetFile(path) as file:
-                    check_schema(file.schema_arrow, column, path)
-                    rows += file.metadata.num_rows
+                check_schema(pyarrow.parquet.read_schema(path), column, path)
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"cannot read {path}: {reason(error)}") from error
-    return rows if all(suffix_of(path) == ".parquet" for path in paths) else 0
 
 
 def reason(error: Exception) -> str:
@@ -197,15 +189,9 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
 def _read_json(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     """The objects of an array, which is read whole, or of lines."""
     with _open(path) as file:
-        is_array = file.peek(1).lstrip()[:1] == b"["
-        if is_array:
+        if file.peek(1).lstrip()[:1] == b"[":
             yield from enumerate(json.loads(file.read().decode()), start=1)
-    if not is_array:
-        yield from _read_json_lines(path, column)
-
-
-def _read_json_lines(path: str, _: str | None) -> Iterator[tuple[int, Any]]:
-    with _open(path) as file:
+            return
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
@@ -214,100 +200,80 @@ def _read_json_lines(path: str, _: str | None) -> Iterator[tuple[int, Any]]:
                     raise UserError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
 
 
-_READERS = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
+_READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: _read_json
 _COUNTED = {".parquet": "row", ".json": "object"}
 
 
-def _read_text(path: str, separator: bytes, val_below: int) -> Iterator[Item]:
-    """The documents of a text file, long ones in parts, which have the split of the first."""
-    plain = os.path.splitext(path)[1].lower() in TEXT_SUFFIXES
-    if (not plain or separator or os.path.getsize(path) > PART) and (bad := _not_text(path)[0]):
-        yield Item(bad)
-        return
-    split, inside = "", False
-    with _open(path) as file:
-        for text, ends in _parts(file, separator):
-            if not inside:
-                split = "" if ends else split_of(text, val_below)
-            yield Item(text, split, inside or not ends, ends)
-            inside = not ends
-
-
-def _cut_text(path: str, share: float) -> Iterator[Item]:
-    """One text in parts; its last `share`, from the start of a line on, is for validation."""
-    bad, size = _not_text(path)
+def _read_text(path: str, separator: str, val_below: int, cut: float) -> Iterator[Item]:
+    """The documents of a text file; the parts of a long one have the split of the first."""
+    bad, characters = _scan(path)
     if bad:
         yield Item(bad)
         return
-    left, inside = int(size * (1 - share)), False
-    with _open(path) as file:
-        while left > 3 * PART:
-            block = _block(file)
-            left -= len(block)
-            yield Item(block, "train", inside := True, False)
-        block = file.read(left)
-        at = block.rfind(b"\n") + 1 or _boundary(block, len(block) - 1)
-        yield Item(block[:at], "train", inside, True)
-        rest, inside = block[at:], False
-        for text, ends in _parts(file, b""):
-            yield Item(rest + text, "val", inside or not ends, ends)
-            rest, inside = b"", True
+    split, inside = "train" if cut else "", False
+    with io.TextIOWrapper(_open(path), encoding="utf-8", newline="\n") as file:
+        texts = _halves(file, int(characters * (1 - cut))) if cut else _documents(file, separator)
+        for text, ends in texts:
+            if not cut and not inside:
+                split = "" if ends else split_of(text.encode(), val_below)
+            yield Item(text, split, inside or not ends, ends)
+            inside = not ends
+            split = "val" if cut and ends else split
 
 
-def _not_text(path: str) -> tuple[bytes, int]:
-    """Bytes that show that a long file is no text (empty if it is one), and its size unpacked."""
+def _scan(path: str) -> tuple[bytes, int]:
+    """Bytes that show that a file is no text (empty if it is one), and its characters."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    size, bad = 0, b""
+    characters, bad = 0, b""
     with _open(path) as file:
         while block := file.read(PART):
-            size += len(block)
-            try:
-                decoder.decode(block, final=not file.peek(1))
-            except UnicodeDecodeError:
-                bad = bad or b"\xff"
-                decoder.reset()
             if b"\0" in block:
-                return b"\0", size
-    return bad, size
+                return b"\0", 0
+            try:
+                characters += len(decoder.decode(block, final=not file.peek(1)))
+            except UnicodeDecodeError:
+                bad = b"\xff"
+                decoder.reset()
+    return bad, characters
 
 
-def _parts(file: io.BufferedReader, separator: bytes) -> Iterator[tuple[bytes, bool]]:
-    """The documents between separators, in parts: each with whether its document ends there."""
-    buffer, inside, at_end = b"", False, False
-    while not at_end:
-        buffer += _block(file)
-        at_end = not file.peek(1)
-        *whole, buffer = buffer.split(separator) if separator else [buffer]
-        for text in whole:
-            text = text.rstrip(b"\r\n")
-            yield text if inside else text.lstrip(b"\r\n"), True
-            inside = False
-        if separator and not inside:
-            buffer = buffer.lstrip(b"\r\n")
-        if not at_end and len(buffer) > (2 * PART if separator else 0):
-            at = _boundary(buffer, len(buffer) - len(separator)) if separator else len(buffer)
-            yield buffer[:at], False
-            buffer, inside = buffer[at:], True
-    if inside or not separator or buffer.strip():  # nothing follows a separator at the end
-        yield buffer.rstrip(b"\r\n") if separator else buffer, True
-
-
-def _block(file: io.BufferedReader) -> bytes:
-    """About PART bytes, up to the end of a line or, if that is far, of a character."""
+def _blocks(file: TextIO) -> Iterator[tuple[str, bool]]:
+    """A text in blocks that end with a line (unless that is long), each with whether it is last."""
     block = file.read(PART) + file.readline(PART)
-    while (following := file.peek(1)[:1]) and following[0] & 0xC0 == 0x80:
-        block += file.read(1)
-    return block
+    while following := file.read(PART) + file.readline(PART):
+        yield block, False
+        block = following
+    yield block, True
 
 
-def _boundary(text: bytes, at: int) -> int:
-    """The last place up to `at` where a character of UTF-8 begins."""
-    while at > 0 and text[at] & 0xC0 == 0x80:
-        at -= 1
-    return at
+def _halves(file: TextIO, left: int) -> Iterator[tuple[str, bool]]:
+    """A text as two documents, the second from the line on in which character `left` is."""
+    before, whole = "", False
+    for block, is_last in _blocks(file):
+        if not whole and left < len(block):
+            at = block.rfind("\n", 0, left) + 1 or (0 if before.endswith("\n") else left)
+            yield block[:at], True
+            block, whole = block[at:], True
+        left -= len(block)
+        yield block, is_last
+        before = block
+
+
+def _documents(file: TextIO, separator: str) -> Iterator[tuple[str, bool]]:
+    """The documents between separators, in parts: each with whether its document ends there."""
+    rest, inside = "", False
+    for block, is_last in _blocks(file):
+        if not separator:
+            yield block, is_last
+            continue
+        *texts, rest = (rest + block).split(separator)
+        for text in texts:
+            text = text.rstrip("\r\n")
+            yield text if inside else text.lstrip("\r\n"), True
+            inside = False
+        rest = rest if inside else rest.lstrip("\r\n")
+        if len(rest) > 2 * PART and not is_last:  # all but what may begin a separator
+            yield rest[: -len(separator)], False
+            rest, inside = rest[-len(separator) :], True
+    if inside or rest.strip():  # nothing follows a separator at the end
+        yield rest.rstrip("\r\n"), True
