@@ -632,7 +632,7 @@ def compare(runs: Runs, pairs: dict[str, Pair], margin_share: float) -> dict[str
     }
     margins = {label: margin_share * stats.mean(b) for label, (_, b) in samples.items()}
     paired = {label: stats.paired(a, b) for label, (a, b) in samples.items()}
-    tost = [stats.tost_paired(a, b, margins[label]) for label, (a, b) in samples.items()]
+    tost = [stats.tost(paired[label], margins[label]) for label in samples]
     adjusted = zip(stats.holm([c.p for c in paired.values()]), stats.holm(tost), strict=True)
     lines = {}
     for (label, (a, b)), (paired_p, tost_p) in zip(samples.items(), adjusted, strict=True):

@@ -40,20 +40,22 @@ from inputcodes.configurator import (
 )
 from inputcodes.data import DataSet
 from inputcodes.distributed import Processes
+from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.progress import Output
 from inputcodes.report import make_report, text_of
-from inputcodes.runner import Runner, jobs_at_once, stopped_by_signals
 from inputcodes.runs import (
     FREE_FIELDS,
     Run,
+    Runner,
     Variant,
     differences,
+    jobs_at_once,
     keep_record,
     not_matched,
     read_run,
+    stopped_by_signals,
 )
-from inputcodes.study_figures import draw_study
 from model import GPTConfig
 from train import TrainConfig, open_data
 

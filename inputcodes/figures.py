@@ -1,4 +1,4 @@
-"""How figures look, and the curves of runs.
+"""The curves of runs, and the figures of a study, drawn from its report.
 
     python -m inputcodes.figures out/a out/b     # several runs in one picture, curves.png
 
@@ -6,6 +6,8 @@ Lines differ in dash and marker as well as in colour. Legends stand beside the a
 data.
 """
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,17 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import atomic_write
-from inputcodes.runs import read_metrics
+from inputcodes.judging import Gap
+from inputcodes.report import Report
+from inputcodes.runs import Row, present, read_metrics
+from inputcodes.stats import mean
+
+LOSS = "validation loss (nats per token)"
+MOST_AHEAD = 8  # how far a fit is drawn beyond the last tokens, as a factor
 
 COLORS = (
     "#000000", "#c1440e", "#1f5fa8", "#7a9a01", "#8a5fa8",
@@ -115,6 +123,187 @@ def draw_counting(axes: Axes, lines: list[dict[str, Any]]) -> None:
 def draw_curve(out_dir: Path) -> None:
     """Write curve.png of the run in `out_dir`."""
     save(curve_figure([out_dir]), out_dir / "curve.png")
+
+
+# ---------------------------------------------------------------------------------------------
+# Figures of a study
+
+
+def draw_study(directory: Path, report: Report) -> list[str]:
+    """Draw what this report allows into `directory`; the names, without suffix."""
+    gaps = [gap for group in report.gaps for gap in group]
+    drawn = {"loss": loss_figure(report.groups)}
+    if any(gap.interval for gap in gaps):
+        drawn["differences"] = difference_figure(report, gaps)
+    if any(len(gap.points) > 1 for gap in gaps):
+        drawn["price"] = price_figure(gaps, report.margin)
+    for i, group in enumerate(report.groups):
+        if len({row.code_length for row in group if row.code_length}) > 2:
+            name = "code_length" if len(report.groups) == 1 else f"code_length_{i + 1}"
+            drawn[name] = length_figure(group)
+    if sweep := sweep_figure(report.groups):
+        drawn["sweep"] = sweep
+    for name, figure in drawn.items():
+        save(figure, directory / f"{name}.png")
+        save(figure, directory / f"{name}.svg")
+    return list(drawn)
+
+
+def loss_figure(groups: list[list[Row]]) -> Figure:
+    """Validation loss against tokens, with the band over seeds; a panel a group."""
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(4 + 3.8 * columns, 3.8 * lines), layout="constrained")
+    kinds = list(dict.fromkeys(row.kind for group in groups for row in group))
+    for number, group in enumerate(groups):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        for row in group:
+            look = style(kinds.index(row.kind))
+            tokens = [point.tokens for point in row.curve]
+            losses = [present(point.losses) for point in row.curve]
+            axes.plot(tokens, [mean(some) for some in losses], label=row.kind, **look)
+            low, high = [min(some) for some in losses], [max(some) for some in losses]
+            axes.fill_between(tokens, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if bigram := group[0].bigram:
+            axes.axhline(bigram, color="grey", linewidth=1, label="counts of token pairs")
+        axes.set(ylabel=LOSS if number % columns == 0 else "", title=group[0].group)
+        count_axis(axes)
+    legend(figure, figure.axes)
+    figure.suptitle("mean over seeds; band: lowest to highest seed", fontsize="medium")
+    return figure
+
+
+def difference_figure(report: Report, gaps: list[Gap]) -> Figure:
+    """The gaps at the end, with their intervals and every seed."""
+    shown = [gap for gap in gaps if gap.interval]
+    figure = Figure(figsize=(8, 1.4 + 0.32 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, gap in enumerate(shown):
+        scale = 100 * gap.share / gap.nats if gap.nats else 0.0  # % per nat
+        ends = [scale * end for end in gap.interval or ()]
+        axes.plot(ends, [y, y], color="black", linewidth=1.5, marker="|", markersize=9)
+        seeds = [100 * share for share in present(gap.points[-1].shares)] if gap.points else []
+        axes.plot(seeds, [y] * len(seeds), "o", color="grey", markersize=4, markerfacecolor="none")
+        axes.plot(100 * gap.share, y, "D", color="black", markersize=5)
+    axes.axvspan(-100 * report.margin, 100 * report.margin, color="black", alpha=0.08, linewidth=0)
+    axes.axvline(0, color="black", linewidth=0.8)
+    labels = [f"{gap.variant} - {gap.baseline}" for gap in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel("difference (% of the baseline's loss; below 0: better)")
+    notes = f"diamond: mean; bar: 95% interval; circles: seeds; grey: ±{100 * report.margin:g}%"
+    figure.suptitle(notes, fontsize="medium")
+    return figure
+
+
+def price_figure(gaps: list[Gap], margin: float) -> Figure:
+    """The gap against tokens: as a share of the loss with its fits, and as a multiple of data."""
+    shown = [gap for gap in gaps if len(gap.points) > 1]
+    with_data = [gap for gap in shown if any(point.data for point in gap.points)]
+    figure = Figure(figsize=(11 if with_data else 7.5, 4), layout="constrained")
+    axes = figure.add_subplot(1, 2 if with_data else 1, 1)
+    for i, gap in enumerate(shown):
+        tokens = [point.tokens for point in gap.points]
+        label = f"{gap.variant} - {gap.baseline}"
+        axes.plot(tokens, [100 * point.share for point in gap.points], label=label, **style(i))
+        bands = [point.interval for point in gap.points if point.interval]
+        if len(shown) <= 4 and len(bands) == len(tokens):
+            low, high = ([100 * band[end] for band in bands] for end in (0, 1))
+            axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.15, linewidth=0)
+        draw_fits(axes, gap, style(i)["color"])
+    axes.axhspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("difference (% of the baseline's loss)")
+    count_axis(axes, log=True)
+    if with_data:
+        axes = figure.add_subplot(1, 2, 2)
+        for i, gap in enumerate(shown):
+            known = [(point.tokens, point.data) for point in gap.points if point.data]
+            label = f"{gap.variant} - {gap.baseline}"
+            axes.plot([t for t, _ in known], [x for _, x in known], label=label, **style(i))
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_ylabel("tokens needed / tokens the baseline needs")
+        count_axis(axes, log=True)
+    legend(figure, figure.axes)
+    notes = [f"grey: ±{100 * margin:g}%"] + ["bands: 95% intervals"] * (len(shown) <= 4)
+    figure.suptitle("; ".join(notes), fontsize="medium")
+    return figure
+
+
+def draw_fits(axes: Axes, gap: Gap, color: str) -> None:
+    """The mean of the seeds' power laws, drawn on to the margin or MOST_AHEAD times as far."""
+    last = gap.points[-1].tokens
+    for fit in gap.fits:
+        end = min(MOST_AHEAD * last, 1.2 * max(last, fit.crossing or math.inf))
+        start = 0.05 * last
+        xs = [start * (end / start) ** (i / 60) for i in range(61)]
+        ys = [100 * mean([law.at(x) for law in fit.laws]) for x in xs]
+        name = "power law with offset" if fit.with_offset else "power law"
+        label = f"{gap.variant}: {name}"
+        axes.plot(xs, ys, color=color, linewidth=1, linestyle=":" if fit.with_offset else "--",
+                  label=label)  # fmt: skip
+
+
+def length_figure(group: list[Row]) -> Figure:
+    """Loss against the length of the code; lines across for layers that are no code of the id."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    coded = sorted((row for row in group if row.code_length), key=lambda row: row.code_length or 0)
+    layers = list(dict.fromkeys(row.settings["input_layer"] for row in coded))
+    for i, layer in enumerate(layers):
+        rows = [row for row in coded if row.settings["input_layer"] == layer]
+        lengths = [float(row.code_length or 0) for row in rows]
+        draw_means(axes, lengths, [present(row.losses) for row in rows], layer, i)
+    for i, row in enumerate((row for row in group if not row.code_length), len(layers)):
+        axes.axhline(row.loss, label=row.kind, **style(i) | {"marker": ""})
+    axes.set_ylabel(LOSS)
+    K = (coded[0].settings["vocab_size"] - 1).bit_length()
+    label_values(axes, f"length of the code (positions; K = {K} bits tell the ids apart)")
+    legend(figure, [axes])
+    figure.suptitle("mean over seeds; bars: lowest to highest seed", fontsize="medium")
+    return figure
+
+
+def sweep_figure(groups: list[list[Row]]) -> Figure | None:
+    """The last result against what the groups differ in, if that is one number above 0."""
+    words = [re.fullmatch(r"(\w+)=(?:\w+-)?([\d.e+-]+)", group[0].group) for group in groups]
+    keys = [(word[1], float(word[2])) for word in words if word]
+    names, values = {name for name, _ in keys}, [value for _, value in keys]
+    if len(keys) < max(2, len(groups)) or len(names) > 1 or min(values) <= 0:
+        return None
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    placed = [(x, row) for x, group in zip(values, groups, strict=True) for row in group]
+    placed.sort(key=lambda pair: pair[0])
+    for i, kind in enumerate(dict.fromkeys(row.kind for group in groups for row in group)):
+        xs = [x for x, row in placed if row.kind == kind]
+        bits = [present(row.bits_per_byte) for _, row in placed if row.kind == kind]
+        draw_means(axes, xs, bits, kind, i)
+    axes.set_ylabel("validation loss (bits per byte)")
+    label_values(axes, keys[0][0])
+    legend(figure, [axes])
+    figure.suptitle("mean over seeds; bars: lowest to highest seed", fontsize="medium")
+    return figure
+
+
+def draw_means(
+    axes: Axes, xs: Sequence[float], samples: list[list[float]], label: str, number: int
+) -> None:
+    """Means over seeds, with bars from the lowest to the highest seed."""
+    means = [mean(sample) for sample in samples]
+    below = [y - min(sample) for y, sample in zip(means, samples, strict=True)]
+    above = [max(sample) - y for y, sample in zip(means, samples, strict=True)]
+    axes.errorbar(xs, means, [below, above], capsize=3, label=label, **style(number))
+
+
+def label_values(axes: Axes, name: str) -> None:
+    """A logarithmic axis with a tick at every value of `draw_means`."""
+    ticks = sorted({float(x) for line in axes.containers for x in line[0].get_xdata()})
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_xlabel(name)
+    axes.grid(alpha=0.3)
 
 
 @dataclass(frozen=True)

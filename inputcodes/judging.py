@@ -1,11 +1,12 @@
 """What can be claimed of measured rows: gaps to the baseline, trends over tokens, recodings.
 
 Variants share a seed's batches and all initial weights but the input layer's, so they are compared
-within seeds, by stats.contrasts and stats.verdicts, with a margin that was set beforehand.
+within seeds: `contrasts` fits one additive model to all variants, and `verdicts` asks in this
+order, with a margin that was set beforehand (docs/statistics.md):
 
-    equivalent     the difference is within the margin
+    not worse      the difference is below the margin, and may be zero or an improvement
+    equivalent     it is within the margin
     better, worse  it is not zero (also beside "equivalent")
-    not worse      it is below the margin, and may be zero or an improvement
     not resolved   none of these can be claimed
 """
 
@@ -15,21 +16,171 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inputcodes.extrapolation import PowerLaw, bootstrap, power_law, seeds_needed, tokens_for
+import numpy as np
+from numpy.typing import NDArray
+
 from inputcodes.runs import BySeed, Point, Row, present
 from inputcodes.stats import (
-    Blocked,
-    Contrast,
+    ALPHA,
+    Comparison,
+    PowerLaw,
     Sample,
-    blocked_anova,
-    contrasts,
+    comparison,
+    f_tail,
+    holm,
     mean,
     mean_interval,
-    verdicts,
+    paired,
+    power_law,
+    ratio,
+    seeds_needed,
+    t_cdf,
+    tokens_for,
+    tost,
 )
 from model import GPTConfig
 
 Interval = tuple[float, float]
+DRAWS = 1000  # of seeds and documents
+
+
+@dataclass(frozen=True)
+class Additive:
+    """Least squares of result = variant + seed: the variants' means, each as if it had all seeds.
+
+    `covariance` times the residual variance, `rss` / `df`, is that of the means.
+    """
+
+    means: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    rss: float
+    df: int
+
+
+def additive(table: Sequence[Sequence[float | None]]) -> Additive:
+    """Fit rows of variants with a column a seed; None where a run is missing.
+
+    ValueError where the runs that are there do not connect all variants through common seeds.
+    """
+    y = np.array(table, dtype=float)
+    y = y[:, ~np.isnan(y).all(axis=0)]
+    k, seeds = y.shape
+    row, seed = np.nonzero(~np.isnan(y))
+    # The effects of the seeds sum to nothing: the last one is minus the sum of the others.
+    effects = np.vstack([np.eye(seeds - 1), -np.ones((1, seeds - 1))])
+    design = np.hstack([np.eye(k)[row], effects[seed]])
+    if np.linalg.matrix_rank(design) < k + seeds - 1:
+        raise ValueError("these runs have no seeds in common that connect all variants")
+    covariance = np.linalg.inv(design.T @ design)
+    fitted = covariance @ design.T @ y[row, seed]
+    rss = float(np.sum((y[row, seed] - design @ fitted) ** 2))
+    return Additive(fitted[:k], covariance[:k, :k], rss, len(row) - k - seeds + 1)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A variant minus the first one of its table.
+
+    `judged` has the residual pooled over all variants. Where one of the two scatters more than the
+    others (`uneven`) it is `paired`, the test of these two alone.
+    """
+
+    judged: Comparison
+    paired: Comparison | None  # None below two common seeds
+    uneven: bool
+
+
+def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
+    """All but the first row of `table` (see `additive`) against the first; None with one seed."""
+    fit = additive(table)
+    if fit.df < 1:
+        return [None for _ in table[1:]]
+    noisy = [_scatters_more(table, fit, i) for i in range(len(table))]
+    results: list[Contrast | None] = []
+    for i, row in enumerate(table[1:], 1):
+        differences = _differences(row, table[0])
+        alone = paired(differences, [0.0] * len(differences)) if len(differences) > 1 else None
+        V = fit.covariance
+        variance = float(V[i, i] + V[0, 0] - 2 * V[i, 0]) * fit.rss / fit.df
+        difference = float(fit.means[i] - fit.means[0])
+        pooled = comparison(difference, math.sqrt(max(variance, 0)), fit.df)
+        uneven = alone is not None and (noisy[0] or noisy[i])
+        results.append(Contrast(alone if alone and uneven else pooled, alone, uneven))
+    return results
+
+
+def _differences(ours: Sequence[float | None], base: Sequence[float | None]) -> list[float]:
+    """By seed, where both have it."""
+    both = zip(ours, base, strict=True)
+    return [a - b for a, b in both if a is not None and b is not None]
+
+
+def _scatters_more(table: Sequence[Sequence[float | None]], fit: Additive, i: int) -> bool:
+    """Whether the residual is smaller without row `i` than chance explains, by an F-test at 5%."""
+    rest = [row for j, row in enumerate(table) if j != i]
+    without = additive(rest) if len(rest) > 1 else None
+    if without is None or without.df < 1 or without.df == fit.df:
+        return False
+    above = fit.df - without.df
+    f = ratio((fit.rss - without.rss) / above, without.rss / without.df)
+    return f_tail(f, above, without.df) < ALPHA
+
+
+def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
+    """What can be claimed of every row of a study, its p-values corrected for their number (Holm).
+
+    A difference above zero is worse; `margins` are in the unit of the differences. Each of the
+    three questions has at most 5% of studies with a false claim.
+    """
+    known = [(row.judged, m) for row, m in zip(rows, margins, strict=True) if row]
+    # One-sided against the margin: what has to be refuted is a difference of `m` or more.
+    below = holm([t_cdf(ratio(c.difference - m, c.se), c.df) for c, m in known])
+    within = holm([tost(c, m) for c, m in known])
+    differ = holm([c.p for c, _ in known])
+    claims = iter(zip(known, below, within, differ, strict=True))
+    said = []
+    for row in rows:
+        if row is None:
+            said.append("one seed, no verdict")
+            continue
+        (c, _), not_worse, equivalent, different = next(claims)
+        side = ("worse" if c.difference > 0 else "better") if different < ALPHA else ""
+        if equivalent < ALPHA:
+            said.append(f"equivalent, {side}" if side else "equivalent")
+        else:
+            said.append(side or ("not worse" if not_worse < ALPHA else "not resolved"))
+    return said
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """What treatments, blocks and the rest contribute (standard deviations), and the F-test."""
+
+    treatments_sd: float
+    blocks_sd: float
+    residual_sd: float
+    f: float
+    p: float
+
+
+def blocked_anova(rows: Sequence[Sample]) -> Blocked:
+    """Two-way analysis of variance, one number a cell: rows are treatments, columns blocks.
+
+    `f` and `p` test that all treatments are the same (Montgomery, Design and Analysis of
+    Experiments, section 4.1). Of the standard deviations what the rest adds to a mean is taken
+    out, down to 0. Two or more of each.
+    """
+    fit, (k, n) = additive(rows), np.shape(rows)
+    rest = fit.rss / fit.df
+    by_row, by_column = (float(np.var(np.mean(rows, axis), ddof=1)) for axis in (1, 0))
+    f = ratio(n * by_row, rest)
+    treatments, blocks = max(0.0, by_row - rest / n), max(0.0, by_column - rest / k)
+    p = f_tail(f, k - 1, fit.df)
+    return Blocked(math.sqrt(treatments), math.sqrt(blocks), math.sqrt(rest), f, p)
+
+
+# ---------------------------------------------------------------------------------------------
+# Gaps
 
 
 @dataclass(frozen=True)
@@ -70,8 +221,8 @@ class Gap:
     uneven: bool  # one scatters more than the others, so `interval` is `paired`
     verdict: str
     seeds_needed: str
-    points: list[GapPoint]
-    fits: list[Fit]
+    points: list[GapPoint] = dataclasses.field(default_factory=list)
+    fits: list[Fit] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,59 +236,63 @@ class Recodings:
 
 def judge(groups: list[list[Row]], margin: float, matched: Sequence[bool]) -> list[list[Gap]]:
     """Every row but the first of its group against the first; p-values corrected over all rows."""
-    found = [contrasts([row.losses for row in rows]) for rows in groups]
-    flat = [contrast for some in found for contrast in some]
-    said = iter(verdicts(flat, [margin * rows[0].loss for rows in groups for _ in rows[1:]]))
+    tables = [contrasts([row.losses for row in rows]) for rows in groups]
+    flat = [contrast for table in tables for contrast in table]
+    claims = iter(verdicts(flat, [margin * rows[0].loss for rows in groups for _ in rows[1:]]))
     gaps: list[list[Gap]] = []
-    for rows, some, fine in zip(groups, found, matched, strict=True):
-        points = gap_points(rows)
+    for rows, table, fine in zip(groups, tables, matched, strict=True):
         gaps.append([])
-        for i, row in enumerate(rows[1:]):
-            verdict = next(said)
-            gap = gap_of(row, rows[0], some[i], verdict if fine else "not matched", margin)
-            fits = fits_of(points[i], margin) if row.constant_rate and gap.share > 0 else []
-            gaps[-1].append(dataclasses.replace(gap, points=points[i], fits=fits))
+        for row, contrast, points in zip(rows[1:], table, gap_points(rows), strict=True):
+            verdict = next(claims)
+            gap = gap_of(row, rows[0], contrast, verdict if fine else "not matched", margin)
+            fits = fits_of(points, margin) if row.constant_rate and gap.share > 0 else []
+            gaps[-1].append(dataclasses.replace(gap, points=points, fits=fits))
     return gaps
 
 
-def gap_of(row: Row, base: Row, found: Contrast | None, verdict: str, margin: float) -> Gap:
+def gap_of(row: Row, base: Row, contrast: Contrast | None, verdict: str, margin: float) -> Gap:
     """The gap at the end of the runs; `points` and `fits` are left empty."""
-    bits = _differences(row.bits_per_byte, base.bits_per_byte)
-    nats = found.judged.difference if found else mean(_differences(row.losses, base.losses))
+    judged, alone = (contrast.judged, contrast.paired) if contrast else (None, None)
+    nats = judged.difference if judged else mean(_differences(row.losses, base.losses))
     needed = ""
-    if found and verdict == "not resolved":
-        needed = seeds_needed(found.judged, len(present(row.losses)), margin * base.loss)
+    if judged and verdict == "not resolved":
+        needed = seeds_needed(judged, len(present(row.losses)), margin * base.loss)
     return Gap(
         variant=row.variant,
         baseline=base.variant,
         nats=nats,
         share=nats / base.loss,
-        bits_per_byte=mean(bits),
+        bits_per_byte=mean(_differences(row.bits_per_byte, base.bits_per_byte)),
         data=data_multiple(row, base, row.curve[-1]) if row.curve else None,
-        interval=(found.judged.low, found.judged.high) if found else None,
-        paired=(found.paired.low, found.paired.high) if found and found.paired else None,
+        interval=(judged.low, judged.high) if judged else None,
+        paired=(alone.low, alone.high) if alone else None,
         over_documents=over_documents(row, base),
-        uneven=bool(found and found.uneven),
+        uneven=bool(contrast and contrast.uneven),
         verdict=verdict,
         seeds_needed=needed,
-        points=[],
-        fits=[],
     )
 
 
-def _differences(ours: BySeed, base: BySeed) -> list[float]:
-    """Of the seeds that both have."""
-    both = zip(ours, base, strict=True)
-    return [a - b for a, b in both if a is not None and b is not None]
-
-
 def over_documents(row: Row, base: Row) -> Interval | None:
-    """The interval of the gap over seeds and documents; None without losses by document."""
+    """95% interval of the gap over seeds and documents, both drawn with replacement.
+
+    Drawing n seeds shows (n - 1) / n of their variance, so the deviation of the drawn seeds is
+    widened by that (Davison and Hinkley 1997, section 2.3). None without losses by document.
+    """
     pairs = [(a, b) for a, b in zip(row.documents, base.documents, strict=True) if a and b]
-    if len(pairs) < 2 or len({tuple(n for _, n in some) for pair in pairs for some in pair}) > 1:
+    if len(pairs) < 2 or len({tuple(n for _, n in run) for pair in pairs for run in pair}) > 1:
         return None
-    nats = [[x - y for (x, _), (y, _) in zip(a, b, strict=True)] for a, b in pairs]
-    return bootstrap(nats, [n for _, n in pairs[0][0]], draws=1000)
+    runs = np.array(pairs, dtype=float)  # (seeds, 2, documents, 2): nats and tokens of each
+    nats, tokens = runs[:, 0, :, 0] - runs[:, 1, :, 0], runs[0, 0, :, 1]
+    n, documents = nats.shape
+    rng = np.random.default_rng(1)
+    drawn = rng.multinomial(documents, [1 / documents] * documents, DRAWS)
+    by_seed = (drawn @ nats.T) / (drawn @ tokens)[:, None]
+    centre = by_seed.mean(1)
+    seeds = np.take_along_axis(by_seed, rng.integers(n, size=by_seed.shape), 1).mean(1)
+    means = centre + math.sqrt(n / (n - 1)) * (seeds - centre)
+    low, high = np.quantile(means, (ALPHA / 2, 1 - ALPHA / 2)).tolist()
+    return low, high
 
 
 def data_multiple(row: Row, base: Row, point: Point) -> float | None:
@@ -148,13 +303,13 @@ def data_multiple(row: Row, base: Row, point: Point) -> float | None:
     """
     multiples = []
     at = next((p.losses for p in base.curve if p.tokens == point.tokens), [])
-    for seed, (loss, theirs) in enumerate(zip(point.losses, at, strict=False)):
-        if loss is None or theirs is None:
+    for seed, (loss, base_loss) in enumerate(zip(point.losses, at, strict=False)):
+        if loss is None or base_loss is None:
             continue
         if needed := tokens_for(loss, *_curve(base, seed)):
             multiples.append(point.tokens / needed)
-        elif loss < theirs and (own := tokens_for(theirs, *_curve(row, seed))):
-            multiples.append(own / point.tokens)
+        elif loss < base_loss and (needed := tokens_for(base_loss, *_curve(row, seed))):
+            multiples.append(needed / point.tokens)
         else:
             return None
     return math.exp(mean([math.log(x) for x in multiples])) if multiples else None
@@ -172,13 +327,12 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
         if any(point.tokens != first.tokens for point in others):
             break
         centre = mean(present(first.losses))
-        found = contrasts([first.losses, *(point.losses for point in others)])
-        for i, (point, contrast) in enumerate(zip(others, found, strict=True)):
+        table = contrasts([first.losses, *(point.losses for point in others)])
+        for i, (point, contrast) in enumerate(zip(others, table, strict=True)):
             both = zip(point.losses, first.losses, strict=True)
             shares = [None if a is None or b is None else (a - b) / centre for a, b in both]
-            interval = None
-            if contrast:
-                interval = contrast.judged.low / centre, contrast.judged.high / centre
+            judged = contrast.judged if contrast else None
+            interval = (judged.low / centre, judged.high / centre) if judged else None
             data = data_multiple(rows[i + 1], rows[0], point)
             points[i].append(GapPoint(first.tokens, shares, mean(present(shares)), interval, data))
     return points
@@ -217,34 +371,30 @@ def best_of_each(groups: list[list[Row]], margin: float) -> list[Gap]:
     if len(groups) < 2 or not changed or changed & shape:
         return []
     rows = [row for group in groups for row in group]
+    # Of whole rows alone: the mean of fewer seeds could be lower by luck.
     most = max(len(present(row.losses)) for row in rows)
-    best: dict[str, Row] = {}
-    for row in rows:
-        if len(present(row.losses)) < most:
-            continue  # the mean of fewer could be lower by luck
-        known = best.setdefault(row.kind, row)
-        if row.loss < known.loss:
-            best[row.kind] = row
-    first, *others = best.values()
-    found = contrasts([row.losses for row in best.values()])
-    said = verdicts(found, [margin * first.loss] * len(others))
+    whole = [row for row in rows if len(present(row.losses)) == most]
+    kinds = dict.fromkeys(row.kind for row in whole)
+    first, *others = (min((r for r in whole if r.kind == k), key=lambda r: r.loss) for k in kinds)
+    table = contrasts([row.losses for row in (first, *others)])
+    claims = verdicts(table, [margin * first.loss] * len(others))
     return [
         gap_of(row, first, contrast, verdict, margin)
-        for row, contrast, verdict in zip(others, found, said, strict=True)
+        for row, contrast, verdict in zip(others, table, claims, strict=True)
     ]
 
 
 def recodings_of(rows: list[Row]) -> list[Recodings]:
     """The families of rows that differ in `code_seed` alone, of the seeds that all have."""
-    alike: dict[str, list[Row]] = {}
+    families: dict[str, list[Row]] = {}
     for row in rows:
         rest = {name: value for name, value in row.settings.items() if name != "code_seed"}
-        alike.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
-    found = []
-    for family in alike.values():
-        columns = [row.losses for row in family]
-        seeds = [by_seed for by_seed in zip(*columns, strict=True) if None not in by_seed]
+        families.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+    results = []
+    for family in families.values():
+        by_seed = zip(*(row.losses for row in family), strict=True)
+        seeds = [present(losses) for losses in by_seed if None not in losses]
         if len(family) > 1 and len(seeds) > 1:
-            spread = blocked_anova([present(losses) for losses in zip(*seeds, strict=True)])
-            found.append(Recodings([row.variant for row in family], len(seeds), spread))
-    return found
+            spread = blocked_anova(list(zip(*seeds, strict=True)))
+            results.append(Recodings([row.variant for row in family], len(seeds), spread))
+    return results

@@ -1,17 +1,27 @@
-"""What runs left in their directories, what they measured, and whether they are matched."""
+"""The runs of a study: started as processes, read back, checked to be matched, and measured."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
+import signal
 import statistics
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
+from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import Settings, UserError
+from inputcodes.distributed import PARENT, STOP_SIGNALS
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
 from model import INPUT_LAYERS, GPTConfig, count_parameters
@@ -23,6 +33,8 @@ FREE_FIELDS = {
     *("log_interval", "log_to", "save_interval"),
 }
 CIRCUMSTANCES = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
+TAIL = 2**15  # bytes at the end of metrics.jsonl, in which its last line is
+PLAIN_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -94,54 +106,162 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def differences(facts: Mapping[str, list[dict[str, Any]]], free: set[str]) -> list[str]:
     """A line for every fact, besides those `free`, in which runs (by label, by seed) differ."""
-    found = []
-    for name in dict.fromkeys(name for runs in facts.values() for one in runs for name in one):
-        values = {label: [one.get(name) for one in runs] for label, runs in facts.items()}
-        if name in free or len({repr(v) for some in values.values() for v in some}) == 1:
-            continue
-        shown = [
-            f"{some[0] if all(v == some[0] for v in some) else some!r} ({label})"
-            for label, some in values.items()
-        ]
-        found.append(f"{name}: {', '.join(shown)}")
-    return found
+    lines = []
+    for name in dict.fromkeys(name for runs in facts.values() for run in runs for name in run):
+        values = {label: [run.get(name) for run in runs] for label, runs in facts.items()}
+        if name not in free and len({repr(v) for each in values.values() for v in each}) > 1:
+            shown = {k: v[0] if len(set(map(repr, v))) == 1 else v for k, v in values.items()}
+            lines.append(f"{name}: " + ", ".join(f"{v!r} ({label})" for label, v in shown.items()))
+    return lines
 
 
 def unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> list[str]:
     """A line for everything, besides the facts in `free`, that keeps these runs from matching."""
-    found = differences({label: [run.facts for run in some] for label, some in runs.items()}, free)
-    changed = [run for some in runs.values() for run in some if run.record.get("changes")]
-    return found + [f"{run.path} was resumed with changed settings" for run in changed]
+    lines = differences({label: [run.facts for run in each] for label, each in runs.items()}, free)
+    changed = [run for each in runs.values() for run in each if run.record.get("changes")]
+    return lines + [f"{run.path} was resumed with changed settings" for run in changed]
 
 
-def not_matched(found: Sequence[str]) -> UserError:
-    """What to say of variants between which `found` differs."""
-    lines = "\n".join(f"  {line}" for line in found)
+def not_matched(lines: Sequence[str]) -> UserError:
+    """What to say of variants that differ as `lines` say."""
+    shown = "\n".join(f"  {line}" for line in lines)
     return UserError(
-        f"not matched: besides the input layer these differ in\n{lines}\n"
+        f"not matched: besides the input layer these differ in\n{shown}\n"
         "(--unmatched reports them all the same, without a verdict)"
     )
 
 
 def circumstances(runs: Sequence[Run]) -> list[str]:
     """Notes on what was not the same for all runs, though it should not decide the result."""
-    notes = []
-    for name in ("device", "threads", "torch", "code_sha256"):
-        values = sorted({str(run.record.get(name))[:12] for run in runs})
-        if len(values) > 1:
-            notes.append(f"The runs differ in {name}: {', '.join(values)}.")
-    return notes
+    seen = {
+        name: sorted({str(run.record.get(name))[:12] for run in runs})
+        for name in ("device", "threads", "torch", "code_sha256")
+    }
+    return [f"The runs differ in {k}: {', '.join(v)}." for k, v in seen.items() if len(v) > 1]
 
 
 def keep_record(run: Run, path: Path) -> None:
     """Copy run.json and metrics.jsonl to `path`, the losses by document of the last line alone."""
-    lines = [line if line is run.last else _short(line) for line in run.lines]
+    lines = [dict(line) for line in run.lines]
+    for line in lines:
+        if line != run.last:
+            line.pop("val_documents", None)
     write_text(path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(path / "run.json", run.record)
 
 
-def _short(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name != "val_documents"}
+# ---------------------------------------------------------------------------------------------
+# Running
+
+
+def jobs_at_once(device: str, nproc: int, runs: int) -> int:
+    """One at a time on a GPU; on a CPU as many of `runs` as it has cores for."""
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if device != "cpu" and (gpu or device != "auto"):
+        return 1
+    return max(1, min(cores() // nproc, runs))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Runner:
+    """Runs the config.py in each directory of `waiting`, given with the tokens it will train on."""
+
+    def __init__(
+        self, waiting: Mapping[Path, int], jobs: int, nproc: int, complete: Callable[[Path], bool]
+    ) -> None:
+        self.waiting, self.jobs, self.nproc, self.complete = list(waiting), jobs, nproc, complete
+        self.count, self.total = len(waiting), sum(waiting.values())
+        self.tokens = {path: tokens_of(path) for path in waiting}  # trained on so far
+        self.active: dict[Path, subprocess.Popen[bytes]] = {}
+        self.failed: list[str] = []
+        threads = max(1, cores() // (jobs * nproc))
+        self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
+
+    def run(self) -> list[str]:
+        """Do all runs; what there is to say of those that failed."""
+        terminal, shown_at = sys.stderr.isatty(), time.monotonic()
+        shape = {"total": self.total, "unit": "tokens", "unit_scale": True, "ncols": 80}
+        shape |= {"initial": sum(self.tokens.values()), "smoothing": 0.05}
+        with tqdm(**shape, disable=not (self.count and terminal)) as bar:
+            try:
+                while self.waiting or self.active:
+                    ended = self.look_after()
+                    left = f"{len(self.waiting) + len(self.active)} of {self.count} runs left"
+                    trained = sum(self.tokens.values())
+                    bar.set_description_str(left, False)
+                    bar.update(trained - bar.n)
+                    if not terminal and (ended or time.monotonic() - shown_at > PLAIN_SECONDS):
+                        words = [*(f"{path.name} ended" for path in ended), left]
+                        words.append(f"{trained / self.total:.0%} of the tokens")
+                        print(", ".join(words), file=sys.stderr, flush=True)
+                        shown_at = time.monotonic()
+            finally:
+                for process in self.active.values():
+                    process.terminate()  # it saves
+                for process in self.active.values():
+                    process.wait()
+        return self.failed
+
+    def look_after(self) -> list[Path]:
+        """Start a run where there is room, wait a little; the runs that have ended."""
+        if self.waiting and len(self.active) < self.jobs:
+            self.start(self.waiting.pop(0))
+        time.sleep(0.2)
+        ended = [path for path, process in self.active.items() if process.poll() is not None]
+        self.tokens |= {path: tokens_of(path) for path in self.active}
+        for path in ended:
+            if self.active.pop(path).returncode or not self.complete(path):
+                log = (path / "log.txt").read_text(encoding="utf-8", errors="replace")
+                lines = log.strip().splitlines()
+                errors = [line for line in lines if line.startswith("error:")] or lines[-3:]
+                self.failed += [f"{path} failed, says {path / 'log.txt'}:", *errors]
+        return ended
+
+    def start(self, path: Path) -> None:
+        command = [sys.executable]
+        if self.nproc > 1:
+            command += ["-m", "torch.distributed.run", "--standalone"]
+            command += [f"--nproc_per_node={self.nproc}"]
+        command += [str(ROOT / "train.py"), str(path / "config.py")]
+        with open(path / "log.txt", "wb") as log:
+            self.active[path] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self.environment
+            )
+
+
+def tokens_of(path: Path) -> int:
+    """Where the run in `path` stands by the last lines of its metrics."""
+    try:
+        with open(path / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return int(re.findall(rb'"tokens": (\d+)', file.read())[-1])
+    except (OSError, IndexError):  # none yet, or being replaced
+        return 0
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise SystemExit, with the status that shells expect.
+
+    What nohup ignores stays ignored.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -174,10 +294,9 @@ class Row:
     constant_rate: bool  # then every point of the curve is worth as much as an end
     parameters: int
     input_parameters: int
-    input_bytes: dict[str, int]
-    peak_mb: float
+    input_mb: float  # in training: weights, gradients, optimizer and stored tables
+    peak_mb: float  # of a whole run
     tokens_per_s: float
-    seconds: list[float]
     curve: list[Point]
     documents: list[Any] = dataclasses.field(repr=False)  # by seed (nats, tokens) of each
 
@@ -232,23 +351,17 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
         constant_rate=runs[0].config.get("min_lr") == runs[0].config.get("learning_rate"),
         parameters=parameters,
         input_parameters=inputs,
-        input_bytes=input_memory(config),
+        input_mb=input_mb(config),
         peak_mb=max(line.get("peak_mb", math.nan) for run in runs for line in run.evaluations),
         tokens_per_s=statistics.median(line["tokens_per_s"] for run in runs for line in run.lines),
-        seconds=[run.last["elapsed_s"] for run in runs],
         curve=curve,
         documents=[run.last.get("val_documents") if run else None for run in by_seed],
     )
 
 
-def input_memory(config: GPTConfig) -> dict[str, int]:
-    """Bytes of the input layer in training: its weights, what they cost, and fixed tables."""
+def input_mb(config: GPTConfig) -> float:
+    """Memory of the input layer in training: float32 weights, gradients, AdamW; stored tables."""
     with torch.device("meta"):
         layer = INPUT_LAYERS[config.input_layer](config)
     trained = sum(weight.numel() for weight in layer.parameters())
-    return {
-        "parameters": 4 * trained,
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-        "fixed": sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers()),
-    }
+    return (16 * trained + sum(b.numel() * b.element_size() for b in layer.buffers())) / 1e6

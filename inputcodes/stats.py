@@ -1,13 +1,8 @@
 """Statistics for comparing methods over seeds; standard library only.
 
-Used by autoenc_study.py and report.py. Runs of one seed share batches and noise, so a difference is
-taken within seeds: `paired` for two methods alone, `contrasts` for all variants of a study under
-one additive model, whose pooled residual has more degrees of freedom. Differences are in the unit
-of the samples; that of `paired(a, b)` is mean(a) - mean(b).
-
-A large p-value of a t-test says that no difference was seen, not that there is none. `verdicts`
-asks in this order, with a margin chosen before looking: not worse by the margin, equivalent within
-it, better or worse.
+Used by autoenc_study.py and by judging.py, which has the model of a whole study. Differences are in
+the unit of the samples; that of `paired(a, b)` is mean(a) - mean(b). A large p-value of a t-test
+says that no difference was seen, not that there is none: that takes a margin.
 """
 
 from __future__ import annotations
@@ -19,6 +14,7 @@ from dataclasses import dataclass
 
 Sample = Sequence[float]
 ALPHA = 0.05  # the level of every claim, one-sided for margins and two-sided for differences
+POWER = 0.8  # the chance of a claim that a number of seeds is asked for
 
 
 @dataclass(frozen=True)
@@ -116,55 +112,47 @@ def t_quantile(p: float, df: float) -> float:
     return high
 
 
-def _compare(difference: float, se: float, df: float, confidence: float = 0.95) -> Comparison:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, as 0.95")
-    half = t_quantile((1 + confidence) / 2, df) * se
-    t = _ratio(difference, se)
-    return Comparison(
-        difference, se, df, difference - half, difference + half, t, 2 * t_cdf(-abs(t), df)
-    )
+def comparison(difference: float, se: float, df: float) -> Comparison:
+    """The 95% interval of a difference with this standard error, and its t-test."""
+    half, t = t_quantile(1 - ALPHA / 2, df) * se, ratio(difference, se)
+    ends = difference - half, difference + half
+    return Comparison(difference, se, df, *ends, t, 2 * t_cdf(-abs(t), df))
 
 
-def _ratio(value: float, se: float) -> float:
+def ratio(value: float, se: float) -> float:
     """value / se; matched runs can be identical in every bit, so se = 0 has its limit as answer."""
     if se > 0:
         return value / se
     return math.copysign(math.inf, value) if value else 0.0
 
 
-def mean_interval(sample: Sample, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a mean, from Student's t with n - 1 degrees of freedom."""
-    se = sd(sample) / math.sqrt(len(sample))
-    result = _compare(mean(sample), se, len(sample) - 1, confidence)
+def mean_interval(sample: Sample) -> tuple[float, float]:
+    """95% confidence interval of a mean, from Student's t with n - 1 degrees of freedom."""
+    result = comparison(mean(sample), sd(sample) / math.sqrt(len(sample)), len(sample) - 1)
     return result.low, result.high
 
 
-def paired(a: Sample, b: Sample, confidence: float = 0.95) -> Comparison:
+def paired(a: Sample, b: Sample) -> Comparison:
     """Paired t-test: a[i] and b[i] belong together. ValueError when the lengths differ."""
     if len(a) != len(b):
         raise ValueError(f"paired samples have {len(a)} and {len(b)} numbers: expected as many")
-    differences = [a[i] - b[i] for i in range(len(a))]
-    se = sd(differences) / math.sqrt(len(differences))
-    return _compare(mean(differences), se, len(differences) - 1, confidence)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    n = len(differences)
+    return comparison(mean(differences), sd(differences) / math.sqrt(n), n - 1)
 
 
 def cohens_d(a: Sample, b: Sample) -> float:
     """Cohen's d: the difference in units of the pooled standard deviation (Cohen 1988, 2.5.1)."""
     squares = (len(a) - 1) * sd(a) ** 2 + (len(b) - 1) * sd(b) ** 2
-    return _ratio(mean(a) - mean(b), math.sqrt(squares / (len(a) + len(b) - 2)))
+    return ratio(mean(a) - mean(b), math.sqrt(squares / (len(a) + len(b) - 2)))
 
 
-def tost_paired(a: Sample, b: Sample, margin: float) -> float:
-    """p-value of |mean paired difference| >= margin, by two one-sided paired t-tests."""
-    return _tost(paired(a, b), margin)
-
-
-def _tost(result: Comparison, margin: float) -> float:
+def tost(found: Comparison, margin: float) -> float:
+    """p-value of |difference| >= margin, by two one-sided t-tests."""
     if not 0 < margin < math.inf:
         raise ValueError(f"margin={margin}: expected a positive number in the unit of the samples")
     # Of the two one-sided tests the one with the larger p decides: that of the nearer bound.
-    return t_cdf(_ratio(abs(result.difference) - margin, result.se), result.df)
+    return t_cdf(ratio(abs(found.difference) - margin, found.se), found.df)
 
 
 def holm(p_values: Sample) -> list[float]:
@@ -181,104 +169,6 @@ def holm(p_values: Sample) -> list[float]:
     return adjusted
 
 
-@dataclass(frozen=True)
-class Additive:
-    """Least squares of result = variant + seed: the variants' means, each as if it had all seeds.
-
-    `covariance` times the residual variance, `rss` / `df`, is that of the means.
-    """
-
-    means: list[float]
-    covariance: list[list[float]]
-    rss: float
-    df: int
-
-
-def additive(table: Sequence[Sequence[float | None]]) -> Additive:
-    """Fit rows of variants with a column a seed; None where a run is missing.
-
-    ValueError where the runs that are there do not connect all variants through common seeds.
-    """
-    seeds = [column for column in zip(*table, strict=True) if any(y is not None for y in column)]
-    k, size = len(table), len(table) + len(seeds)
-    # Normal equations beside the unit matrix. Seed effects sum to nothing: the last line of size.
-    lines = [[0.0] * (2 * size + 2) for _ in range(size + 1)]
-    cells = [(i, j, y) for j, seed in enumerate(seeds) for i, y in enumerate(seed) if y is not None]
-    for i, j, _ in cells:
-        for one in (i, k + j):
-            lines[one][i] += 1
-            lines[one][k + j] += 1
-    for j in range(k, size):
-        lines[size][j] = lines[j][size] = 1
-    for i, line in enumerate(lines):
-        line[size + 1 + i] = 1
-    inverse = _inverse(lines)
-    totals = [math.fsum(y for i, j, y in cells if one in (i, k + j)) for one in range(size)]
-    effects = [math.fsum(map(float.__mul__, line, [*totals, 0.0])) for line in inverse]
-    rss = math.fsum((y - effects[i] - effects[k + j]) ** 2 for i, j, y in cells)
-    return Additive(effects[:k], [line[:k] for line in inverse[:k]], rss, len(cells) - size + 1)
-
-
-def _inverse(lines: list[list[float]]) -> list[list[float]]:
-    """The inverse of a square matrix with the unit matrix at its right, by Gauss and Jordan."""
-    n = len(lines)
-    for i in range(n):
-        best = max(range(i, n), key=lambda row: abs(lines[row][i]))
-        lines[i], lines[best] = lines[best], lines[i]
-        if abs(pivot := lines[i][i]) < 1e-9:
-            raise ValueError("these runs have no seeds in common that connect all variants")
-        lines[i] = [x / pivot for x in lines[i]]
-        for row in range(n):
-            if row != i and (factor := lines[row][i]):
-                lines[row] = [x - factor * y for x, y in zip(lines[row], lines[i], strict=True)]
-    return [line[n:] for line in lines]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A variant minus the first one of its table.
-
-    `judged` has the residual pooled over all variants. Where one of the two scatters more than the
-    others (`uneven`) it is `paired`, the test of these two alone.
-    """
-
-    judged: Comparison
-    paired: Comparison | None  # None below two common seeds
-    uneven: bool
-
-
-def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
-    """All but the first row of `table` (see `additive`) against the first; None with one seed."""
-    fit = additive(table)
-    if fit.df < 1:
-        return [None for _ in table[1:]]
-    noisy = [_scatters_more(table, fit, i) for i in range(len(table))]
-    found: list[Contrast | None] = []
-    for i, row in enumerate(table[1:], 1):
-        both = [
-            (a, b) for a, b in zip(row, table[0], strict=True) if a is not None and b is not None
-        ]
-        differences = [a - b for a, b in both]
-        alone = paired(differences, [0.0] * len(both)) if len(both) > 1 else None
-        share = fit.covariance
-        variance = (share[i][i] + share[0][0] - 2 * share[i][0]) * fit.rss / fit.df
-        pooled = _compare(fit.means[i] - fit.means[0], math.sqrt(max(variance, 0)), fit.df)
-        uneven = alone is not None and (noisy[0] or noisy[i])
-        found.append(Contrast(alone if alone and uneven else pooled, alone, uneven))
-    return found
-
-
-def _scatters_more(table: Sequence[Sequence[float | None]], fit: Additive, i: int) -> bool:
-    """Whether the residual is smaller without row `i` than chance explains, by an F-test at 5%."""
-    rest = [row for j, row in enumerate(table) if j != i]
-    without = additive(rest) if len(rest) > 1 else None
-    if without is None or without.df < 1 or without.df == fit.df:
-        return False
-    own = (fit.rss - without.rss) / (fit.df - without.df)
-    f = _ratio(own, without.rss / without.df)
-    return f_tail(f, fit.df - without.df, without.df) < ALPHA
-
-
 def f_tail(f: float, above: float, below: float) -> float:
     """P(F > f) with these degrees of freedom (Abramowitz and Stegun 26.6.2)."""
     if math.isinf(f):
@@ -286,60 +176,117 @@ def f_tail(f: float, above: float, below: float) -> float:
     return beta_inc(below / 2, above / 2, below / (below + above * max(f, 0)))
 
 
-def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
-    """What can be claimed of every row of a study, its p-values corrected for their number (Holm).
+def noncentral_t_cdf(t: float, df: float, shift: float) -> float:
+    """P((Z + shift) / sqrt(X / df) <= t), Z standard normal, X chi-square with `df` degrees.
 
-    A difference above zero is worse; `margins` are in the unit of the differences. Each of the
-    questions of the module's docstring has at most 5% of studies with a false claim.
+    By Simpson's rule over s = sqrt(X / df); within 1e-6 for df >= 1.
     """
-    known = [(row.judged, m) for row, m in zip(rows, margins, strict=True) if row]
-    # One-sided against the margin: what has to be refuted is a difference of `m` or more.
-    below = holm([t_cdf(_ratio(c.difference - m, c.se), c.df) for c, m in known])
-    within = holm([_tost(c, m) for c, m in known])
-    differ = holm([c.p for c, _ in known])
-    claims = iter(zip(known, below, within, differ, strict=True))
-    said = []
-    for row in rows:
-        if row is None:
-            said.append("one seed, no verdict")
-            continue
-        (c, _), not_worse, equivalent, different = next(claims)
-        side = ("worse" if c.difference > 0 else "better") if different < ALPHA else ""
-        if equivalent < ALPHA:
-            said.append(f"equivalent, {side}" if side else "equivalent")
+    low, high = max(0.0, 1 - 12 / math.sqrt(2 * df)), 1 + 12 / math.sqrt(2 * df)
+    steps = 400
+    width = (high - low) / steps
+    log_front = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
+    total = 0.0
+    for i in range(steps + 1):
+        s = low + i * width
+        if s <= 0:
+            density = 0.0 if df > 1 else math.exp(log_front)
         else:
-            said.append(side or ("not worse" if not_worse < ALPHA else "not resolved"))
-    return said
+            density = math.exp(log_front + (df - 1) * math.log(s) - df * s * s / 2)
+        normal = 0.5 * math.erfc((shift - t * s) / math.sqrt(2))
+        total += (1 if i in (0, steps) else 4 if i % 2 else 2) * density * normal
+    return total * width / 3
+
+
+def power(difference: float, se: float, df: float, margin: float) -> float:
+    """The chance that a study claims "not worse", or "better" or "worse", of one row.
+
+    Exact, were `difference` and `se` the true ones; the larger of the two chances.
+    """
+    if se <= 0:
+        return 1.0
+    inside = noncentral_t_cdf(-t_quantile(1 - ALPHA, df), df, (difference - margin) / se)
+    critical = t_quantile(1 - ALPHA / 2, df)
+    return max(inside, 1 - noncentral_t_cdf(critical, df, abs(difference) / se))
+
+
+def seeds_needed(found: Comparison, seeds: int, margin: float, most: int = 1000) -> str:
+    """How many seeds would settle a row in 4 studies of 5, as a range; empty below five seeds.
+
+    The range is that over the ends of the interval and the estimate: what a few seeds say of the
+    number that is needed is no more certain than what they say of the difference.
+    """
+    if seeds < 5:
+        return ""
+
+    def needed(difference: float) -> int:
+        low, high = 1, most + 1  # too few, enough
+        while high - low > 1:
+            n = (low + high) // 2
+            se, df = found.se * math.sqrt(seeds / n), found.df * (n - 1) / (seeds - 1)
+            low, high = (low, n) if power(difference, se, df, margin) >= POWER else (n, high)
+        return high
+
+    numbers = [needed(difference) for difference in (found.low, found.difference, found.high)]
+    low, high = min(numbers), max(numbers)
+    return f"{low:,} to {high:,}" if high <= most else f"{low:,} or more"
 
 
 @dataclass(frozen=True)
-class Blocked:
-    """What treatments, blocks and the rest contribute (standard deviations), and the F-test."""
+class PowerLaw:
+    """gap = scale * tokens^-exponent + offset, and its root mean square error."""
 
-    treatments_sd: float
-    blocks_sd: float
-    residual_sd: float
-    f: float
-    p: float
+    scale: float
+    exponent: float
+    offset: float
+    error: float
+
+    def at(self, tokens: float) -> float:
+        return self.scale * tokens**-self.exponent + self.offset
+
+    def reaches(self, level: float) -> float:
+        """The tokens at which the gap is `level`; infinite if it never is."""
+        share = (level - self.offset) / self.scale if self.scale else 0.0
+        return share ** (-1 / self.exponent) if share > 0 else math.inf
 
 
-def blocked_anova(rows: Sequence[Sample]) -> Blocked:
-    """Two-way analysis of variance, one number a cell: rows are treatments, columns blocks.
+def power_law(tokens: Sample, gaps: Sample, with_offset: bool) -> PowerLaw:
+    """The power law of least squares through three points or more, exponents from 0.02 to 3.
 
-    `f` and `p` test that all treatments are the same (Montgomery, Design and Analysis of
-    Experiments, section 4.1). Of the standard deviations what the rest adds to a mean is taken
-    out, down to 0. ValueError unless there are two or more of each.
+    For one exponent scale and offset are linear; the exponent is the best of a grid, refined.
     """
-    fit = additive(rows)
-    k, n = len(rows), len(rows[0])
-    if k < 2 or n < 2:
-        raise ValueError(f"{k} rows of {n} numbers: expected 2 or more of each")
-    rest = fit.rss / fit.df
-    by_row, by_column = sd(fit.means) ** 2, sd([mean(c) for c in zip(*rows, strict=True)]) ** 2
-    f = _ratio(n * by_row, rest)
-    treatments, blocks = max(0, by_row - rest / n), max(0, by_column - rest / k)
-    p = f_tail(f, k - 1, fit.df)
-    return Blocked(math.sqrt(treatments), math.sqrt(blocks), math.sqrt(rest), f, p)
+
+    def fit(exponent: float) -> PowerLaw:
+        xs = [(t / tokens[-1]) ** -exponent for t in tokens]
+        x0 = mean(xs) if with_offset else 0.0
+        y0 = mean(gaps) if with_offset else 0.0
+        squares = math.fsum((x - x0) ** 2 for x in xs)
+        products = math.fsum((x - x0) * (y - y0) for x, y in zip(xs, gaps, strict=True))
+        slope = products / squares
+        offset = y0 - slope * x0
+        errors = [(slope * x + offset - y) ** 2 for x, y in zip(xs, gaps, strict=True)]
+        return PowerLaw(slope * tokens[-1] ** exponent, exponent, offset, math.sqrt(mean(errors)))
+
+    low, high = 0.02, 3.0
+    for _ in range(4):
+        grid = [low * (high / low) ** (i / 40) for i in range(41)]
+        best = min(grid, key=lambda exponent: fit(exponent).error)
+        low, high = max(low, best / (high / low) ** 0.05), min(high, best * (high / low) ** 0.05)
+    return fit(best)
+
+
+def tokens_for(loss: float, tokens: Sample, losses: Sample) -> float | None:
+    """The tokens after which a curve is first at `loss`, between its points; None if it never is.
+
+    Straight lines of loss over the logarithm of the tokens. None too for a curve that starts below
+    `loss`.
+    """
+    for i, (there, value) in enumerate(zip(tokens, losses, strict=True)):
+        if value <= loss:
+            if i == 0:
+                return there if value == loss else None
+            share = (losses[i - 1] - loss) / (losses[i - 1] - value)
+            return tokens[i - 1] * (there / tokens[i - 1]) ** share
+    return None
 
 
 def markdown_table(header: str, rows: Sequence[Sequence[object]]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 import compare
 import train
-from inputcodes import runner, runs
+from inputcodes import runs
 from inputcodes.configurator import UserError
 from inputcodes.files import locked
 from tests.helpers import COSTS, SMALL
@@ -76,6 +76,7 @@ def test_a_study_runs_reports_and_does_not_run_again(text_data, tmp_path, capsys
     assert capsys.readouterr().out == again == printed
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_where_it_stopped(text_data, tmp_path):
     file = recipe(tmp_path, text_data, max_steps=120, eval_interval=40)
     study = tmp_path / "study"
@@ -127,6 +128,7 @@ def test_a_second_study_in_a_directory_is_refused(text_data, tmp_path):
         compare.main(words)
 
 
+@pytest.mark.slow
 def test_configs_as_variants_through_torchrun(text_data, tmp_path):
     files = [
         recipe(tmp_path, text_data, name, input_layer=name, n_embd=32)
@@ -163,7 +165,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, 
         compare.main([*words, f"--variants={variants}"])
     printed = capsys.readouterr().out
     assert "fixed - learned" in printed
-    assert "Left out: learned learning_rate=1e9, seed 1: no evaluation yet." in printed
+    assert "Left out, not complete: learned learning_rate=1e9 (seed 1)." in printed
 
 
 def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
@@ -199,13 +201,13 @@ def test_bad_input_is_named(words, message):
 def test_missing_cores_of_a_platform_do_not_matter(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert runner.jobs_at_once("cpu", 1, 5) == 1
+    assert runs.jobs_at_once("cpu", 1, 5) == 1
 
 
 def test_on_a_gpu_runs_go_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(runner, "cores", lambda: 4)
-    assert runner.jobs_at_once("auto", 1, 9) == 4
-    assert runner.jobs_at_once("cpu", 2, 9) == 2
-    assert runner.jobs_at_once("mps", 1, 9) == 1
+    monkeypatch.setattr(runs, "cores", lambda: 4)
+    assert runs.jobs_at_once("auto", 1, 9) == 4
+    assert runs.jobs_at_once("cpu", 2, 9) == 2
+    assert runs.jobs_at_once("mps", 1, 9) == 1
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    assert runner.jobs_at_once("auto", 1, 9) == 1
+    assert runs.jobs_at_once("auto", 1, 9) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inputcodes import figures, report, runs, stats, study_figures
+from inputcodes import figures, report, runs, stats
 from inputcodes.configurator import UserError
 from inputcodes.files import write_json
 from train import TrainConfig
@@ -92,8 +92,7 @@ def test_a_gap_is_told_in_four_units(tmp_path):
     spread = perplexities[2] - perplexities[0]
     assert base.perplexity_range == pytest.approx(spread / base.perplexity)
     assert (row.loss, base.tokens) == (pytest.approx(1.15), 1000)
-    costs = {"parameters": 16_384, "gradients": 16_384, "optimizer": 32_768, "fixed": 0}
-    assert base.input_bytes == costs
+    assert base.input_mb == 256 * 16 * (4 + 4 + 8) / 1e6  # weights, gradients, two moments
     text = report.text_of(made)
     assert "| +0.0500 [+0.0475, +0.0525] | +4.55% |" in text
 
@@ -114,7 +113,7 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
     fixed, affine = made.gaps[0]
     assert fixed.nats == pytest.approx(0.0495, abs=2e-3)
     assert affine.verdict == "worse"
-    assert "Left out: fixed, seed 2: no evaluation yet." in made.notes
+    assert "Left out, not complete: fixed (seed 2); compressed (seed 1, 2, 3)." in made.notes
     assert [row.variant for row in made.groups[0]] == ["learned", "fixed", "affine"]
     with pytest.raises(UserError, match="Nothing to compare with: learned has no complete run"):
         by_hand(tmp_path / "b", learned=[None], fixed=[1.0])
@@ -163,7 +162,7 @@ def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
     assert [law.exponent for law in plain.laws] == pytest.approx([0.5] * 3, rel=0.01)
     assert [law.offset for law in offset.laws] == pytest.approx([0.0] * 3, abs=1e-3)
     assert " 0.50 |   none | " in report.text_of(made)
-    names = study_figures.draw_study(tmp_path / "report", made)
+    names = figures.draw_study(tmp_path / "report", made)
     assert names == ["loss", "differences", "price"]
     for name in names:
         assert (tmp_path / "report" / f"{name}.png").read_bytes()[1:4] == b"PNG"
@@ -179,7 +178,7 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
         codeword_b=([1.1, 1.2], {"config": {"code_length": 16}}),
     )
     assert [row.code_length for row in made.groups[0]] == [None, 8, 12, 16]
-    assert "code_length" in study_figures.draw_study(tmp_path / "report", made)
+    assert "code_length" in figures.draw_study(tmp_path / "report", made)
 
 
 def test_the_papers_difference_is_not_resolved_by_its_ranges():
@@ -257,14 +256,14 @@ def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path
     assert best.verdict == "worse"
     text = report.text_of(made)
     assert "chosen after looking" in text
-    assert "Left out: fixed learning_rate=0.4, seed 2" in text
-    assert "sweep" in study_figures.draw_study(tmp_path / "report", made)
+    assert "; fixed learning_rate=0.4 (seed 2, 3);" in text
+    assert "sweep" in figures.draw_study(tmp_path / "report", made)
 
 
 def test_a_run_stopped_early_is_left_out_or_reported_without_a_verdict(tmp_path):
     early = {"learned": [1.0, 1.1], "affine": ([1.0, 1.2], {"steps": 9})}
     made = by_hand(tmp_path / "a", **early)
-    assert "Left out: affine, seed 1: at step 9 of 10." in made.notes
+    assert "Left out, not complete: affine (seed 1, 2)." in made.notes
     made = by_hand(tmp_path / "b", unmatched=True, **early)
     assert "NOT MATCHED: tokens: 1000 (learned), 900 (affine)" in made.notes
     assert made.gaps[0][0].verdict == "not matched"
@@ -290,7 +289,7 @@ def test_one_seed_has_no_verdict_and_json_no_infinity(tmp_path):
     assert (gap.verdict, gap.interval, gap.paired) == ("one seed, no verdict", None, None)
     assert gap.share == pytest.approx(0.2)
     assert "Infinity" not in json.dumps(made.to_json())
-    study_figures.draw_study(tmp_path / "report", made)
+    figures.draw_study(tmp_path / "report", made)
 
 
 def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_path):
