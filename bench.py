@@ -39,7 +39,8 @@ from inputcodes.files import read_json, write_json
 from inputcodes.memory import peak_mb
 from inputcodes.stats import markdown_table
 from model import GPT, INPUT_LAYERS, count_parameters
-from train import TrainConfig, Trainer, open_data
+from prepare_data import prepare_missing
+from train import TrainConfig, Trainer
 
 USAGE = "usage: python bench.py [config/FILE.py ...] [--name=value ...]"
 TABLES = {
@@ -370,7 +371,7 @@ def main(argv: list[str]) -> None:
     """Measure what `argv` says; see the module's docstring."""
     config = configure(BenchConfig, argv)
     device = device_of(config)
-    data = open_data(config, Processes(device))
+    data = DataSet(prepare_missing(config.data_dir, config.dataset))
     vocab_size = config.for_data(data).vocab_size
     config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)
     if not any(word.startswith("--gradient_accumulation_steps") for word in argv):

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import (
     UserError,
@@ -39,10 +37,8 @@ from inputcodes.configurator import (
     setting,
 )
 from inputcodes.data import DataSet
-from inputcodes.distributed import Processes
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
-from inputcodes.progress import Output
 from inputcodes.report import make_report, text_of
 from inputcodes.runs import (
     FREE_FIELDS,
@@ -57,7 +53,8 @@ from inputcodes.runs import (
     stopped_by_signals,
 )
 from model import GPTConfig
-from train import TrainConfig, open_data
+from prepare_data import prepare_missing
+from train import TrainConfig
 
 DEFAULT_STUDY = "config/studies/default.py"
 USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
@@ -279,7 +276,7 @@ def check_before(study: Study) -> None:
             config = study.run_config(variant, study.config.seed_list[0])
             key = config.data_dir, config.dataset
             if key not in known:
-                known[key] = open_data(config, Processes(torch.device("cpu")))
+                known[key] = DataSet(prepare_missing(*key))
             data = known[key]
             fact = dataclasses.asdict(config.for_data(data, study.config.nproc))
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
@@ -320,8 +317,7 @@ def run_missing(study: Study) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
-    out, err = Output(sys.stdout), Output(sys.stderr)  # a study does not end with its reader
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), stopped_by_signals():
+    with stopped_by_signals():
         try:
             compare(argv)
         except SystemExit:

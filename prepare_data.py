@@ -36,9 +36,13 @@ from tqdm import tqdm
 
 from inputcodes import corpus
 from inputcodes.configurator import (
+    ROOT,
     Settings,
     UserError,
+    build,
+    command,
     configure,
+    given_values,
     names_where,
     run_main,
     setting,
@@ -254,6 +258,33 @@ def prepare(config: PrepareConfig) -> Path:
                 return folder
     say(f"{folder} is complete already")
     return folder
+
+
+def prepare_missing(data_dir: str, dataset: str) -> Path:
+    """The folder of a data set, made first if it is one of the standard library.
+
+    Those are stdlib, stdlib-4096 (and other vocabulary sizes) and docstrings. Raises UserError,
+    with the command that makes it, if another is not there.
+    """
+    folder = Path(data_dir) / dataset
+    if (folder / "meta.json").is_file():
+        return folder
+    embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
+    if not embedded:
+        advice = _preparing_command(data_dir, dataset)
+        raise UserError(f"there is no data set {folder}: make it with `{advice}`")
+    settings = {"data_dir": data_dir, "dataset": dataset, "chat": dataset == "docstrings"}
+    return prepare(build(PrepareConfig, {**settings, "vocab_size": int(embedded[1] or 0)}))
+
+
+def _preparing_command(data_dir: str, dataset: str) -> str:
+    """The command that prepares a data set: of its config file, if the program has one."""
+    words = [] if data_dir == PrepareConfig.data_dir else [f"--data_dir={data_dir}"]
+    for file in sorted(ROOT.glob("config/data_*.py")):
+        if given_values(PrepareConfig, [str(file)]).get("dataset") == dataset:
+            return command("prepare_data.py", os.path.relpath(file), *words)
+    words += ["--source=files", "--files=TEXT.txt", f"--dataset={dataset}"]
+    return command("prepare_data.py", *words)
 
 
 @contextlib.contextmanager

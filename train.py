@@ -13,8 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,44 +23,19 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from inputcodes.checkpoint import (
-    Metrics,
-    code_sha256,
-    mend_run_json,
-    read_checkpoint,
-    write_checkpoint,
-    write_run_json,
-)
-from inputcodes.configurator import (
-    ROOT,
-    UserError,
-    build,
-    command,
-    given_values,
-    run_main,
-    setting,
-)
-from inputcodes.dashboard import missing_package, open_dashboard
+from inputcodes.checkpoint import Metrics, read_checkpoint, write_checkpoint, write_run_json
+from inputcodes.configurator import UserError, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
 from inputcodes.files import locked
 from inputcodes.memory import peak_mb
-from inputcodes.progress import Output, Progress, close, describe
-from inputcodes.resume import (
-    OTHER_NAMES,
-    Start,
-    check_base,
-    config_files,
-    configure_run,
-    fitted_to_data,
-)
+from inputcodes.progress import Progress, close, describe, missing_package, open_dashboard
+from inputcodes.resume import OTHER_NAMES, Start, check_base, configure_run, fitted_to_data
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
-from prepare_data import PrepareConfig, prepare
+from prepare_data import prepare_missing
 
 USAGE = "usage: python train.py [config/FILE.py ...] [--name=value ...]"
-DOCSTRINGS = "docstrings"
-EMBEDDED = re.compile(rf"{PrepareConfig().name}(-(?P<vocab_size>\d+))?|{DOCSTRINGS}")
 # Settings that a resumed run may have other values of: any, or those that the command line says.
 free = functools.partial(setting, free_on_resume=True)
 changeable = functools.partial(setting, explicit_on_resume=True)
@@ -75,67 +48,45 @@ class TrainConfig(GPTConfig):
     # data and places
     dataset: str = setting("stdlib", "folder under data_dir made by prepare_data.py")
     data_dir: str = free("data", "folder of all data sets")
-    out_dir: str = free("", "where the run is written; empty: out/NAME for config/NAME.py, or out")
+    out_dir: str = free("", "folder of the run; empty: out/NAME for config/NAME.py, or out")
     init_from: str = free(
         "scratch",
-        "scratch; the directory of a run, to fine-tune its best checkpoint, or of an export; or "
-        "resume: go on from the last checkpoint in out_dir if there is one, else from what "
-        "follows a comma (resume,out/fixed32) or from scratch",
+        "scratch; the folder of a run, to fine-tune its best checkpoint, or of an export; resume: "
+        "the last checkpoint in out_dir if there is one, else what follows a comma "
+        "(resume,out/fixed32) or scratch",
     )
     seed: int = setting(1, "initial weights and batch order", least=0, most=2**63 - 1)
     # batch_size x block_size x gradient_accumulation_steps = tokens per step
-    batch_size: int = changeable(
-        4, "sequences per micro-step, over all processes", least=1, most=2**20
-    )
+    batch_size: int = changeable(4, "sequences per micro-step, all processes", least=1, most=2**20)
     gradient_accumulation_steps: int = changeable(1, "micro-steps per step", least=1, most=2**20)
     max_steps: int = changeable(5600, "steps (weight updates) of the run", least=1, most=2**40)
     # optimizer and schedule
     learning_rate: float = changeable(2.5e-3, "peak learning rate of AdamW", least=0)
     min_lr: float = changeable(0.0, "learning rate at the end of the cosine", least=0)
-    warmup_steps: int = changeable(
-        200, "steps of linear warm-up; if not given, at most a tenth of a short run", least=0
-    )
+    warmup_steps: int = changeable(200, "of linear warm-up; if short, max_steps / 10", least=0)
     weight_decay: float = changeable(0.1, "on matrices only", least=0)
     beta1: float = changeable(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
     beta2: float = changeable(0.95, "AdamW: decay of their mean square", least=0, below=1)
     grad_clip: float = changeable(1.0, "largest norm of the gradient; 0 clips nothing", least=0)
     # evaluation and log
-    eval_interval: int = free(
-        1400, "steps between evaluations, each followed by a checkpoint", least=1
-    )
+    eval_interval: int = free(1400, "steps between evaluations, each with a checkpoint", least=1)
     eval_tokens: int = changeable(0, "validation tokens per evaluation; 0: all", least=0)
-    save_interval: float = free(
-        15.0, "minutes between checkpoints, besides those of evaluations", above=0
-    )
+    save_interval: float = free(15.0, "most minutes without a checkpoint", above=0)
     log_interval: int = free(50, "steps between lines of metrics.jsonl", least=1)
     log_to: str = free(
-        "none",
-        "wandb or tensorboard: show the lines of metrics.jsonl there too",
-        choices=("none", "wandb", "tensorboard"),
+        "none", "show metrics.jsonl there too", choices=("none", "wandb", "tensorboard")
     )
     # arithmetic
     device: str = free("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = changeable(
-        "float32",
-        "float32, or bfloat16: autocast with float32 weights",
-        choices=("float32", "bfloat16"),
-    )
+    dtype: str = changeable("float32", "bfloat16: by autocast", choices=("float32", "bfloat16"))
     matmul_precision: str = changeable(
         "highest",
-        "what products of float32 numbers may round to: highest, nothing; high, TF32 on CUDA; "
-        "medium, bfloat16 on CPUs that have products for it (AMX), TF32 on CUDA",
+        "what float32 products may round to: highest, nothing; high, TF32 on CUDA; medium, "
+        "bfloat16 on CPUs that have products for it (AMX), TF32 on CUDA",
         choices=("highest", "high", "medium"),
     )
-    deterministic: bool = free(
-        False,
-        "only algorithms that give the same bits every time, which CUDA needs for a resume bit for "
-        "bit; slower there",
-    )
-    recompute: bool = free(
-        False,
-        "compute each block again in the backward pass instead of keeping what it needs: a third "
-        "of the memory, for about a third more time",
-    )
+    deterministic: bool = free(False, "the same bits every time on CUDA too, which is slower there")
+    recompute: bool = free(False, "recompute blocks in the backward pass: 1/3 of memory, 4/3 time")
     compile: bool = free(False, "torch.compile the model (needs a C++ compiler on a CPU)")
 
     renamed: ClassVar[Mapping[str, str]] = OTHER_NAMES
@@ -157,9 +108,7 @@ class TrainConfig(GPTConfig):
                 f" ({self.max_steps:,})"
             )
         if self.min_lr > self.learning_rate:
-            problems.append(
-                f"min_lr ({self.min_lr}) must not be above learning_rate ({self.learning_rate})"
-            )
+            problems.append(f"min_lr ({self.min_lr}) is above learning_rate ({self.learning_rate})")
         if missing := missing_package(self.log_to):
             problems.append(missing)
         return problems
@@ -197,9 +146,8 @@ class Trainer:
         self.raw_model = GPT(config, config.seed, data.tokenizer.texts()).to(device)
         self.raw_model.recompute = config.recompute
         self.optimizer = make_optimizer(self.raw_model, config)
-        self.rows = TrainingData(
-            data.rows("train", config.block_size), config.batch_size, config.seed
-        )
+        rows = data.rows("train", config.block_size)
+        self.rows = TrainingData(rows, config.batch_size, config.seed)
         self.bigram = Bigram(self.rows, config.vocab_size)
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
@@ -252,7 +200,6 @@ class Trainer:
             "tokenizer": self.data.tokenizer.to_json(),
             "tokenizer_sha256": self.data.tokenizer.sha256,
             "data_sha256": self.data.sha256,
-            "code_sha256": code_sha256(),
         }
 
     def save(self, name: str) -> None:
@@ -275,8 +222,7 @@ class Trainer:
         config, accumulate = self.config, self.config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
-        # With several processes gradients are views of DDP's buckets, and None would make it hold
-        # both.
+        # Of several processes gradients are views of DDP's buckets; None would make it hold both.
         self.optimizer.zero_grad(set_to_none=self.processes.world == 1)
         targets = self.rows.targets(self.step * accumulate, accumulate)
         loss_sum = torch.zeros((), device=self.processes.device)
@@ -305,14 +251,10 @@ class Trainer:
 
     def _not_finite(self, loss: float, grad_norm: float) -> str:
         last = self.out_dir / "last.pt"
-        advice = (
-            f"the last good checkpoint is {last} (a lower learning_rate may help)"
-            if last.is_file()
-            else "there is no checkpoint yet (try a lower learning_rate)"
-        )
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint yet"
         return (
             f"step {self.step + 1}: loss {loss}, gradient norm {grad_norm}: stopped before the"
-            f" update; {advice}"
+            f" update; {kept} (a lower learning_rate may help)"
         )
 
     def evaluate(self, tick: Callable[[], None] = lambda: None) -> Evaluation:
@@ -320,16 +262,9 @@ class Trainer:
         config, processes = self.config, self.processes
         batch_size = config.batch_size // processes.world
         self.bigram.count(self.step * config.batch_size * config.gradient_accumulation_steps)
+        model, data, bigram, stop = self.raw_model, self.data, self.bigram, self.stop
         return validate(
-            self.raw_model,
-            self.data,
-            config.eval_tokens,
-            batch_size,
-            processes,
-            config.dtype,
-            self.bigram,
-            self.stop,
-            tick,
+            model, data, config.eval_tokens, batch_size, processes, config.dtype, bigram, stop, tick
         )
 
     def run(self, metrics: Metrics | None, progress: Progress) -> None:
@@ -404,81 +339,38 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def open_data(config: TrainConfig, processes: Processes) -> DataSet:
-    """The data set of the run.
-
-    Those made of the standard library are prepared on first use: stdlib, stdlib-4096 (and other
-    vocabularies) and docstrings. Raises UserError, with the command that makes it, if another is
-    not there.
-    """
-    path = Path(config.data_dir) / config.dataset
-    if not (path / "meta.json").is_file():
-        embedded = EMBEDDED.fullmatch(config.dataset)
-        if not embedded:
-            raise UserError(f"there is no data set {path}: make it with `{data_command(config)}`")
-        settings: dict[str, Any] = {"data_dir": config.data_dir, "dataset": config.dataset}
-        settings["chat"] = config.dataset == DOCSTRINGS
-        if embedded["vocab_size"]:
-            settings["vocab_size"] = int(embedded["vocab_size"])
-        if processes.first:
-            prepare(build(PrepareConfig, settings))
-        processes.wait()
-    data = DataSet(path, verify=processes.first)
-    processes.wait()
-    return data
-
-
-def data_command(config: TrainConfig) -> str:
-    """The command that prepares a data set: of its config file, if the program has one."""
-    words = [] if config.data_dir == TrainConfig.data_dir else [f"--data_dir={config.data_dir}"]
-    for file in sorted(ROOT.glob("config/data_*.py")):
-        if given_values(PrepareConfig, [str(file)]).get("dataset") == config.dataset:
-            return command("prepare_data.py", os.path.relpath(file), *words)
-    words += ["--source=files", "--files=TEXT.txt", f"--dataset={config.dataset}"]
-    return command("prepare_data.py", *words)
-
-
 def main(argv: list[str]) -> None:
     """Train as `argv` says; see the module's docstring."""
-    out, err = Output(sys.stdout), Output(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        run(argv)
-
-
-def run(argv: list[str]) -> None:
-    """What `main` does, whatever becomes of its output."""
     config, start = configure_run(TrainConfig, argv)
     stopped = 0  # the signal that ended the run before its time
     with join_processes(
-        config.device,
-        dtype=config.dtype,
-        matmul_precision=config.matmul_precision,
-        deterministic=config.deterministic,
+        config.device, config.dtype, config.matmul_precision, config.deterministic
     ) as processes:
-        data = open_data(config, processes)
+        if processes.first:
+            prepare_missing(config.data_dir, config.dataset)
+        processes.wait()
+        data = DataSet(Path(config.data_dir) / config.dataset, verify=processes.first)
+        processes.wait()
         check_base(start, data, config.init_from, Path(config.data_dir))
-        config = config.for_data(data, processes.world)
+        config, first = config.for_data(data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
-        first = processes.first
         if trainer.step >= config.max_steps and not trainer.interrupted:
             if first:
                 print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
-                mend_run_json(trainer.out_dir, trainer.record(), processes.device)
+                write_run_json(trainer.out_dir, trainer.record(), processes.device, mend=True)
             return
         advice = "wait for it to end, or choose another --out_dir"
         lock = locked(trainer.out_dir, wait=False, advice=advice)
         with lock if first else contextlib.nullcontext():
             metrics = None
             if first:
-                print(describe(trainer, config_files(argv)), flush=True)
+                print(describe(trainer, argv), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
-            with (
-                trainer.stop.listening(),
-                Progress(config.max_steps, trainer.step, first) as progress,
-            ):
+            progress = Progress(config.max_steps, trainer.step, first)
+            with trainer.stop.listening(), progress:
                 try:
                     trainer.run(metrics, progress)
                 except Stopped:

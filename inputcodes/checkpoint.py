@@ -6,6 +6,7 @@ before it, so that no bit can change unnoticed. The record says what made it: st
 configuration, tokenizer, hashes of data and code.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,7 +30,6 @@ from inputcodes.configurator import (
     command,
     from_record,
 )
-from inputcodes.dashboard import Write
 from inputcodes.files import (
     atomic_write,
     read_json,
@@ -73,8 +74,8 @@ def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]
     with atomic_write(path) as file:
         hashed = HashedFile(file)
         try:
-            state = {**tensors, "record": json.dumps({"format": FORMAT, **record})}
-            torch.save(state, cast(IO[bytes], hashed))  # write and flush are all that torch calls
+            text = json.dumps({"format": FORMAT, "code_sha256": code_sha256(), **record})
+            torch.save({**tensors, "record": text}, cast(IO[bytes], hashed))  # calls write, flush
         except RuntimeError:
             raise hashed.error or RuntimeError(f"torch cannot save {path}") from None
         file.write(SEAL + hashed.sha256.hexdigest().encode() + b"\n")
@@ -169,7 +170,7 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
 class Metrics:
     """metrics.jsonl: a line of numbers per interval."""
 
-    def __init__(self, path: Path, last_step: int, show: Write) -> None:
+    def __init__(self, path: Path, last_step: int, show: Callable[[dict[str, Any]], None]) -> None:
         """Keep the lines up to `last_step`, as a resumed run repeats the later ones.
 
         Each further line also goes to `show`.
@@ -185,17 +186,18 @@ class Metrics:
         self.show(line)
 
 
-def write_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -> None:
-    """What made the run: its record, and the versions, commit and hardware of this start."""
-    write_json(out_dir / "run.json", {**record, **made_by(device)})
+def write_run_json(
+    out_dir: Path, record: dict[str, Any], device: torch.device, mend: bool = False
+) -> None:
+    """What made the run: its record, and the versions, commit and hardware of this start.
 
-
-def mend_run_json(out_dir: Path, record: dict[str, Any], device: torch.device) -> None:
-    """Write run.json if it is missing or damaged."""
-    try:
-        read_json(out_dir / "run.json")
-    except UserError:
-        write_run_json(out_dir, record, device)
+    With `mend`, only if run.json is missing or damaged.
+    """
+    with contextlib.suppress(UserError):
+        if mend and read_json(out_dir / "run.json"):
+            return
+    shown = {name: value for name, value in record.items() if name != "tokenizer"}  # a long text
+    write_json(out_dir / "run.json", {**shown, **made_by(device)})
 
 
 def made_by(device: torch.device) -> dict[str, Any]:
@@ -205,6 +207,7 @@ def made_by(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "commit": git_commit(),
+        "code_sha256": code_sha256(),
         "platform": platform.platform(),
         "processor": processor(),
         "cpus": os.cpu_count(),

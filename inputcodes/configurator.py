@@ -1,36 +1,32 @@
 """Typed configuration: defaults < config files < command line.
 
 A program describes its settings once, in a frozen dataclass that inherits `Settings` and whose
-fields are made by `setting`, and calls `configure`. `python train.py config/fixed32.py --seed=2`
-reads the file as plain Python assignments, in a namespace of its own, and overrides one field.
-Unknown names, wrong types and impossible values are collected and reported together, before
-anything is built. What else must be known of a setting (its bounds, whether a resumed run may
-change it, whether it belongs to the input layer) is said where it is defined and read from there.
+fields are made by `setting`: meaning, default, bounds and role. `python train.py
+config/fixed32.py --seed=2` reads the file as plain Python assignments, in a namespace of its own,
+and overrides one field. Unknown names, wrong types and impossible values are reported together,
+before anything is built.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
+import io
 import math
+import operator
 import os
 import runpy
 import shlex
 import sys
 import textwrap
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TextIO, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent  # of the program
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-NOUNS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    tuple: "a list of strings",
-}
+NOUNS: dict[type, str] = {bool: "True or False", int: "a whole number", float: "a number"}
+NOUNS |= {str: "a string", tuple: "a list of strings"}
 
 
 class UserError(ValueError):
@@ -52,23 +48,12 @@ def setting(
 ) -> Any:
     """A dataclass field with its meaning, unit and special values, its bounds and its role.
 
-    The type of the default is the type of the setting: bool, int, float, str, or tuple for a list
-    of strings. `choices` may be a function where the names are not known yet. A run that is
-    resumed may have any value of a setting that is `free_on_resume`, and of one that is
-    `explicit_on_resume` another value if the command line says so; the others are fixed.
+    The default's type is the setting's: bool, int, float, str, or tuple for a list of strings.
+    `choices` may be a function where the names are not known yet. A resumed run may have any value
+    of a setting that is `free_on_resume`, and another one of an `explicit_on_resume` setting if the
+    command line says so; the others are fixed.
     """
-    metadata = {
-        "help": help,
-        "least": least,
-        "most": most,
-        "above": above,
-        "below": below,
-        "choices": choices,
-        "free_on_resume": free_on_resume,
-        "explicit_on_resume": explicit_on_resume,
-        "of_input_layer": of_input_layer,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=locals())  # all that was said of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +88,18 @@ def _expected(value: Any, bounds: Mapping[str, Any]) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
     limits = {
-        "at least": (bounds["least"], lambda bound: value >= bound),
-        "above": (bounds["above"], lambda bound: value > bound),
-        "at most": (bounds["most"], lambda bound: value <= bound),
-        "below": (bounds["below"], lambda bound: value < bound),
+        "at least": (bounds["least"], operator.ge),
+        "above": (bounds["above"], operator.gt),
+        "at most": (bounds["most"], operator.le),
+        "below": (bounds["below"], operator.lt),
     }
     given = {words: pair for words, pair in limits.items() if pair[0] is not None}
-    if math.isfinite(value) and all(holds(bound) for bound, holds in given.values()):
+    if math.isfinite(value) and all(holds(value, bound) for bound, holds in given.values()):
         return ""
-    words = " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
-    return words or "a finite number"
+    return (
+        " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
+        or "a finite number"
+    )
 
 
 def names_where(cls: type[Settings], role: str) -> set[str]:
@@ -121,28 +108,24 @@ def names_where(cls: type[Settings], role: str) -> set[str]:
 
 
 def configure(cls: type[S], argv: Sequence[str], positional: str = "") -> S:
-    """Build `cls` from its defaults, then the config files and `--name=value` words of `argv`.
+    """Build `cls` from its defaults, the config files and the `--name=value` words of `argv`.
 
-    Words that are neither fill the setting `positional`, if there is one. Raises UserError with
-    all problems found.
+    Other words fill the setting `positional`, if any. Raises UserError with all problems.
     """
     return build(cls, given_values(cls, argv, positional))
 
 
 def given_values(cls: type[Settings], argv: Sequence[str], positional: str = "") -> dict[str, Any]:
     """What the config files and words of `argv` set, of known names and right types, by name."""
-    problems: list[str] = []
+    problems, values = list[str](), dict[str, Any]()
     files, words, options = _split(cls, argv, problems)
-    values: dict[str, Any] = {}
     for file in files:
         values |= _checked(cls, _read_file(file, problems), f"in {file}", problems)
     if words and positional:
         options[positional] = tuple(words)
-    elif words:
-        problems += [
-            f"cannot read {word!r}: a config file ends in .py, a setting is --name=value"
-            for word in words
-        ]
+    else:
+        advice = "a config file ends in .py, a setting is --name=value"
+        problems += [f"cannot read {word!r}: {advice}" for word in words]
     values |= _checked(cls, options, "on the command line", problems)
     if problems:
         raise UserError("\n".join(problems))
@@ -164,34 +147,61 @@ def from_record(cls: type[S], record: Mapping[str, Any]) -> S:
     return cls(**known)
 
 
+class Output:
+    """A text stream that never fails: what cannot be written is lost, and the program goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        encoding = self._stream.encoding or "ascii"
+        self._try(self._stream.write, text.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., object], *args: str) -> None:
+        try:
+            action(*args)
+        except (OSError, ValueError):  # the reader has gone, the disk is full; or it is closed
+            with contextlib.suppress(OSError, ValueError):  # what the buffer holds vanishes, too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def run_main(
     main: Callable[[list[str]], None], cls: type[Settings], usage: str, positional: str = ""
 ) -> NoReturn:
     """Run a script's `main(argv)`, or print its help if that is asked for.
 
-    A UserError is printed in plain words and exits with 1, as does an error of the system with a
-    file; Ctrl-C exits with 130. Any other error is a bug and keeps its traceback.
+    A UserError, or the system's error about a file, is printed in plain words and exits with 1;
+    Ctrl-C exits with 130; any other error is a bug and keeps its traceback. Output that cannot be
+    written is lost and ends nothing.
     """
     argv = sys.argv[1:]
+    out, err = (Output(stream or io.StringIO()) for stream in (sys.stdout, sys.stderr))
     try:
-        if {"-h", "--help"} & set(argv):
-            words = [word for word in argv if word not in ("-h", "--help")]
-            print(help_text(cls, usage, cls.complete(given_values(cls, words, positional))))
-        else:
-            main(argv)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            if {"-h", "--help"} & set(argv):
+                words = [word for word in argv if word not in ("-h", "--help")]
+                print(help_text(cls, usage, cls.complete(given_values(cls, words, positional))))
+            else:
+                main(argv)
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
-    except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # one of several processes
-            print("stopped", file=sys.stderr)
+            print("stopped", file=err)
         sys.exit(130)  # 128 + SIGINT, as shells expect
+    finally:
+        out.flush()
     sys.exit(0)
 
 
@@ -201,19 +211,14 @@ def command(script: str, *words: str) -> str:
 
 
 def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any] | None = None) -> str:
-    """The usage and every setting with the value that would run, for an 80-column screen.
-
-    The settings that `cls` itself defines come before those it inherits.
-    """
+    """The usage and every setting with the value that would run, those of `cls` itself first."""
     own = inspect.get_annotations(cls)
     fields = sorted(dataclasses.fields(cls), key=lambda field: field.name not in own)
     lines = [usage, "", "settings (in a config file as name = value, or --name=value):"]
     for field in fields:
         value = (values or {}).get(field.name, field.default)
         lines.append(f"  {field.name} = {value!r}")
-        lines += textwrap.wrap(
-            field.metadata["help"], 78, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
+        lines += textwrap.indent(textwrap.fill(field.metadata["help"], 72), " " * 6).splitlines()
     return "\n".join(lines)
 
 
@@ -225,9 +230,7 @@ def _split(
     `--name=value` and `--name value` both work; a switch needs no value.
     """
     kinds, rest = _kinds(cls), list(argv)
-    files: list[str] = []
-    words: list[str] = []
-    options: dict[str, Any] = {}
+    files, words, options = list[str](), list[str](), dict[str, Any]()
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
@@ -250,11 +253,9 @@ def _split(
 
 
 def _parse(kind: type, text: str) -> Any:
-    if kind is bool:
-        return TRUE_WORDS[text.lower()]
     if kind is tuple:
         return tuple(part.strip() for part in text.split(";") if part.strip())
-    return kind(text)
+    return TRUE_WORDS[text.lower()] if kind is bool else kind(text)
 
 
 def _read_file(file: str, problems: list[str]) -> dict[str, Any]:
@@ -267,11 +268,8 @@ def _read_file(file: str, problems: list[str]) -> dict[str, Any]:
     except Exception as error:
         problems.append(f"{file} does not run: {type(error).__name__}: {error}")
         return {}
-    return {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
-    }
+    names = [name for name in namespace if not name.startswith("_")]
+    return {name: namespace[name] for name in names if not inspect.ismodule(namespace[name])}
 
 
 def _checked(

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,13 +59,18 @@ class Processes:
 
 
 @contextlib.contextmanager
-def join_processes(name: str, **settings: Any) -> Iterator[Processes]:
+def join_processes(
+    name: str,
+    dtype: str = "float32",
+    matmul_precision: str = "highest",
+    deterministic: bool = False,
+) -> Iterator[Processes]:
     """This process on the device that `setup_device` makes ready, in the group of all if any.
 
     There are others if RANK and WORLD_SIZE are set, as torchrun and Kubeflow do.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        yield Processes(setup_device(name, **settings))
+        yield Processes(setup_device(name, dtype, matmul_precision, deterministic))
         return
     rank, gpus = int(os.environ["RANK"]), torch.cuda.device_count()
     local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
@@ -76,7 +80,7 @@ def join_processes(name: str, **settings: Any) -> Iterator[Processes]:
         raise UserError(f"more processes than GPUs here: pass --nproc_per_node={gpus} to torchrun")
     if name == "auto" and not gpus:
         name = "cpu"
-    device = setup_device(name, local_rank=local_rank, **settings)
+    device = setup_device(name, dtype, matmul_precision, deterministic, local_rank)
     nccl = device.type == "cuda"
     dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
     side = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -1,11 +1,14 @@
-"""What a training run shows: its description, how far it is, and what to run next."""
+"""What a training run shows: its description, how far it is, its end, and its curves elsewhere."""
 
-import contextlib
-import os
+import importlib.util
+import json
 import sys
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -13,40 +16,15 @@ from tqdm import tqdm
 from inputcodes.configurator import command
 from inputcodes.distributed import autocast
 from inputcodes.documents import END_OF_TURN
+from inputcodes.files import read_json, write_text
 from inputcodes.memory import memory_report
+from inputcodes.resume import config_files
 from model import count_parameters
 
 SAMPLE_TOKENS = 200  # of the sample that closes a run
+CURVE_SECONDS = 10.0  # between two pictures: one takes about half a second
 
-
-class Output:
-    """A text stream that never fails: what cannot be written is lost, and the program goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except UnicodeEncodeError:
-            return self._stream.write(text.encode("ascii", "replace").decode())
-        except (OSError, ValueError):  # the reader has gone, the disk is full; or it is closed
-            self._give_up()
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """Let all that follows vanish, what is in the buffer included."""
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+Write = Callable[[dict[str, Any]], None]
 
 
 class Progress:
@@ -101,9 +79,9 @@ class Progress:
         self._bar.close()
 
 
-def describe(trainer: Any, files: Sequence[str]) -> str:
-    """The run of a Trainer in lines of at most 80 columns."""
-    config, data = trainer.config, trainer.data
+def describe(trainer: Any, argv: Sequence[str]) -> str:
+    """The run of a Trainer that `argv` started, in lines of at most 80 columns."""
+    config, data, files = trainer.config, trainer.data, config_files(argv)
     total, inputs = count_parameters(config)
     tokens = config.max_steps * config.tokens_per_step
     epochs = tokens / config.block_size / trainer.rows.rows.count
@@ -189,3 +167,68 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
         words += [f"--input_layer={other}", f"{out_dir}/{other}", "--init_from=scratch"]
         commands.append(command("train.py", *words))
     return commands
+
+
+# ---------------------------------------------------------------------------------------------
+# Weights & Biases, TensorBoard, curve.png: of run.json and metrics.jsonl
+
+
+def missing_package(log_to: str) -> str:
+    """What to install for `log_to`, as a problem of the configuration, or ""."""
+    if log_to == "none" or importlib.util.find_spec(log_to):
+        return ""
+    return f"log_to={log_to!r} needs the package {log_to}: pip install {log_to}"
+
+
+def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
+    """What takes the lines of metrics.jsonl after `last_step`, and draws curve.png now and then."""
+    made_by = read_json(out_dir / "run.json")
+    opened = {"wandb": _wandb, "tensorboard": _tensorboard}.get(
+        log_to, lambda *_: lambda line: None
+    )
+    send = opened(out_dir, made_by, last_step)
+    drawn = time.perf_counter()
+
+    def write(line: dict[str, Any]) -> None:
+        nonlocal drawn
+        send(line)
+        if "val_loss" in line and time.perf_counter() - drawn >= CURVE_SECONDS:
+            _draw(out_dir)
+            drawn = time.perf_counter()
+
+    return write
+
+
+def _draw(out_dir: Path) -> None:
+    try:
+        figures = importlib.import_module("inputcodes.figures")  # needs matplotlib
+        figures.draw_curve(out_dir)
+    except Exception as error:  # a run does not end for its picture
+        tqdm.write(f"no {out_dir / 'curve.png'}: {error}")
+
+
+def _wandb(out_dir: Path, made_by: dict[str, Any], last_step: int) -> Write:
+    import wandb
+
+    file = out_dir / "wandb_id"
+    if not (last_step and file.is_file()):
+        write_text(file, uuid.uuid4().hex[:8])
+    known = {"id": file.read_text(), "resume": "allow", "dir": out_dir, "config": made_by}
+    run = wandb.init(project="input-codes", name=str(out_dir), **known)
+    return lambda line: run.log(line, step=line["step"])
+
+
+def _tensorboard(out_dir: Path, made_by: dict[str, Any], last_step: int) -> Write:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(out_dir / "tensorboard", purge_step=last_step + 1)
+    if not last_step:
+        writer.add_text("run.json", f"```\n{json.dumps(made_by, indent=1)}\n```")
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, int | float) and name != "step":
+                writer.add_scalar(name, value, line["step"])
+        writer.flush()
+
+    return write

@@ -2,10 +2,10 @@
 
 import json
 import random
-import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +14,14 @@ from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
-from tests.helpers import assert_same_run, finish, metrics_of, start, weights_of
+from tests.helpers import (
+    assert_same_run,
+    finish,
+    metrics_of,
+    start,
+    weights_of,
+    write_data_set,
+)
 
 FIVE = {"max_steps": 5, "warmup_steps": 1, "min_lr": 1e-3}  # a constant rate, whatever max_steps
 
@@ -77,11 +84,10 @@ def test_what_was_decided_before_the_first_step_cannot_change(words, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_another_data_set_of_the_name_is_refused(words, text_data, tmp_path):
+def test_another_data_set_of_the_name_is_refused(words, tmp_path):
     train.main(words(**FIVE))
-    shutil.copytree(text_data, tmp_path / "data")
-    file = tmp_path / "data" / "tiny" / "meta.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": "x"}))
+    tokens = np.arange(2000) % 256
+    write_data_set(tmp_path / "data" / "tiny", [tokens], [tokens])
     with pytest.raises(UserError, match="is another data set than it had"):
         train.main(words(**FIVE, init_from="resume", data_dir=tmp_path / "data"))
 

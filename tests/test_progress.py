@@ -7,9 +7,9 @@ import types
 import pytest
 
 import train
-from inputcodes import dashboard
+from inputcodes import progress
 from inputcodes.configurator import UserError
-from tests.test_train import SMALL
+from tests.helpers import SMALL
 
 
 def run(text_data, out, *argv: str) -> list[dict]:
@@ -44,17 +44,17 @@ def test_wandb_gets_the_lines_and_a_resumed_run_goes_on(text_data, tmp_path, mon
     assert [step for step, _ in wandb.lines] == [line["step"] for line in lines]
     assert wandb.inits[0]["config"]["config"]["n_layer"] == SMALL["n_layer"]
     assert "torch" in wandb.inits[0]["config"]
-    write = dashboard.open_dashboard("wandb", tmp_path, last_step=10)
+    write = progress.open_dashboard("wandb", tmp_path, last_step=10)
     write({"step": 11})
     assert wandb.inits[1]["id"] == wandb.inits[0]["id"]
-    dashboard.open_dashboard("wandb", tmp_path, last_step=0)
+    progress.open_dashboard("wandb", tmp_path, last_step=0)
     assert wandb.inits[2]["id"] != wandb.inits[0]["id"]
 
 
 def test_tensorboard_holds_the_numbers_of_metrics_jsonl(text_data, tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     lines = run(text_data, tmp_path, "--log_to=tensorboard")
-    write = dashboard.open_dashboard("tensorboard", tmp_path, last_step=8)  # 9 and 10 come again
+    write = progress.open_dashboard("tensorboard", tmp_path, last_step=8)  # 9 and 10 come again
     write(lines[8] | {"train_loss": 1.5})
     events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     losses = {event.step: event.value for event in events.Scalars("train_loss")}
@@ -64,7 +64,7 @@ def test_tensorboard_holds_the_numbers_of_metrics_jsonl(text_data, tmp_path):
 
 
 def test_a_missing_package_is_named_before_anything_is_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(dashboard.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
         train.main(["--log_to=wandb", f"--out_dir={tmp_path}/run"])
     assert not (tmp_path / "run").exists()
@@ -78,7 +78,7 @@ def test_the_curve_is_drawn_at_evaluations_and_never_ends_a_run(
     pytest.importorskip("matplotlib")
     run(text_data, tmp_path / "short")
     assert not (tmp_path / "short" / "curve.png").exists()  # over before there is much to see
-    monkeypatch.setattr(dashboard, "CURVE_SECONDS", 0)
+    monkeypatch.setattr(progress, "CURVE_SECONDS", 0)
     run(text_data, tmp_path / "drawn")
     assert (tmp_path / "drawn" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
