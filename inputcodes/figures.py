@@ -6,6 +6,7 @@ Lines differ in dash and marker as well as in colour. Legends stand beside the a
 data.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import atomic_write
 from inputcodes.judging import Gap
-from inputcodes.report import Report
+from inputcodes.report import Report, short_count
 from inputcodes.runs import Row, present, read_metrics
 from inputcodes.stats import mean
 
@@ -53,33 +55,32 @@ def style(number: int) -> dict[str, Any]:
 def count_axis(axes: Axes, log: bool = False) -> None:
     """Tokens on the horizontal axis of what is drawn, with labels that do not touch."""
     axes.set_xlabel("training tokens")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     if log:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        wide = high > 40 * low
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if wide else (1.0, 2.0, 5.0)))
+        subs = (1, 3) if high > 40 * low else (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 5, 7)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(short))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: short_count(tokens)))
     axes.grid(alpha=0.3)
 
 
-def short(tokens: float, _: object) -> str:
-    for size, letter in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if tokens >= size:
-            return f"{tokens / size:g}{letter}"
-    return f"{tokens:g}"
-
-
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend for all axes, at the right of them."""
+    """One legend for all axes, at the right of them, in the order in which the lines end."""
     handles: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+
+    def end(label: str) -> float:
+        handle = handles[label]
+        line = handle[0] if isinstance(handle, ErrorbarContainer) else handle
+        return -float(line.get_ydata()[-1])
+
+    names = sorted(handles, key=end)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside right center", fontsize="small"
+        [handles[name] for name in names], names, loc="outside right center", fontsize="small"
     )
 
 
@@ -133,19 +134,18 @@ def draw_study(directory: Path, report: Report) -> list[str]:
     """Draw what this report allows into `directory`; the names, without suffix."""
     gaps = [gap for group in report.gaps for gap in group]
     drawn = {"loss": loss_figure(report.groups)}
-    if any(gap.interval for gap in gaps):
-        drawn["differences"] = difference_figure(report, gaps)
-    if any(len(gap.points) > 1 for gap in gaps):
-        drawn["price"] = price_figure(gaps, report.margin)
-    for i, group in enumerate(report.groups):
-        if len({row.code_length for row in group if row.code_length}) > 2:
-            name = "code_length" if len(report.groups) == 1 else f"code_length_{i + 1}"
-            drawn[name] = length_figure(group)
     if sweep := sweep_figure(report.groups):
         drawn["sweep"] = sweep
-    for name, figure in drawn.items():
-        save(figure, directory / f"{name}.png")
-        save(figure, directory / f"{name}.svg")
+    if judged := [gap for gap in gaps if gap.interval]:
+        drawn["differences"] = difference_figure(judged, report.margin)
+    if trends := [gap for gap in gaps if len(gap.points) > 1]:
+        drawn["price"] = price_figure(trends, report.margin)
+    for i, group in enumerate(report.groups, 1):
+        if len({row.code_length for row in group if row.code_length}) > 2:
+            name = "code_length" if len(report.groups) == 1 else f"code_length_{i}"
+            drawn[name] = length_figure(group)
+    for (name, figure), suffix in itertools.product(drawn.items(), ("png", "svg")):
+        save(figure, directory / f"{name}.{suffix}")
     return list(drawn)
 
 
@@ -164,8 +164,9 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
             axes.plot(tokens, [mean(some) for some in losses], label=row.kind, **look)
             low, high = [min(some) for some in losses], [max(some) for some in losses]
             axes.fill_between(tokens, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        if bigram := group[0].bigram:
-            axes.axhline(bigram, color="grey", linewidth=1, label="counts of token pairs")
+        counted = [(p.tokens, p.bigram) for p in group[0].curve if p.bigram is not None]
+        if counted:
+            axes.plot(*zip(*counted, strict=True), color="grey", label="counts of token pairs")
         axes.set(ylabel=LOSS if number % columns == 0 else "", title=group[0].group)
         count_axis(axes)
     legend(figure, figure.axes)
@@ -173,60 +174,68 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
     return figure
 
 
-def difference_figure(report: Report, gaps: list[Gap]) -> Figure:
+def names_of(gaps: list[Gap]) -> tuple[list[str], str]:
+    """What gaps are called, and what their axis is."""
+    baselines = {gap.baseline for gap in gaps}
+    if len(baselines) == 1:
+        base = baselines.pop()
+        return [gap.variant for gap in gaps], f"difference from {base}\n(% of its loss)"
+    labels = [f"{gap.variant} - {gap.baseline}" for gap in gaps]
+    return labels, "difference (% of the baseline's loss)"
+
+
+def difference_figure(gaps: list[Gap], margin: float) -> Figure:
     """The gaps at the end, with their intervals and every seed."""
-    shown = [gap for gap in gaps if gap.interval]
-    figure = Figure(figsize=(8, 1.4 + 0.32 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(8, 1.5 + 0.34 * len(gaps)), layout="constrained")
     axes = figure.add_subplot()
-    for y, gap in enumerate(shown):
+    labels, name = names_of(gaps)
+    for y, gap in enumerate(gaps):
         scale = 100 * gap.share / gap.nats if gap.nats else 0.0  # % per nat
         ends = [scale * end for end in gap.interval or ()]
         axes.plot(ends, [y, y], color="black", linewidth=1.5, marker="|", markersize=9)
-        seeds = [100 * share for share in present(gap.points[-1].shares)] if gap.points else []
-        axes.plot(seeds, [y] * len(seeds), "o", color="grey", markersize=4, markerfacecolor="none")
         axes.plot(100 * gap.share, y, "D", color="black", markersize=5)
-    axes.axvspan(-100 * report.margin, 100 * report.margin, color="black", alpha=0.08, linewidth=0)
+        seeds = [100 * share for share in present(gap.points[-1].shares)] if gap.points else []
+        axes.plot(seeds, [y + 0.25] * len(seeds), "o", color="grey", markersize=3)
+    axes.axvspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.8)
-    labels = [f"{gap.variant} - {gap.baseline}" for gap in shown]
-    axes.set_yticks(range(len(shown)), labels, fontsize="small")
-    axes.invert_yaxis()
-    axes.set_xlabel("difference (% of the baseline's loss; below 0: better)")
-    notes = f"diamond: mean; bar: 95% interval; circles: seeds; grey: ±{100 * report.margin:g}%"
+    axes.set_yticks(range(len(gaps)), labels, fontsize="small")
+    axes.set_ylim(len(gaps) - 0.4, -0.6)
+    axes.set_xlabel(f"{name[:-1]}; below 0: better)")
+    notes = f"diamond: mean; bar: 95% interval; dots: seeds; grey: within {100 * margin:g}%"
     figure.suptitle(notes, fontsize="medium")
     return figure
 
 
 def price_figure(gaps: list[Gap], margin: float) -> Figure:
     """The gap against tokens: as a share of the loss with its fits, and as a multiple of data."""
-    shown = [gap for gap in gaps if len(gap.points) > 1]
-    with_data = [gap for gap in shown if any(point.data for point in gap.points)]
+    with_data = any(point.data for gap in gaps for point in gap.points)
     figure = Figure(figsize=(11 if with_data else 7.5, 4), layout="constrained")
     axes = figure.add_subplot(1, 2 if with_data else 1, 1)
-    for i, gap in enumerate(shown):
+    labels, name = names_of(gaps)
+    banded = len(gaps) <= 4 and all(point.interval for gap in gaps for point in gap.points)
+    for i, (gap, label) in enumerate(zip(gaps, labels, strict=True)):
         tokens = [point.tokens for point in gap.points]
-        label = f"{gap.variant} - {gap.baseline}"
         axes.plot(tokens, [100 * point.share for point in gap.points], label=label, **style(i))
-        bands = [point.interval for point in gap.points if point.interval]
-        if len(shown) <= 4 and len(bands) == len(tokens):
+        if banded:
+            bands = [point.interval for point in gap.points if point.interval]
             low, high = ([100 * band[end] for band in bands] for end in (0, 1))
             axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.15, linewidth=0)
         draw_fits(axes, gap, style(i)["color"])
     axes.axhspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_ylabel("difference (% of the baseline's loss)")
+    axes.set_ylabel(name)
     count_axis(axes, log=True)
     if with_data:
-        axes = figure.add_subplot(1, 2, 2)
-        for i, gap in enumerate(shown):
+        axes = figure.add_subplot(1, 2, 2, sharex=axes)
+        for i, (gap, label) in enumerate(zip(gaps, labels, strict=True)):
             known = [(point.tokens, point.data) for point in gap.points if point.data]
-            label = f"{gap.variant} - {gap.baseline}"
             axes.plot([t for t, _ in known], [x for _, x in known], label=label, **style(i))
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_ylabel("tokens needed / tokens the baseline needs")
-        count_axis(axes, log=True)
-    legend(figure, figure.axes)
-    notes = [f"grey: ±{100 * margin:g}%"] + ["bands: 95% intervals"] * (len(shown) <= 4)
-    figure.suptitle("; ".join(notes), fontsize="medium")
+        axes.set(xlabel="training tokens", ylabel="tokens needed / tokens the baseline needs")
+        axes.grid(alpha=0.3)
+    legend(figure, figure.axes[:1])
+    note = "; bands: 95% intervals" if banded else ""
+    figure.suptitle(f"grey: within {100 * margin:g}%{note}", fontsize="medium")
     return figure
 
 
@@ -246,21 +255,29 @@ def draw_fits(axes: Axes, gap: Gap, color: str) -> None:
 
 def length_figure(group: list[Row]) -> Figure:
     """Loss against the length of the code; lines across for layers that are no code of the id."""
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.4), layout="constrained")
     axes = figure.add_subplot()
     coded = sorted((row for row in group if row.code_length), key=lambda row: row.code_length or 0)
+    linear = [row for row in coded if row.settings["input_layer"] in ("fixed", "codeword")]
+    axes.plot([row.code_length or 0 for row in linear], [row.loss for row in linear], ":k", lw=0.8)
     layers = list(dict.fromkeys(row.settings["input_layer"] for row in coded))
-    for i, layer in enumerate(layers):
+    for i, layer in enumerate(layers, 1):
         rows = [row for row in coded if row.settings["input_layer"] == layer]
         lengths = [float(row.code_length or 0) for row in rows]
         draw_means(axes, lengths, [present(row.losses) for row in rows], layer, i)
-    for i, row in enumerate((row for row in group if not row.code_length), len(layers)):
-        axes.axhline(row.loss, label=row.kind, **style(i) | {"marker": ""})
+    across = [row for row in group if not row.code_length]
+    for row, color, dash in zip(
+        across, ("black", *COLORS[len(layers) + 1 :]), DASHES, strict=False
+    ):
+        label = f"{row.kind} ({short_count(row.input_parameters)} parameters)"
+        axes.axhline(row.loss, color=color, linestyle=dash, label=label)
+        ends = min(present(row.losses)), max(present(row.losses))
+        axes.axhspan(*ends, color=color, alpha=0.1, linewidth=0)
     axes.set_ylabel(LOSS)
     K = (coded[0].settings["vocab_size"] - 1).bit_length()
-    label_values(axes, f"length of the code (positions; K = {K} bits tell the ids apart)")
+    label_values(axes, f"length of the code, no parameters (K = {K} bits tell the ids apart)")
     legend(figure, [axes])
-    figure.suptitle("mean over seeds; bars: lowest to highest seed", fontsize="medium")
+    figure.suptitle("mean over seeds; bars and bands: lowest to highest seed", fontsize="medium")
     return figure
 
 
@@ -293,7 +310,8 @@ def draw_means(
     means = [mean(sample) for sample in samples]
     below = [y - min(sample) for y, sample in zip(means, samples, strict=True)]
     above = [max(sample) - y for y, sample in zip(means, samples, strict=True)]
-    axes.errorbar(xs, means, [below, above], capsize=3, label=label, **style(number))
+    look = style(number) | {"linestyle": "-"}
+    axes.errorbar(xs, means, [below, above], capsize=3, label=label, **look)
 
 
 def label_values(axes: Axes, name: str) -> None:

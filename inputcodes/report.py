@@ -145,16 +145,16 @@ def text_of(report: Report) -> str:
     parts += [recoding_text(recodings) for recodings in report.recodings]
     if report.best:
         parts.append("Each at its best, chosen after looking.\n\n" + gap_table(report.best))
-    parts += [cost_table(rows), "\n".join(f"- {note}" for note in report.notes)]
+    parts.append("\n".join(f"- {note}" for note in report.notes))
     return "\n\n".join(part for part in parts if part)
 
 
-def millions(n: float) -> str:
+def short_count(n: float) -> str:
     """Tokens or parameters, short: 5.73 M."""
-    for size, letter in ((1e9, " B"), (1e6, " M")):
+    for size, letter in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if n >= size:
             return f"{n / size:.4g}{letter}"
-    return f"{n:,.0f}"
+    return f"{n:.4g}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -172,7 +172,7 @@ def result_table(rows: list[Row]) -> str:
             row.variant,
             f"{row.input_parameters:,}",
             f"{row.parameters:,}",
-            millions(row.tokens),
+            short_count(row.tokens),
             f"{row.loss:.4f}",
             _number(row.bigram, ".4f"),
             _number(row.chance, ".4f"),
@@ -261,7 +261,9 @@ def _crossing(fit: Fit) -> str:
         never = sum(math.isinf(tokens) for tokens in fit.crossings)
         return f"never, in {never} of {len(fit.crossings)} seeds"
     ends = fit.interval
-    return millions(fit.crossing) + (f" [{millions(ends[0])}, {millions(ends[1])}]" if ends else "")
+    return short_count(fit.crossing) + (
+        f" [{short_count(ends[0])}, {short_count(ends[1])}]" if ends else ""
+    )
 
 
 def recoding_text(recodings: Recodings) -> str:
@@ -271,14 +273,3 @@ def recoding_text(recodings: Recodings) -> str:
 due to the recoding is {spread.treatments_sd:.4f} nats per token, to the seed \
 {spread.blocks_sd:.4f}, to neither {spread.residual_sd:.4f};
 all recodings alike: F = {spread.f:.2f}, p = {spread.p:.2g}."""
-
-
-def cost_table(rows: list[Row]) -> str:
-    lines = [
-        [row.variant, f"{row.input_mb:,.3f}", f"{row.peak_mb:,.0f}", f"{row.tokens_per_s:,.0f}"]
-        for row in rows
-    ]
-    return (
-        "Memory in training: input layer (weights, gradients, optimizer, stored tables), and peak\n"
-        "of a whole run. Speed of a run as it was, beside others unless --jobs=1.\n\n"
-    ) + markdown_table("variant | input layer, MB | run, MB | tokens/s", lines)

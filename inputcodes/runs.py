@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from inputcodes.configurator import Settings, UserError
 from inputcodes.distributed import PARENT, STOP_SIGNALS
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
-from model import INPUT_LAYERS, GPTConfig, count_parameters
+from model import GPTConfig, count_parameters
 
 BySeed = list[float | None]  # None where a seed has no such run
 # Settings that decide neither what a run computes nor how its loss is measured.
@@ -274,6 +273,7 @@ class Point:
 
     tokens: float
     losses: BySeed
+    bigram: float | None
 
 
 @dataclass(frozen=True)
@@ -294,9 +294,6 @@ class Row:
     constant_rate: bool  # then every point of the curve is worth as much as an end
     parameters: int
     input_parameters: int
-    input_mb: float  # in training: weights, gradients, optimizer and stored tables
-    peak_mb: float  # of a whole run
-    tokens_per_s: float
     curve: list[Point]
     documents: list[Any] = dataclasses.field(repr=False)  # by seed (nats, tokens) of each
 
@@ -335,7 +332,8 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
     curve = []
     for lines in zip(*(run.evaluations for run in runs), strict=False):
         losses = iter(line["val_loss"] for line in lines)
-        curve.append(Point(lines[0]["tokens"], [next(losses) if run else None for run in by_seed]))
+        values = [next(losses) if run else None for run in by_seed]
+        curve.append(Point(lines[0]["tokens"], values, lines[0].get("val_bigram")))
     return Row(
         variant=variant.label,
         group=variant.group,
@@ -351,17 +349,6 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
         constant_rate=runs[0].config.get("min_lr") == runs[0].config.get("learning_rate"),
         parameters=parameters,
         input_parameters=inputs,
-        input_mb=input_mb(config),
-        peak_mb=max(line.get("peak_mb", math.nan) for run in runs for line in run.evaluations),
-        tokens_per_s=statistics.median(line["tokens_per_s"] for run in runs for line in run.lines),
         curve=curve,
         documents=[run.last.get("val_documents") if run else None for run in by_seed],
     )
-
-
-def input_mb(config: GPTConfig) -> float:
-    """Memory of the input layer in training: float32 weights, gradients, AdamW; stored tables."""
-    with torch.device("meta"):
-        layer = INPUT_LAYERS[config.input_layer](config)
-    trained = sum(weight.numel() for weight in layer.parameters())
-    return (16 * trained + sum(b.numel() * b.element_size() for b in layer.buffers())) / 1e6

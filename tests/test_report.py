@@ -92,7 +92,6 @@ def test_a_gap_is_told_in_four_units(tmp_path):
     spread = perplexities[2] - perplexities[0]
     assert base.perplexity_range == pytest.approx(spread / base.perplexity)
     assert (row.loss, base.tokens) == (pytest.approx(1.15), 1000)
-    assert base.input_mb == 256 * 16 * (4 + 4 + 8) / 1e6  # weights, gradients, two moments
     text = report.text_of(made)
     assert "| +0.0500 [+0.0475, +0.0525] | +4.55% |" in text
 
