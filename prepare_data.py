@@ -27,7 +27,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ from inputcodes.configurator import (
 from inputcodes.documents import count_chunk, encode_chunk
 from inputcodes.files import file_sha256, locked, read_json
 from inputcodes.ngrams import ORDERS, Counts, choose_ngrams, merge_counts, read_ngrams
+from inputcodes.readers import SUFFIXES
 from inputcodes.shards import (
+    SPLITS,
     ShardWriter,
     chunks_of,
     discard,
@@ -61,6 +63,8 @@ from inputcodes.shards import (
 from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
 
 USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=value ...]"
+SOURCES = ("", "stdlib", "files", "hub")
+FILES_HELP = f"paths, folders or patterns of files ({', '.join(SUFFIXES)}), by commas"
 free = functools.partial(setting, free_on_resume=True)  # changes no byte of the data set
 
 
@@ -70,72 +74,26 @@ class PrepareConfig(Settings):
 
     dataset: str = free("", "name of the data set, a folder in data_dir; empty: after the input")
     data_dir: str = free("data", "folder of all data sets")
-    source: str = setting(
-        "",
-        "stdlib (the library of this Python), files or hub; empty: what is given, else stdlib",
-        choices=("", "stdlib", "files", "hub"),
-    )
-    files: tuple[str, ...] = setting(
-        (),
-        "paths, folders or patterns of .txt, .md, .rst, .py, .jsonl, .ndjson, .json, .csv (all "
-        "also .gz, .zst, .bz2) and .parquet files, commas between; the same as words without --",
-    )
-    hub: str = setting(
-        "",
-        "Hugging Face data sets (path, path:config, either with @revision) or local folders, "
-        "commas between",
-    )
-    val_source: str = setting(
-        "",
-        "what to hold out instead of val_fraction: paths, folders or patterns of files, commas "
-        "between; of hub data sets the name of their split, such as validation",
-    )
+    source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
+    files: tuple[str, ...] = setting((), FILES_HELP)
+    hub: str = setting("", "data sets of the hub (PATH:CONFIG@REVISION) or folders, by commas")
+    val_source: str = setting("", "text held out: paths, by commas; with hub, the name of a split")
     separator: str = setting("", "what stands between documents in text files: '<|endoftext|>'")
-    probabilities: str = setting(
-        "",
-        "chance of each entry of files or hub to give the next document, commas between; "
-        "empty: one entry after the other",
-    )
+    probabilities: str = setting("", "chance of each entry to give the next document, by commas")
     seed: int = setting(0, "seed of the draws that mix the entries")
     text_column: str = setting("text", "column or key that holds the document")
-    chat: bool = setting(
-        False,
-        "documents are conversations, in the columns messages, conversations, prompt and response "
-        "(or completion), or instruction, input and output; those of stdlib are the signatures "
-        "and docstrings of its functions",
-    )
-    vocab_size: int = setting(
-        0, "256 (bytes) to 65536, see tokenizer.py; 0: 256, or what the tokenizer given has"
-    )
-    tokenizer: str = setting(
-        "",
-        "instead of a new one: the name of a tiktoken encoding such as gpt2, a tokenizer.json to "
-        "use again, or a .json file of the tokenizers library",
-    )
+    chat: bool = setting(False, "documents are conversations (stdlib: functions and docstrings)")
+    vocab_size: int = setting(0, "256 (bytes) to 65536; 0: 256, or what the given tokenizer has")
+    tokenizer: str = setting("", "encoding of tiktoken, or .json file, to use instead of a new one")
     ngrams: int = setting(0, "n-grams in the vocabulary; 0: as many as fit", least=0)
-    ngram_order: str = setting(
-        "frequency",
-        "order of their ids: frequency, or text (longest first, then by code point)",
-        choices=ORDERS,
-    )
+    ngram_order: str = setting("frequency", "order of their ids", choices=ORDERS)
     ngram_within_words: bool = setting(False, "only n-grams of letters and apostrophes")
-    ngram_file: str = setting(
-        "", "file of n-grams to use in its order instead of counting: a JSON list, or one per line"
-    )
+    ngram_file: str = setting("", "n-grams to use in this order: a JSON list, or one per line")
     max_ngram: int = setting(3, "most characters of an n-gram that is counted", least=2, most=3)
-    count_characters: int = setting(
-        200_000_000, "training text whose n-grams are counted, in characters; 0: all", least=0
-    )
-    val_fraction: float = setting(
-        0.035,
-        "share that is held out: of the documents, of stdlib and of a single text of the bytes",
-        least=0,
-        below=1,
-    )
+    count_characters: int = setting(200_000_000, "text to count n-grams in; 0: all", least=0)
+    val_fraction: float = setting(0.035, "share of the text that is held out", least=0, below=1)
     shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1)
-    max_tokens: int = setting(
-        0, "stop after the document that reaches these training tokens; 0: no", least=0
-    )
+    max_tokens: int = setting(0, "training tokens after which to stop; 0: never", least=0)
     workers: int = free(0, "processes; 0: one per core", least=0)
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
     overwrite: bool = free(False, "make the data set again, whatever is there under its name")
@@ -147,7 +105,9 @@ class PrepareConfig(Settings):
         problems = super().problems() + _source_problems(self) + _vocabulary_problems(self)
         name = self.dataset or self.name
         if Path(name).name != name or name in ("", ".."):
-            problems.append(f"dataset={name!r}: expected the plain name of a folder (--dataset=)")
+            problems.append(
+                f"dataset={name!r}: expected the plain name of a folder (--dataset=NAME)"
+            )
         return problems
 
     @property
@@ -184,13 +144,13 @@ def _split_list(text: str) -> list[str]:
 
 
 def _source_problems(config: PrepareConfig) -> list[str]:
-    problems = []
-    if config.kind in ("files", "hub") and not config.entries:
-        problems.append(f"source={config.kind!r} needs --{config.kind}=...")
-    for name in {"files", "hub"} - {config.kind}:
+    kind, problems = config.kind, []
+    if kind != "stdlib" and not config.entries:
+        problems.append(f"source={kind!r} needs --{kind}=...")
+    for name in {"files", "hub"} - {kind}:
         if getattr(config, name):
-            problems.append(f"{name} is given, but source={config.kind!r}: pass --source={name}")
-    if config.kind == "stdlib" and config.val_source:
+            problems.append(f"{name} is given, but source={kind!r}: pass --source={name}")
+    if kind == "stdlib" and config.val_source:
         problems.append("val_source is given, but the standard library is split by family")
     try:
         chances = config.chances
@@ -200,41 +160,37 @@ def _source_problems(config: PrepareConfig) -> list[str]:
         problems.append(f"{len(chances)} probabilities for {len(config.entries)} entries")
     if chances and not (min(chances) > 0 and abs(sum(chances) - 1) < 1e-6):
         problems.append(
-            f"probabilities={config.probabilities!r}: expected positive ones that sum to 1"
+            f"probabilities={config.probabilities!r}: expected positive numbers that sum to 1"
         )
     return problems
 
 
 def _vocabulary_problems(config: PrepareConfig) -> list[str]:
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    of_counting = ("ngram_order", "ngram_within_words", "max_ngram")
-    of_ngrams = ("ngrams", "ngram_file", *of_counting)
+    counting = ("ngram_order", "ngram_within_words", "max_ngram")
+    ngrams = ("ngrams", "ngram_file", *counting)
     vocab_size = config.vocab_size or 256
-
-    def given(names: Sequence[str]) -> list[str]:
-        return [name for name in names if getattr(config, name) != defaults[name]]
-
-    if config.tokenizer:
-        return [
-            f"{name}={getattr(config, name)!r} beside tokenizer={config.tokenizer!r}: leave it out,"
-            " the tokenizer decides"
-            for name in given(("vocab_size", *of_ngrams))
-        ]
     try:
         places = len(ngram_places(check_vocab_size(vocab_size)))
     except UserError as error:
         return [str(error)]
-    found = []
-    if not places and (names := given(of_ngrams)):
-        found.append(f"{names[0]} is given, but a vocab_size of 256 has no n-grams: raise it")
-    elif config.ngrams > places:
-        found.append(f"ngrams={config.ngrams}: vocab_size={vocab_size} has places for {places:,}")
-    if config.ngram_file:
-        found += [
-            f"{name} is given beside ngram_file={config.ngram_file!r}, which decides: leave it out"
-            for name in given(of_counting)
-        ]
-    return found
+    names: Sequence[str] = ()
+    decider = ""
+    if config.tokenizer:
+        names, decider = ("vocab_size", *ngrams), f"tokenizer={config.tokenizer!r}"
+    elif not places:
+        names, decider = ngrams, "vocab_size=256, which has no n-grams"
+    elif config.ngram_file:
+        names, decider = counting, f"ngram_file={config.ngram_file!r}"
+    problems = [
+        f"{field.name}={value!r} beside {decider}: leave out --{field.name}"
+        for field in dataclasses.fields(config)
+        if field.name in names and (value := getattr(config, field.name)) != field.default
+    ]
+    if config.ngrams > places > 0:
+        problems.append(
+            f"ngrams={config.ngrams}: vocab_size={vocab_size} has places for {places:,}"
+        )
+    return problems
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -244,19 +200,20 @@ def prepare(config: PrepareConfig) -> Path:
     making it, this one waits and then uses what is there. Raises UserError.
     """
     folder = Path(config.data_dir) / config.name
-    say = (lambda text: None) if config.quiet else functools.partial(print, flush=True)
     entries = corpus.find_entries(config.kind, config.entries, _split_list(config.val_source))
     tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
     sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
     wanted = {"settings": _identity(config), "sources": [*corpus.describe(entries), *sources]}
     if config.overwrite or not is_finished(folder, wanted):
-        with _lock(folder, say):
+        with locked(folder, wait=True):
             if config.overwrite:
                 discard(folder)
             if not is_finished(folder, wanted):
-                _make(config, entries, open_folder(folder, config.shard_tokens, wanted), say)
+                writer = open_folder(folder, config.shard_tokens, wanted)
+                _Preparation(config, entries, writer).run()
                 return folder
-    say(f"{folder} is complete already")
+    if not config.quiet:
+        print(f"{folder} is complete already")
     return folder
 
 
@@ -287,17 +244,6 @@ def _preparing_command(data_dir: str, dataset: str) -> str:
     return command("prepare_data.py", *words)
 
 
-@contextlib.contextmanager
-def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, wait=False))
-        except UserError as error:
-            say(f"waiting: {error}")
-            stack.enter_context(locked(folder, wait=True))
-        yield
-
-
 def _identity(config: PrepareConfig) -> dict[str, Any]:
     """The settings that decide the bytes of the data set; those of n-grams only where given."""
     free_names = names_where(PrepareConfig, "free_on_resume")
@@ -314,142 +260,156 @@ def _identity(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _make(
-    config: PrepareConfig,
-    entries: list[corpus.Entry],
-    writer: ShardWriter,
-    say: Callable[[str], None],
-) -> None:
-    """Write what is missing of a data set."""
-    started, done = time.monotonic(), writer.progress["splits"]["train"]["tokens"]
-    say(f"preparing {writer.folder}" + (f", continuing after {done:,} tokens" if done else ""))
-    column = None if config.chat else config.text_column
-    reading = corpus.Reading(column, config.separator, config.val_fraction)
+class _Preparation:
+    """Writes what is missing of a data set."""
 
-    def open_stream() -> corpus.Stream:
-        sources = corpus.open_sources(entries, reading)
-        return corpus.Stream(sources, column, config.chances, config.seed)
+    def __init__(
+        self, config: PrepareConfig, entries: list[corpus.Entry], writer: ShardWriter
+    ) -> None:
+        self.config, self.entries, self.writer = config, entries, writer
+        column = None if config.chat else config.text_column
+        self.reading = corpus.Reading(column, config.separator, config.val_fraction)
 
-    if config.val_fraction and corpus.is_split_by_hash(entries, reading):
-        val_below, note = corpus.find_threshold(open_stream(), config.val_fraction, config.chat)
-        reading = dataclasses.replace(reading, val_below=val_below)
-        if note:
-            say(f"note: {note}")
-    tokenizer = _tokenizer(config, open_stream, reading.val_below, writer)
-    job = functools.partial(encode_chunk, tokenizer, reading.val_below, config.chat)
-    if ended := _write_shards(config, job, open_stream(), writer):
-        say(ended)
-    left_out = _left_out(writer.progress)
-    for split, counts in writer.progress["splits"].items():
-        if not counts["documents"] and (
-            split == "train" or config.val_fraction or config.val_source
-        ):
-            discard(writer.folder)
-            raise UserError(
-                f"no document for {split!r} in {writer.folder} (left out: {left_out}): "
-                f"give more text, or change --val_fraction={config.val_fraction}"
-            )
-    meta = writer.finish(tokenizer.vocab_size)
-    say(f"{_summary(writer.folder, meta)}; {time.monotonic() - started:.1f} s")
+    def run(self) -> None:
+        started, config, writer = time.monotonic(), self.config, self.writer
+        done = writer.progress["splits"]["train"]["tokens"]
+        resumed = f", continuing after {done:,} tokens" if done else ""
+        self.say(f"preparing {writer.folder}{resumed}")
+        if config.val_fraction and corpus.is_split_by_hash(self.entries, self.reading):
+            stream, fraction = self.stream(), config.val_fraction
+            val_below, note = corpus.find_threshold(stream, fraction, config.chat)
+            self.reading = dataclasses.replace(self.reading, val_below=val_below)
+            if note:
+                self.say(f"note: {note}")
+        tokenizer = self.tokenizer()
+        self.encode(tokenizer)
+        self.check_splits()
+        meta = writer.finish(tokenizer.vocab_size)
+        self.say(f"{_summary(writer.folder, meta)}; {time.monotonic() - started:.1f} s")
 
+    def say(self, text: str) -> None:
+        if not self.config.quiet:
+            print(text, flush=True)
 
-def _tokenizer(
-    config: PrepareConfig,
-    open_stream: Callable[[], corpus.Stream],
-    val_below: int,
-    writer: ShardWriter,
-) -> Tokenizer:
-    """The tokenizer of an unfinished run, or a new one beside the shards to come."""
-    path = writer.folder / "tokenizer.json"
-    if sha256 := writer.progress["tokenizer_sha256"]:
-        tokenizer = Tokenizer.load(path)
-        if tokenizer.sha256 != sha256:
-            raise UserError(f"{path} has changed: start over with --overwrite")
+    def stream(self, state: dict[str, Any] | None = None) -> corpus.Stream:
+        """The documents, from `state` on."""
+        sources = corpus.open_sources(self.entries, self.reading)
+        return corpus.Stream(
+            sources, self.reading.column, self.config.chances, self.config.seed, state
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of an unfinished run, or a new one beside the shards to come."""
+        config, writer = self.config, self.writer
+        path = writer.folder / "tokenizer.json"
+        if sha256 := writer.progress["tokenizer_sha256"]:
+            tokenizer = Tokenizer.load(path)
+            if tokenizer.sha256 != sha256:
+                raise UserError(f"{path} has changed: start over with --overwrite")
+            return tokenizer
+        vocab_size = config.vocab_size or 256
+        if config.tokenizer.endswith(".json"):
+            tokenizer = Tokenizer.load(config.tokenizer)
+        elif config.tokenizer:
+            tokenizer = Tokenizer.named(config.tokenizer)
+        elif config.ngram_file:
+            ngrams = read_ngrams(Path(config.ngram_file), vocab_size, config.ngrams)
+            tokenizer = Tokenizer(vocab_size, ngrams)
+        else:
+            tokenizer = Tokenizer(vocab_size, self.ngrams(vocab_size))
+        tokenizer.save(path)
+        writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
+        writer.save(None)
+        writer.drop_counts()
         return tokenizer
-    vocab_size = config.vocab_size or 256
-    if config.tokenizer.endswith(".json"):
-        tokenizer = Tokenizer.load(config.tokenizer)
-    elif config.tokenizer:
-        tokenizer = Tokenizer.named(config.tokenizer)
-    elif vocab_size == 256:
-        tokenizer = Tokenizer(256)
-    elif config.ngram_file:
-        ngrams = read_ngrams(Path(config.ngram_file), vocab_size, config.ngrams)
-        tokenizer = Tokenizer(vocab_size, ngrams)
-    else:
-        job = functools.partial(count_chunk, config.max_ngram, val_below, config.chat)
-        counts = _count(config, job, open_stream(), writer)
-        order, within_words = config.ngram_order, config.ngram_within_words
-        ngrams = choose_ngrams(counts, vocab_size, config.ngrams, order, within_words)
-        tokenizer = Tokenizer(vocab_size, ngrams)
-    tokenizer.save(path)
-    writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
-    writer.save(None)
-    writer.drop_counts()
-    return tokenizer
+
+    def ngrams(self, vocab_size: int) -> list[str]:
+        """The n-grams in the first `count_characters` of the stream; partial counts are kept."""
+        if vocab_size == 256:
+            return []
+        config = self.config
+        job = functools.partial(count_chunk, config.max_ngram, self.reading.val_below, config.chat)
+        total, characters, state = self.writer.load_counts() or (merge_counts([]), 0, None)
+        results = map_chunks(job, chunks_of(self.stream(state)), config.workers)
+        parts: list[Counts] = [total]
+        enough = config.count_characters or sys.maxsize
+        saved = time.monotonic()
+        with _bar(config, "counting", characters) as bar, contextlib.closing(results):
+            while characters < enough and (result := next(results, None)):
+                chunk, counts = result
+                parts.append(counts)
+                characters += chunk.size
+                bar.update(chunk.size)
+                due = time.monotonic() - saved >= config.save_every_s
+                if due or len(parts) == 16:
+                    parts = [merge_counts(parts)]
+                if due:
+                    self.writer.save_counts(parts[0], characters, chunk.state)
+                    saved = time.monotonic()
+        counts, order = merge_counts(parts), config.ngram_order
+        return choose_ngrams(counts, vocab_size, config.ngrams, order, config.ngram_within_words)
+
+    def encode(self, tokenizer: Tokenizer) -> None:
+        """Write the documents that are still to be written."""
+        config, writer = self.config, self.writer
+        job = functools.partial(encode_chunk, tokenizer, self.reading.val_below, config.chat)
+        stream = self.stream(writer.progress["stream"])
+        results = map_chunks(job, chunks_of(stream), config.workers)
+        splits = writer.progress["splits"]
+        saved = time.monotonic()
+        done = sum(counts["bytes"] for counts in splits.values())
+        whole = not corpus.is_one_text(self.entries, self.reading)
+        with _bar(config, "encoding", done) as bar, contextlib.closing(results):
+            for chunk, encoded in results:
+                if config.max_tokens:
+                    left = config.max_tokens - splits["train"]["tokens"]
+                    encoded = encoded.until(left, tokenizer.end_of_text, whole)
+                writer.write(encoded)
+                documents, tokens = (
+                    sum(counts[what] for counts in splits.values())
+                    for what in ("documents", "tokens")
+                )
+                bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
+                bar.update(int(encoded.text_bytes.sum()))
+                if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded.ends[-1]:
+                    return
+                if time.monotonic() - saved >= config.save_every_s:
+                    writer.save(chunk.state)
+                    saved = time.monotonic()
+        if stream.used_up:
+            self.say(stream.used_up)
+
+    def check_splits(self) -> None:
+        """Refuse a data set without training documents, or without the validation asked for."""
+        config, folder, progress = self.config, self.writer.folder, self.writer.progress
+        counts = {split: progress["splits"][split]["documents"] for split in SPLITS}
+        if counts["train"] and (counts["val"] or not (config.val_fraction or config.val_source)):
+            return
+        discard(folder)
+        side = "validation" if counts["train"] else "training"
+        advice = ", or pass --val_fraction=0 to hold out nothing" if counts["train"] else ""
+        raise UserError(
+            f"no {side} document for {folder} (left out: {_left_out(progress)}): "
+            f"give more text{advice}"
+        )
 
 
-def _count(
-    config: PrepareConfig, job: Callable[..., Counts], stream: corpus.Stream, writer: ShardWriter
-) -> Counts:
-    """The n-grams in the first `count_characters` of the stream; partial counts are kept."""
-    total, characters, state = writer.load_counts() or (merge_counts([]), 0, None)
-    if state:
-        stream.restore(state)
-    parts: list[Counts] = []
-    results = map_chunks(job, chunks_of(stream), config.workers)
-    enough = config.count_characters or sys.maxsize
-    save_at = time.monotonic() + config.save_every_s
-    with _bar(config, "counting", characters) as bar, contextlib.closing(results):
-        while characters < enough and (result := next(results, None)):
-            chunk, counts = result
-            parts.append(counts)
-            characters += chunk.size
-            bar.update(chunk.size)
-            due = time.monotonic() >= save_at
-            if due or len(parts) == 16:
-                total, parts = merge_counts([total, *parts]), []
-            if due:
-                began = time.monotonic()
-                writer.save_counts(total, characters, chunk.state)
-                took = time.monotonic() - began  # large counts are saved less often
-                save_at = time.monotonic() + max(config.save_every_s, 20 * took)
-    return merge_counts([total, *parts])
+class _Lines:
+    """A log instead of a terminal: each state of a progress bar is a line of its own."""
 
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            print(text, file=sys.stderr, flush=True)
 
-def _write_shards(
-    config: PrepareConfig, job: Callable[..., Any], stream: corpus.Stream, writer: ShardWriter
-) -> str:
-    """Write the documents; returns why a mixture ended, if it did."""
-    if state := writer.progress["stream"]:
-        stream.restore(state)
-    splits = writer.progress["splits"]
-    results = map_chunks(job, chunks_of(stream), config.workers)
-    saved = time.monotonic()
-    done = sum(counts["bytes"] for counts in splits.values())
-    with _bar(config, "encoding", done) as bar, contextlib.closing(results):
-        for chunk, encoded in results:
-            if config.max_tokens:
-                encoded = encoded.until(config.max_tokens - splits["train"]["tokens"])
-            writer.write(encoded)
-            documents, tokens = (
-                sum(counts[what] for counts in splits.values()) for what in ("documents", "tokens")
-            )
-            bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
-            bar.update(int(encoded.text_bytes.sum()))
-            if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded.ends[-1]:
-                return ""
-            if time.monotonic() - saved >= config.save_every_s:
-                writer.save(chunk.state)
-                saved = time.monotonic()
-    return stream.used_up
+    def flush(self) -> None:
+        """Nothing is kept."""
 
 
 def _bar(config: PrepareConfig, what: str, done: int) -> Any:
-    seconds = 0.1 if sys.stderr.isatty() else 30  # a log has no use for many lines
+    terminal = sys.stderr.isatty()
     return tqdm(
         desc=what, initial=done, unit="B", unit_scale=True, disable=config.quiet, ncols=80,
-        mininterval=seconds,
+        file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30,
     )  # fmt: skip
 
 

@@ -114,25 +114,22 @@ class Stream:
         column: str | None,
         probabilities: Sequence[float] = (),
         seed: int = 0,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self._sources = sources
         self._column = column
         self._bounds = list(itertools.accumulate(probabilities))[:-1]
         self._mixed = bool(probabilities)
         self._seed = seed
-        self._drawn = 0
+        self._drawn = state["drawn"] if state else 0
+        for source, position in zip(sources, state["sources"] if state else (), strict=False):
+            source.rows.load_state_dict(position)
         self.used_up = ""  # once a mixture has ended: which source, and how much of the others
 
     def state(self) -> dict[str, Any]:
         """How many documents were drawn, and where each source stands."""
         positions = [source.rows.state_dict() for source in self._sources]
         return {"drawn": self._drawn, "sources": positions}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; call it before iterating."""
-        self._drawn = state["drawn"]
-        for source, position in zip(self._sources, state["sources"], strict=True):
-            source.rows.load_state_dict(position)
 
     def __iter__(self) -> Iterator[Item]:
         held_out = [source for source in self._sources if source.entry.split == "val"]
@@ -284,11 +281,12 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
         if kind == "files" or os.path.isdir(entry.name):
             hub = kind == "hub"
             paths = _hub_files(entry.name, entry.hub_split) if hub else matching_files(entry.name)
-            status = {path: os.stat(path) for path in paths}
-            files = {path: (s.st_dev, s.st_ino) for path, s in status.items()}
-            first = {file: path for path, file in reversed(files.items()) if file not in seen}
-            entry.paths = [path for path in files if first.get(files[path]) == path]
-            seen |= first.keys()
+            entry.paths = []
+            for path in paths:
+                status = os.stat(path)
+                if (file := (status.st_dev, status.st_ino)) not in seen:
+                    entry.paths.append(path)
+                    seen.add(file)
     return entries
 
 

@@ -226,15 +226,23 @@ class Encoded:
     outcomes: NDArray[np.uint8]
     ends: NDArray[np.bool_]
 
-    def until(self, max_tokens: int) -> "Encoded":
-        """The documents up to the one with which training tokens reach `max_tokens`."""
+    def until(self, max_tokens: int, end_of_text: int, whole: bool) -> "Encoded":
+        """The documents up to the one with which training tokens reach `max_tokens`.
+
+        If not `whole`, up to the part, with which its document then ends.
+        """
         reached = np.cumsum(np.where(self.outcomes == 0, self.lengths, 0)) >= max_tokens
-        reached &= self.ends
-        n = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
-        tokens = self.tokens[: self.lengths[:n].sum()]
-        return Encoded(
-            tokens, self.lengths[:n], self.text_bytes[:n], self.outcomes[:n], self.ends[:n]
-        )
+        reached &= self.ends | (not whole)
+        if not reached.any():
+            return self
+        n = int(np.argmax(reached)) + 1
+        tokens, lengths, ends = self.tokens, self.lengths[:n].copy(), self.ends[:n].copy()
+        tokens = tokens[: lengths.sum()]
+        if not ends[-1]:
+            tokens = np.append(tokens, tokens.dtype.type(end_of_text))
+            lengths[-1] += 1
+            ends[-1] = True
+        return Encoded(tokens, lengths, self.text_bytes[:n], self.outcomes[:n], ends)
 
 
 def encode_chunk(tokenizer: Tokenizer, val_below: int, chat: bool, items: list[Item]) -> Encoded:

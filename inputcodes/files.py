@@ -103,16 +103,19 @@ def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
 def locked(folder: Path, wait: bool, advice: str = "wait for it to end") -> Iterator[None]:
     """Hold `folder` for this process, by a lock file in it that ends with the process.
 
-    With `wait`, return once no other process holds it; else raise UserError if one does. What a
-    killed process left half-written in the folder is removed.
+    If another process holds it, say so and wait if `wait`, else raise UserError. What a killed
+    process left half-written in the folder is removed.
     """
     with system_errors("write in", folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=-1 if wait else 0)
+            lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"another process is writing to {folder}: {advice}") from error
+            if not wait:
+                raise UserError(f"another process is writing to {folder}: {advice}") from error
+            print(f"waiting for another process that writes to {folder}", file=sys.stderr)
+            lock.acquire()
     try:
         for partial in folder.glob(f"*{PARTIAL}"):
             with contextlib.suppress(OSError):

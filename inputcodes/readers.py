@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from inputcodes.configurator import UserError
 from inputcodes.documents import CHAT_COLUMNS, Item, split_of
@@ -210,15 +210,13 @@ def _read_text(path: str, separator: str, val_below: int, cut: float) -> Iterato
     if bad:
         yield Item(bad)
         return
-    split, inside = "train" if cut else "", False
-    with io.TextIOWrapper(_open(path), encoding="utf-8", newline="\n") as file:
-        texts = _halves(file, int(characters * (1 - cut))) if cut else _documents(file, separator)
-        for text, ends in texts:
-            if not cut and not inside:
-                split = "" if ends else split_of(text.encode(), val_below)
-            yield Item(text, split, inside or not ends, ends)
-            inside = not ends
-            split = "val" if cut and ends else split
+    texts = _halves(path, int(characters * (1 - cut))) if cut else _documents(path, separator)
+    inside, split = False, ""
+    for side, text, ends in texts:
+        if not inside:
+            split = side or ("" if ends else split_of(text.encode(), val_below))
+        yield Item(text, split, inside or not ends, ends)
+        inside = not ends
 
 
 def _scan(path: str) -> tuple[bytes, int]:
@@ -237,43 +235,52 @@ def _scan(path: str) -> tuple[bytes, int]:
     return bad, characters
 
 
-def _blocks(file: TextIO) -> Iterator[tuple[str, bool]]:
+def _blocks(path: str) -> Iterator[tuple[str, bool]]:
     """A text in blocks that end with a line (unless that is long), each with whether it is last."""
-    block = file.read(PART) + file.readline(PART)
-    while following := file.read(PART) + file.readline(PART):
-        yield block, False
-        block = following
-    yield block, True
+    with io.TextIOWrapper(_open(path), encoding="utf-8", newline="\n") as file:
+        block = file.read(PART) + file.readline(PART)
+        while following := file.read(PART) + file.readline(PART):
+            yield block, False
+            block = following
+        yield block, True
 
 
-def _halves(file: TextIO, left: int) -> Iterator[tuple[str, bool]]:
-    """A text as two documents, the second from the line on in which character `left` is."""
-    before, whole = "", False
-    for block, is_last in _blocks(file):
-        if not whole and left < len(block):
-            at = block.rfind("\n", 0, left) + 1 or (0 if before.endswith("\n") else left)
-            yield block[:at], True
-            block, whole = block[at:], True
-        left -= len(block)
-        yield block, is_last
-        before = block
+def _halves(path: str, left: int) -> Iterator[tuple[str, str, bool]]:
+    """A text as two documents, the second from the start of the line with character `left` on.
+
+    The second comes first, so that reading may stop within the training text.
+    """
+    for wanted in ("val", "train"):
+        split, before, start = "train", "", 0
+        for block, is_last in _blocks(path):
+            if split == "train" and start + len(block) > left:
+                at = block.rfind("\n", 0, left - start) + 1
+                if not at and not before.endswith("\n"):  # within a very long line
+                    at = left - start
+                if wanted == "train":
+                    yield split, block[:at], True
+                    break
+                split, block = "val", block[at:]
+            if split == wanted:
+                yield split, block, is_last
+            start, before = start + len(block), block
 
 
-def _documents(file: TextIO, separator: str) -> Iterator[tuple[str, bool]]:
+def _documents(path: str, separator: str) -> Iterator[tuple[str, str, bool]]:
     """The documents between separators, in parts: each with whether its document ends there."""
     rest, inside = "", False
-    for block, is_last in _blocks(file):
+    for block, is_last in _blocks(path):
         if not separator:
-            yield block, is_last
+            yield "", block, is_last
             continue
         *texts, rest = (rest + block).split(separator)
         for text in texts:
             text = text.rstrip("\r\n")
-            yield text if inside else text.lstrip("\r\n"), True
+            yield "", text if inside else text.lstrip("\r\n"), True
             inside = False
         rest = rest if inside else rest.lstrip("\r\n")
         if len(rest) > 2 * PART and not is_last:  # all but what may begin a separator
-            yield rest[: -len(separator)], False
+            yield "", rest[: -len(separator)], False
             rest, inside = rest[-len(separator) :], True
     if inside or rest.strip():  # nothing follows a separator at the end
-        yield rest.rstrip("\r\n"), True
+        yield "", rest.rstrip("\r\n"), True

@@ -448,9 +448,9 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.json", b'[{"text"', r"cannot read .*a\.json: JSONDecodeError"),
         ("a.txt.gz", gzip.compress(b"text")[:-6], r"cannot read .*a\.txt\.gz: OSError: Truncated"),
         ("a.jsonl.zst", b"text", r"cannot read .*a\.jsonl\.zst"),
-        ("a.txt", b"", r"no document for 'train'"),
-        ("a.txt", b"1", r"no document for 'train'"),
-        ("a.jsonl", b'{"text": "only one"}', r"no document for 'val'"),
+        ("a.txt", b"", r"no training document"),
+        ("a.txt", b"1", r"no training document"),
+        ("a.jsonl", b'{"text": "only one"}', r"no validation document"),
     ],
 )
 def test_inputs_that_cannot_be_read_are_named(
