@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from inputcodes import corpus
+from inputcodes import corpus, shards
 from inputcodes.configurator import (
     ROOT,
     Settings,
@@ -46,20 +46,11 @@ from inputcodes.configurator import (
     names_where,
     run_main,
     setting,
-)
-from inputcodes.documents import count_chunk, encode_chunk
+)  # fmt: skip
+from inputcodes.documents import SPLITS, count_chunk, encode_chunk
 from inputcodes.files import file_sha256, locked, read_json
-from inputcodes.ngrams import ORDERS, Counts, choose_ngrams, merge_counts, read_ngrams
+from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, read_ngrams
 from inputcodes.readers import SUFFIXES
-from inputcodes.shards import (
-    SPLITS,
-    ShardWriter,
-    chunks_of,
-    discard,
-    is_finished,
-    map_chunks,
-    open_folder,
-)
 from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
 
 USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=value ...]"
@@ -204,12 +195,12 @@ def prepare(config: PrepareConfig) -> Path:
     tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
     sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
     wanted = {"settings": _identity(config), "sources": [*corpus.describe(entries), *sources]}
-    if config.overwrite or not is_finished(folder, wanted):
+    if config.overwrite or not shards.is_finished(folder, wanted):
         with locked(folder, wait=True):
             if config.overwrite:
-                discard(folder)
-            if not is_finished(folder, wanted):
-                writer = open_folder(folder, config.shard_tokens, wanted)
+                shards.discard(folder)
+            if not shards.is_finished(folder, wanted):  # perhaps made while this one waited
+                writer = shards.open_folder(folder, config.shard_tokens, wanted)
                 _Preparation(config, entries, writer).run()
                 return folder
     if not config.quiet:
@@ -264,7 +255,7 @@ class _Preparation:
     """Writes what is missing of a data set."""
 
     def __init__(
-        self, config: PrepareConfig, entries: list[corpus.Entry], writer: ShardWriter
+        self, config: PrepareConfig, entries: list[corpus.Entry], writer: shards.ShardWriter
     ) -> None:
         self.config, self.entries, self.writer = config, entries, writer
         column = None if config.chat else config.text_column
@@ -320,7 +311,6 @@ class _Preparation:
         tokenizer.save(path)
         writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
         writer.save(None)
-        writer.drop_counts()
         return tokenizer
 
     def ngrams(self, vocab_size: int) -> list[str]:
@@ -329,9 +319,9 @@ class _Preparation:
             return []
         config = self.config
         job = functools.partial(count_chunk, config.max_ngram, self.reading.val_below, config.chat)
-        total, characters, state = self.writer.load_counts() or (merge_counts([]), 0, None)
-        results = map_chunks(job, chunks_of(self.stream(state)), config.workers)
-        parts: list[Counts] = [total]
+        total, characters, state = self.writer.load_counts()
+        results = shards.map_chunks(job, shards.chunks_of(self.stream(state)), config.workers)
+        parts = [total]
         enough = config.count_characters or sys.maxsize
         saved = time.monotonic()
         with _bar(config, "counting", characters) as bar, contextlib.closing(results):
@@ -354,7 +344,7 @@ class _Preparation:
         config, writer = self.config, self.writer
         job = functools.partial(encode_chunk, tokenizer, self.reading.val_below, config.chat)
         stream = self.stream(writer.progress["stream"])
-        results = map_chunks(job, chunks_of(stream), config.workers)
+        results = shards.map_chunks(job, shards.chunks_of(stream), config.workers)
         splits = writer.progress["splits"]
         saved = time.monotonic()
         done = sum(counts["bytes"] for counts in splits.values())
@@ -365,10 +355,8 @@ class _Preparation:
                     left = config.max_tokens - splits["train"]["tokens"]
                     encoded = encoded.until(left, tokenizer.end_of_text, whole)
                 writer.write(encoded)
-                documents, tokens = (
-                    sum(counts[what] for counts in splits.values())
-                    for what in ("documents", "tokens")
-                )
+                documents = sum(counts["documents"] for counts in splits.values())
+                tokens = sum(counts["tokens"] for counts in splits.values())
                 bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
                 bar.update(int(encoded.text_bytes.sum()))
                 if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded.ends[-1]:
@@ -385,7 +373,7 @@ class _Preparation:
         counts = {split: progress["splits"][split]["documents"] for split in SPLITS}
         if counts["train"] and (counts["val"] or not (config.val_fraction or config.val_source)):
             return
-        discard(folder)
+        shards.discard(folder)
         side = "validation" if counts["train"] else "training"
         advice = ", or pass --val_fraction=0 to hold out nothing" if counts["train"] else ""
         raise UserError(

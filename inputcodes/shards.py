@@ -16,8 +16,6 @@ size recorded there; what was written after the last save is made again, to the 
 """
 
 import collections
-import concurrent.futures
-import concurrent.futures.process
 import contextlib
 import hashlib
 import itertools
@@ -29,6 +27,8 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ from inputcodes.files import (
     system_errors,
     write_json,
 )
-from inputcodes.ngrams import Counts
+from inputcodes.ngrams import Counts, merge_counts
 from inputcodes.tokenizer import TokenIds
 
 FORMAT = 1
@@ -100,23 +100,28 @@ def map_chunks(
     """
     workers = workers or _cores()
     head = list(itertools.islice(chunks, POOL_CHUNKS))
+    few = workers == 1 or len(head) < POOL_CHUNKS
     chunks = itertools.chain(head, chunks)
-    if workers == 1 or len(head) < POOL_CHUNKS:
+    del head  # or its chunks would stay in memory to the end
+    if few:
         yield from ((chunk, job(chunk.items)) for chunk in chunks)
         return
-    del head  # or its chunks would stay in memory to the end
-    waiting: collections.deque[tuple[Chunk, concurrent.futures.Future[Result]]]
-    waiting = collections.deque()
+    waiting: collections.deque[tuple[Chunk, Future[Result]]] = collections.deque()
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (job,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (job,)) as pool:
         try:
             for chunk in chunks:
                 with _hidden_main():
                     waiting.append((chunk, pool.submit(_work, chunk.items)))
                 if len(waiting) >= 2 * workers:
-                    yield _result(waiting)
-            while waiting:
-                yield _result(waiting)
+                    chunk, future = waiting.popleft()
+                    yield chunk, future.result()
+            yield from ((chunk, future.result()) for chunk, future in waiting)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died, perhaps for lack of memory: start the same command again "
+                "with --workers=1"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -136,17 +141,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _result(waiting: collections.deque[tuple[Chunk, Any]]) -> tuple[Chunk, Any]:
-    chunk, future = waiting.popleft()
-    try:
-        return chunk, future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died, perhaps for lack of memory: start the same command again, "
-            "with fewer --workers"
-        ) from error
 
 
 def _start_worker(job: Job[Any]) -> None:
@@ -224,18 +218,14 @@ class ShardWriter:
         with atomic_write(self.folder / "counts.npz") as file:
             np.savez(file, keys=counts[0], counts=counts[1], state=np.array(state))
 
-    def load_counts(self) -> tuple[Counts, int, dict[str, Any]] | None:
-        """What `save_counts` kept, or None."""
+    def load_counts(self) -> tuple[Counts, int, dict[str, Any] | None]:
+        """What `save_counts` kept, or nothing counted yet."""
         path = self.folder / "counts.npz"
         if not path.is_file():
-            return None
+            return merge_counts([]), 0, None
         with system_errors("read", path), np.load(path) as file:
             state = json.loads(str(file["state"]))
             return (file["keys"], file["counts"]), state["characters"], state["stream"]
-
-    def drop_counts(self) -> None:
-        """Remove what `save_counts` kept."""
-        (self.folder / "counts.npz").unlink(missing_ok=True)
 
     def finish(self, vocab_size: int) -> dict[str, Any]:
         """Close the last shards, write meta.json and return what it holds."""
@@ -245,19 +235,12 @@ class ShardWriter:
         progress = self.progress
         files = [file for split in SPLITS for file in progress["splits"][split]["files"]]
         hashes = [progress["tokenizer_sha256"], *(file["sha256"] for file in files)]
-        meta = {
-            "format": FORMAT,
-            "vocab_size": vocab_size,
-            "dtype": self._dtype.name,
-            "tokenizer_sha256": progress["tokenizer_sha256"],
-            "splits": progress["splits"],
-            "skipped": progress["skipped"],
-            "sources": progress["sources"],
-            "settings": progress["settings"],
-            "data_sha256": data_sha256(hashes),
-        }
+        kept = ("tokenizer_sha256", "splits", "skipped", "sources", "settings")
+        meta = {"format": FORMAT, "vocab_size": vocab_size, "dtype": self._dtype.name}
+        meta |= {name: progress[name] for name in kept} | {"data_sha256": data_sha256(hashes)}
         write_json(self.folder / "meta.json", meta)
-        (self.folder / "progress.json").unlink()
+        for name in ("progress.json", "counts.npz"):
+            (self.folder / name).unlink(missing_ok=True)
         return meta
 
     def cut_back(self) -> None:
@@ -273,12 +256,12 @@ class ShardWriter:
             path = self.folder / name
             if not path.is_file() or path.stat().st_size < size:
                 raise UserError(
-                    f"{path} is shorter than the {size} bytes that progress.json records: "
-                    f"start over with --overwrite"
+                    f"{path} is shorter than the {size} bytes recorded in progress.json: "
+                    "start over with --overwrite"
                 )
             with system_errors("write", path):
                 os.truncate(path, size)
-        for path in self.folder.glob("*.bin"):
+        for path in _shards_in(self.folder):
             if path.name not in sizes:
                 path.unlink()
 
@@ -337,10 +320,14 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
 
 def discard(folder: Path) -> None:
     """Remove a data set, finished or not; `meta.json` first, so that no half of one is left."""
-    names = ("meta.json", "progress.json", "tokenizer.json", "counts.npz", "*.bin", f"*{PARTIAL}")
+    names = ("meta.json", "progress.json", "tokenizer.json", "verified.json", "counts.npz")
     with system_errors("remove", folder):
-        for path in [path for name in names for path in folder.glob(name)]:
-            path.unlink()
+        for path in [*(folder / name for name in names), *_shards_in(folder)]:
+            path.unlink(missing_ok=True)
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    return [path for split in SPLITS for path in folder.glob(f"{split}_*.bin")]
 
 
 def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -354,14 +341,11 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         ]
         empty: dict[str, Any] = {}
         for was, now in itertools.zip_longest(found["sources"], wanted["sources"], fillvalue=empty):
+            if was.get("name") != now.get("name"):
+                changes.append(f"read from {was.get('name')} there, {now.get('name')} now")
             # Data sets of earlier versions record less; no revision is known without a network.
-            differ = [name for name in was if None not in (was[name], now.get(name, was[name]))]
-            differ = [name for name in differ if was[name] != now.get(name, was[name])]
-            if "name" in differ:
-                changes.append(f"read from {was['name']} there, {now['name']} now")
-            elif differ:
-                names = ", ".join(differ)
-                changes.append(f"the input files have changed since: {now['name']} ({names})")
+            elif any(None not in (v, now.get(k)) and v != now[k] for k, v in was.items()):
+                changes.append(f"the input files have changed since: {now['name']}")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the record of the data set is damaged ({error!r}): pass --overwrite"

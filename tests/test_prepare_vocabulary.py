@@ -80,8 +80,14 @@ def test_number_order_and_words_reach_the_vocabulary(words, tmp_path) -> None:
         (["--vocab_size=300", "--ngrams=45"], "ngrams=45: vocab_size=300 has places for 44"),
         (["--vocab_size=65536", "--ngrams=8193"], "places for 8,192"),
         (["--vocab_size=300", "--ngram_order=length"], "expected frequency or text"),
-        (["--vocab_size=300", "--ngram_file=x", "--ngram_order=text"], "ngram_order=.text. beside ngram_file"),
-        (["--vocab_size=300", "--ngram_file=x", "--ngram_within_words"], "leave out --ngram_within_words"),
+        (
+            ["--vocab_size=300", "--ngram_file=x", "--ngram_order=text"],
+            "beside ngram_file=.x.",
+        ),
+        (
+            ["--vocab_size=300", "--ngram_file=x", "--ngram_within_words"],
+            "leave out --ngram_w",
+        ),
         (["--vocab_size=300", "--max_ngram=4"], "max_ngram=4: expected"),
         (["--vocab_size=65537"], "vocab_size=65537: expected 256"),
         (["--vocab_size=300", "--ngram_file=missing.json"], "missing.json"),
