@@ -156,7 +156,8 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
     """
     last = path.with_name("last.pt")
     if path.name == "best.pt" and not path.is_file() and last.is_file():
-        print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once, of several processes
+            print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
         path = last
     state, record = read_checkpoint(path)
     model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])

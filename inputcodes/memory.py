@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from inputcodes.distributed import Processes
+from inputcodes.loss import LOGITS_BYTES
 from model import count_parameters
 
-LOGITS_BYTES = 2**29  # of float32 logits that the loss holds at a time, on a GPU
 USABLE = 0.95  # of a GPU's memory; CUDA itself takes the rest
 
 

@@ -1,5 +1,6 @@
 """What a training run shows: its description, how far it is, its end, and its curves elsewhere."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -156,12 +157,17 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
     """What to try after a run that was started by `argv`."""
     config = trainer.config
     out_dir = f"--out_dir={config.out_dir}"
+    data_dir = [f"--data_dir={config.data_dir}"] if config.data_dir != "data" else []
     commands = [
         command("sample.py", out_dir, "--chat" if trainer.data.chat else "--prompt=import "),
-        command("evaluate.py", out_dir),
+        command("evaluate.py", out_dir, *data_dir),
     ]
     if not trainer.base:
         other = "learned" if config.input_layer != "learned" else "fixed"
+        if config.init_from.startswith("resume"):  # `argv` may leave all to the checkpoint
+            named = {field.name: field.default for field in dataclasses.fields(config)}
+            values = {name: getattr(config, name) for name in named}
+            argv = [f"--{name}={value}" for name, value in values.items() if value != named[name]]
         changed = ("--input_layer=", "--out_dir=", "--init_from=")
         words = [word for word in argv if not word.startswith(changed)]
         words += [f"--input_layer={other}", f"{out_dir}/{other}", "--init_from=scratch"]

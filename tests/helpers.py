@@ -1,5 +1,6 @@
 """What several test files share: texts, tokenizers, data, the small run, programs in processes."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from inputcodes.checkpoint import read_checkpoint
+from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.ngrams import choose_ngrams, count_ngrams
 from inputcodes.tokenizer import Tokenizer
+from model import GPT, GPTConfig
 from prepare_data import PrepareConfig
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +77,7 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     return output
 
 
@@ -150,3 +152,21 @@ def prepare_config(tmp_path: Path, **settings: Any) -> PrepareConfig:
     made = PrepareConfig(**(defaults | settings))
     assert made.problems() == []
     return made
+
+
+def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -> GPT:
+    """A checkpoint of random weights of all sizes that training gives, and the record of a run."""
+    config = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "compression": 4}
+    config |= {"vocab_size": tokenizer.vocab_size, **settings}
+    model = GPT(GPTConfig(**config), 3, tokenizer.texts())
+    generator = torch.Generator().manual_seed(4)
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    config = dataclasses.asdict(model.config)
+    config |= {"dataset": "tiny", "learning_rate": 1e-3, "seed": 3, "out_dir": str(out)}
+    record = {"step": 7, "tokens": 700, "best_val_loss": 2.0, "elapsed_s": 1.0, "base": None}
+    record |= {"tokenizer": tokenizer.to_json(), "tokenizer_sha256": tokenizer.sha256}
+    record |= {"config": config, "chat": chat, "data_sha256": "d" * 64, "code_sha256": "c" * 64}
+    out.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(out / "best.pt", {"model": model.state_dict()}, record)
+    return model.eval()

@@ -1,6 +1,7 @@
 """Files of a run: every bit of a checkpoint counts, and none is lost when something goes wrong."""
 
 import io
+import itertools
 import json
 import random
 import resource
@@ -96,9 +97,39 @@ def test_checkpoints_of_before_load_with_the_names_of_today(tmp_path):
         read_checkpoint(tmp_path / "best.pt")
 
 
-def test_without_best_the_last_is_loaded_and_said(checkpoint, capsys):
+# What the program of that time stored for 16 tokens and code_seed=1: see below.
+AFFINE_COLUMNS, AFFINE_SHIFT = [6, 1, 12, 14], 12
+RANDOM_CODES = [8, 36, 54, 51, 48, 4, 16, 7, 31, 28, 30, 41, 24, 50, 13, 6]
+
+
+@pytest.mark.parametrize("layer", ["affine", "random"])
+def test_codes_that_were_stored_are_those_that_follow_from_the_settings(tmp_path, layer):
+    """Old checkpoints held the image of each bit and the shift, or the signs of every token."""
+    if layer == "affine":
+        stored = {"columns": torch.tensor(AFFINE_COLUMNS), "shift": torch.tensor(AFFINE_SHIFT)}
+        codes = [AFFINE_SHIFT] * 16
+        for token, bit in itertools.product(range(16), range(4)):
+            codes[token] ^= AFFINE_COLUMNS[bit] * (token >> bit & 1)
+        rows = torch.tensor([[code >> i % 4 & 1 for i in range(8)] for code in codes])
+    else:
+        signs = [[2 * (code >> i % 6 & 1) - 1 for i in range(8)] for code in RANDOM_CODES]
+        rows = torch.tensor(signs)
+        stored = {"codes": rows[:, :6].to(torch.int8)}
+    learned = GPT(GPTConfig(**CONFIG), 1).state_dict()
+    weights = {k: v for k, v in learned.items() if not k.startswith("input_layer.")}
+    weights |= {f"input_layer.{name}": value for name, value in stored.items()}
+    config = CONFIG | {"input_layer": layer, "random_width": 6, "code_seed": 1}
+    write_checkpoint(tmp_path / "best.pt", {"model": weights}, {"config": config})
+    gpt, _ = load_model(tmp_path / "best.pt")
+    assert torch.equal(gpt.input_layer(torch.arange(16)), rows.float())
+
+
+def test_without_best_the_last_is_loaded_and_said(checkpoint, capsys, monkeypatch):
     load_model(checkpoint.with_name("best.pt"))
     assert f"taking {checkpoint}" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    load_model(checkpoint.with_name("best.pt"))
+    assert not capsys.readouterr().err  # one of several processes says it
     checkpoint.unlink()
     with pytest.raises(UserError, match=r"no checkpoint .*best\.pt: train one"):
         load_model(checkpoint.with_name("best.pt"))

@@ -88,7 +88,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(text_data, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on" in output
     first = (study / "learned-s1" / "run.json").stat().st_mtime_ns

@@ -94,7 +94,7 @@ def start(tmp_path):
 
 
 def finish(process: subprocess.Popen) -> str:
-    return process.communicate(timeout=120)[0]
+    return process.communicate(timeout=600)[0]
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """export.py against transformers: logits, loss, tokens and ids; and the way back into training."""
 
-import dataclasses
 import itertools
 import json
 import random
@@ -16,12 +15,12 @@ import torch.nn.functional as F
 import export
 import train
 from inputcodes import hf
-from inputcodes.checkpoint import load_model, write_checkpoint
+from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
 from inputcodes.tokenizer import Tokenizer
-from model import GPT, INPUT_LAYERS, GPTConfig, rotary_angles
-from tests.helpers import SMALL, build_tokenizer
+from model import INPUT_LAYERS, rotary_angles
+from tests.helpers import SMALL, build_tokenizer, write_run
 
 TEXT = (
     Path(hf.__file__).read_text() + "Der süße Bär 東京 🦊 naïve don't DON'T 12345\r\n\t \n  x" * 9
@@ -68,24 +67,6 @@ def tokenizers():
             "unicode": build_tokenizer(65536, [TEXT]),
             "named": Tokenizer.named("cl100k_base"),
         }
-
-
-def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -> GPT:
-    """A checkpoint of random weights of all sizes that training gives, and the record of a run."""
-    config = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "compression": 4}
-    config |= {"vocab_size": tokenizer.vocab_size, **settings}
-    model = GPT(GPTConfig(**config), 3, tokenizer.texts())
-    generator = torch.Generator().manual_seed(4)
-    for weight in model.parameters():
-        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
-    config = dataclasses.asdict(model.config)
-    config |= {"dataset": "tiny", "learning_rate": 1e-3, "seed": 3, "out_dir": str(out)}
-    record = {"step": 7, "tokens": 700, "best_val_loss": 2.0, "elapsed_s": 1.0, "base": None}
-    record |= {"tokenizer": tokenizer.to_json(), "tokenizer_sha256": tokenizer.sha256}
-    record |= {"config": config, "chat": chat, "data_sha256": "d" * 64, "code_sha256": "c" * 64}
-    out.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(out / "best.pt", {"model": model.state_dict()}, record)
-    return model.eval()
 
 
 def exported(out: Path, *argv: str) -> Path:

@@ -9,7 +9,7 @@ from inputcodes.configurator import UserError
 from inputcodes.inspect_codes import linear_cka, nearest, ridge_r2, token_states
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from tests.test_export import write_run
+from tests.helpers import write_run
 
 
 def test_cka_is_that_of_the_centred_gram_matrices():

@@ -1,7 +1,9 @@
 """Going on from a checkpoint: the same run, a changed one, or another one that starts there."""
 
+import dataclasses
 import json
 import random
+import shlex
 import signal
 import time
 
@@ -11,7 +13,7 @@ import torch
 
 import train
 from inputcodes.checkpoint import read_checkpoint, write_checkpoint
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
 from tests.helpers import (
@@ -31,7 +33,7 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
     """One command in a restart loop, killed without notice until it gets through."""
     changes = {"max_steps": 400, "eval_interval": 20}
     whole = start(words("whole", **changes))
-    assert whole.wait(120) == 0, finish(whole)
+    assert whole.wait(600) == 0, finish(whole)
     rng, kills = random.Random(), 0
     while True:
         process = start(words("killed", init_from="resume", **changes))
@@ -98,7 +100,12 @@ def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
     train.main(words("more", **FIVE))
     out_dir = f"--out_dir={tmp_path / 'more'}"
     train.main([out_dir, "--init_from=resume", "--max_steps=10"])  # all else is the checkpoint's
-    assert "max_steps 5 before step 5, 10 from there on" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "max_steps 5 before step 5, 10 from there on" in shown
+    matched = configure(train.TrainConfig, shlex.split(shown.splitlines()[-1])[2:])
+    config = read_checkpoint(tmp_path / "more" / "last.pt")[1]["config"]
+    changed = {"input_layer": "learned", "out_dir": f"{config['out_dir']}/learned"}
+    assert dataclasses.asdict(matched) == {**config, **changed, "init_from": "scratch"}
     assert_same_run(tmp_path / "more", tmp_path / "whole")
     record = read_checkpoint(tmp_path / "more" / "last.pt")[1]
     change = {"step": 5, "name": "max_steps", "from": 5, "to": 10}
@@ -144,6 +151,8 @@ def test_a_batch_may_be_split_in_another_way(words, text_data, tmp_path):
     whole, split = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "split")
     for a, b in zip(whole, split, strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        assert b["tokens"] == a["tokens"]
+    assert split[-1]["val_bigram"] == whole[-1]["val_bigram"]  # counts of the same tokens
 
 
 def test_best_is_measured_again_on_other_validation_tokens(words, tmp_path):
