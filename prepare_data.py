@@ -428,7 +428,7 @@ def show(folder: Path, documents: int = 3, tokens: int = 100) -> str:
             ids = np.memmap(folder / file["name"], dtype=meta.get("dtype", "uint16"), mode="r")
             starts = np.flatnonzero(ids[:10_000_000] == tokenizer.end_of_text)[: documents - 1] + 1
             for start in [0, *starts[starts < len(ids)]]:
-                text = tokenizer.decode(ids[start : start + tokens].tolist())
+                text = tokenizer.decode(ids[start : start + tokens].tolist()).rstrip("\ufffd")
                 lines.append(f"  {split}: {text.split('<|endoftext|>')[0]!r}")
     return "\n".join(lines)
 

@@ -1,0 +1,360 @@
+"""Data preparation in use: two at once, full disks, odd folders, advice that is pasted."""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+
+import prepare_data
+from inputcodes import shards
+from inputcodes.configurator import UserError
+from inputcodes.data import DataSet
+from inputcodes.documents import split_hash
+from inputcodes.readers import matching_files
+from prepare_data import main, prepare
+from tests.helpers import ROOT, documents, prepare_config, write_json_lines, write_parquet
+
+
+def texts_in(folder: Path, split: str) -> list[str]:
+    """The documents of a split, decoded."""
+    data = DataSet(folder)
+    tokens = np.concatenate([np.empty(0, np.uint16), *getattr(data, split).shards])
+    return data.tokenizer.decode(tokens.tolist()).split("<|endoftext|>")[:-1]
+
+
+def stories(folder: Path, count: int = 60) -> str:
+    return write_json_lines(folder / "stories.jsonl", [{"text": t} for t in documents(count)])
+
+
+@pytest.mark.parametrize("made_meanwhile", [True, False])
+def test_a_second_preparation_waits_and_uses_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], made_meanwhile: bool
+) -> None:
+    config = prepare_config(tmp_path, files=stories(tmp_path), quiet=False)
+    folder, elsewhere = tmp_path / "data" / "set", tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / "lock")
+    lock.acquire()
+    thread = threading.Thread(target=prepare, args=(config,))
+    thread.start()
+    while "waiting for another process" not in capsys.readouterr().err:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    if made_meanwhile:
+        made = prepare(dataclasses.replace(config, data_dir=str(elsewhere), quiet=True))
+        for path in made.iterdir():
+            if path.name != "lock":
+                os.replace(path, folder / path.name)
+    lock.release()
+    thread.join()
+    assert ("is complete already" in capsys.readouterr().out) == made_meanwhile
+    assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(documents(60))
+
+
+def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "no_guard.py"
+    script.write_text(
+        "from inputcodes import shards\n"
+        "from prepare_data import PrepareConfig, prepare\n"
+        "print('started')\n"
+        "shards.POOL_CHUNKS, shards.CHUNK_CHARACTERS = 2, 5000\n"
+        f"prepare(PrepareConfig(files=({stories(tmp_path)!r},), data_dir={str(tmp_path)!r}, "
+        "dataset='set', workers=2, quiet=True))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+    assert len(texts_in(tmp_path / "set", "train")) > 30
+
+
+def test_counting_resumes_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 1500)
+    settings = {"files": stories(tmp_path), "vocab_size": 600, "save_every_s": 0.0}
+    count, left, counted = prepare_data.count_chunk, 1000, 0
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal left, counted
+        if not left:
+            raise MemoryError
+        left, counted = left - 1, counted + 1
+        return count(*arguments)
+
+    monkeypatch.setattr(prepare_data, "count_chunk", dying)
+    whole = prepare(prepare_config(tmp_path, dataset="whole", **settings))
+    chunks, counted, lives = counted, 0, 0
+    cut = tmp_path / "data" / "cut"
+    while not (cut / "meta.json").is_file():
+        left, lives = 3, lives + 1
+        try:
+            prepare(prepare_config(tmp_path, dataset="cut", **settings))
+        except MemoryError:
+            assert (cut / "counts.npz").is_file()
+    assert lives > 2
+    assert counted == chunks  # none twice
+    for name in ("tokenizer.json", "train_000000.bin", "val_000000.bin"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+    assert not (cut / "counts.npz").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    config = prepare_config(tmp_path, files=stories(tmp_path, 200))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError) as caught:
+            prepare(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shard = tmp_path / "data" / "set" / "train_000000.bin"
+    assert str(caught.value) == f"cannot write {shard}: File too large"
+    assert not list(shard.parent.glob("*.partial"))
+    folder = prepare(config)
+    assert len(texts_in(folder, "train") + texts_in(folder, "val")) == 200
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path: Path) -> None:
+    files = stories(tmp_path)
+    for settings, message in (
+        ({"data_dir": files}, f"cannot write in {files}/set: Not a directory"),
+        (
+            {"data_dir": str(tmp_path), "dataset": "stories.jsonl"},
+            "cannot write in .*File exists",
+        ),
+        ({"tokenizer": str(tmp_path / "no.json")}, "cannot load the tokenizer .*No such file"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            prepare(prepare_config(tmp_path, files=files, **settings))
+        assert "\n" not in str(caught.value)
+
+
+def test_show_prints_counts_and_the_first_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepare(prepare_config(tmp_path, files=stories(tmp_path), vocab_size=300))
+    main([f"--show={folder}"])
+    shown = capsys.readouterr().out
+    counts = json.loads((folder / "meta.json").read_text())["splits"]
+    for split in ("train", "val"):
+        assert re.search(f"{split} +{counts[split]['documents']} documents", shown)
+        starts = [ast.literal_eval(line) for line in re.findall(f"{split}: (.*)", shown)]
+        texts = texts_in(folder, split)[:3]
+        assert len(starts) == 3
+        assert all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
+    with pytest.raises(UserError, match=r"nothing/meta\.json: No such file"):
+        main([f"--show={tmp_path}/nothing"])
+
+
+def test_overwrite_makes_a_set_anew(tmp_path: Path) -> None:
+    files = stories(tmp_path)
+    folder = prepare(prepare_config(tmp_path, files=files, shard_tokens=1000))
+    DataSet(folder)
+    assert (folder / "verified.json").is_file()
+    prepare(prepare_config(tmp_path, files=files, overwrite=True, val_fraction=0.3))
+    assert not (folder / "verified.json").exists()
+    assert not (folder / "train_000001.bin").exists()
+    assert len(texts_in(folder, "val")) > 6
+    (folder / "train_notes.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and no data set"):
+        prepare(prepare_config(tmp_path, files=files, overwrite=True))
+    assert (folder / "train_notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["files", "hub"])
+def test_the_validation_text_can_be_given(tmp_path: Path, kind: str) -> None:
+    texts = documents(30)
+    for name, chosen in (("train", texts[:20]), ("validation", texts[20:])):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        write_json_lines(tmp_path / "own" / f"{name}.jsonl", [{"text": t} for t in chosen])
+    folder = str(tmp_path / "own")
+    held_out = f"{folder}/validation.jsonl" if kind == "files" else "validation"
+    settings = {"source": kind, kind: folder, "val_source": held_out}
+    made = prepare(prepare_config(tmp_path, **settings))
+    assert texts_in(made, "train") == texts[:20]
+    assert texts_in(made, "val") == texts[20:]
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_a_set_whose_hashes_are_on_one_side_is_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str
+) -> None:
+    texts = [t for t in documents(200) if (split_hash(t.encode()) < 2**63) == (side == "val")][:3]
+    files = write_json_lines(tmp_path / "few.jsonl", [{"text": text} for text in texts])
+    folder = prepare(prepare_config(tmp_path, files=files, val_fraction=0.5, quiet=False))
+    lowest = min(texts, key=lambda text: split_hash(text.encode()))
+    assert texts_in(folder, "val") == [lowest]
+    assert texts_in(folder, "train") == [text for text in texts if text != lowest]
+    empty = {"train": "val", "val": "train"}[side]
+    assert f"none for {empty!r} at val_fraction=0.5" in capsys.readouterr().out
+
+
+def test_a_mixture_says_which_source_ended_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = write_parquet(tmp_path / "long.parquet", [f"long {n}" for n in range(500)])
+    short = write_parquet(tmp_path / "short.parquet", [f"short {n}" for n in range(20)])
+    folder = prepare(
+        prepare_config(tmp_path, files=f"{long},{short}", probabilities="0.5,0.5", quiet=False)
+    )
+    texts = texts_in(folder, "train") + texts_in(folder, "val")
+    used = sum(text.startswith("long") for text in texts)
+    assert len(texts) == used + 20
+    sentence = f"the mixture ends because {short} is used up, after {used} documents of {long}, "
+    assert sentence + f"20 documents of {short}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("entry", ["", "/**/*.txt", "/**"])
+def test_a_file_counts_once_and_loops_of_links_end(tmp_path: Path, entry: str) -> None:
+    root = tmp_path / "texts"
+    (root / "deep" / "er").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt", "deep/er/c.txt"):
+        (root / name).write_text(f"text of {name}\n" * 3)
+    for name in ("loop", "deep/loop", "deep/er/up"):
+        (root / name).symlink_to(root, target_is_directory=True)
+    (root / "again.txt").symlink_to(root / "deep" / "b.txt")
+    files = f"{root}{entry},{root}/deep/*.txt"
+    folder = prepare(prepare_config(tmp_path, files=files, val_fraction=0.0))
+    texts = sorted(text.split("\n")[0] for text in texts_in(folder, "train"))
+    assert texts == ["text of a.txt", "text of deep/b.txt", "text of deep/er/c.txt"]
+
+
+def test_a_literal_path_wins_over_its_reading_as_a_pattern(tmp_path: Path) -> None:
+    for name in ("a[1].txt", "a1.txt", "x,y.txt"):
+        (tmp_path / name).write_text(name)
+    assert matching_files(f"{tmp_path}/a[1].txt") == [f"{tmp_path}/a[1].txt"]
+    assert prepare_config(tmp_path, files=f"{tmp_path}/x,y.txt").entries == [f"{tmp_path}/x,y.txt"]
+
+
+def play(seed: int) -> str:
+    """A text of short lines such as nanoGPT's input.txt."""
+    return "".join(f"ROMEO:\n{line}\n" for line in documents(200, seed))
+
+
+@pytest.mark.parametrize("max_tokens", [0, 20_000])
+def test_a_single_text_is_cut_at_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    monkeypatch.setattr("inputcodes.readers.PART", 4000)
+    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 10_000)
+    text = play(0)
+    (tmp_path / "input.txt").write_text(text, encoding="utf-8")
+    main([f"{tmp_path}/input.txt", f"--data_dir={tmp_path}", "--val_fraction=0.1", "--quiet",
+          f"--max_tokens={max_tokens}"])  # fmt: skip
+    (train,), (val,) = (texts_in(tmp_path / "input", split) for split in ("train", "val"))
+    assert text.startswith(train)
+    assert text.endswith(val)
+    assert train.endswith("\n")
+    before = text[: -len(val)]
+    assert before.endswith("\n")
+    assert len(before) <= 0.9 * len(text) < len(before) + 400  # the line that character is in
+    if max_tokens:
+        assert 20_000 <= len(train.encode()) + 1 < 30_000
+    else:
+        assert train == before
+
+
+def test_a_single_text_that_is_not_utf8_is_refused_by_reason(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_bytes(play(1).encode() + "café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"no training document .*\(left out: 1 not_utf8\)"):
+        prepare(prepare_config(tmp_path, files=f"{tmp_path}/old.txt"))
+
+
+def test_off_a_terminal_progress_is_plain_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([stories(tmp_path), f"--data_dir={tmp_path}", "--vocab_size=300"])
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert re.search(r"^counting: .*B/s\]$", shown, re.M)
+    assert re.search(r"^encoding: .*60 documents", shown, re.M)
+
+
+def number_column(folder: Path) -> list[str]:
+    pq.write_table(pa.table({"text": [1, 2], "body": ["one", "two"]}), folder / "t.parquet")
+    return [str(folder / "t.parquet")]
+
+
+def other_column(folder: Path) -> list[str]:
+    return [write_parquet(folder / "t.parquet", documents(9), column="body")]
+
+
+def other_settings(folder: Path) -> list[str]:
+    main(words := [stories(folder), "--val_fraction=0.1", f"--data_dir={folder}", "--quiet"])
+    return [words[0], "--val_fraction=0.5"]
+
+
+def changed_file(folder: Path) -> list[str]:
+    words = other_settings(folder)
+    os.utime(words[0], (1, 1))
+    return [words[0], "--val_fraction=0.1"]
+
+
+def damaged_record(folder: Path) -> list[str]:
+    words = other_settings(folder)
+    (folder / "stories" / "meta.json").write_text('{"format": 1}')
+    return words
+
+
+def damaged_json(folder: Path) -> list[str]:
+    words = other_settings(folder)
+    (folder / "stories" / "meta.json").write_text("{")
+    return words
+
+
+def one_document(folder: Path) -> list[str]:
+    return [write_json_lines(folder / "stories.jsonl", [{"text": "only one"}])]
+
+
+def wrong_source(folder: Path) -> list[str]:
+    return [stories(folder), "--source=stdlib"]
+
+
+def no_name(folder: Path) -> list[str]:
+    return [stories(folder), "--dataset=../up"]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "advice"),
+    [
+        (number_column, "--text_column=body"),
+        (other_column, "--text_column=NAME"),
+        (other_settings, "--dataset"),
+        (other_settings, "--overwrite"),
+        (changed_file, "--overwrite"),
+        (damaged_record, "--overwrite"),
+        (damaged_json, "--overwrite"),
+        (one_document, "--val_fraction=0"),
+        (wrong_source, "--source=files"),
+        (no_name, "--dataset=NAME"),
+    ],
+)
+def test_the_advice_of_an_error_works_when_pasted(
+    tmp_path: Path, arrange: Callable[[Path], list[str]], advice: str
+) -> None:
+    words = [*arrange(tmp_path), f"--data_dir={tmp_path}", "--quiet"]
+    with pytest.raises(UserError) as caught:
+        main(words)
+    printed = re.findall(r"--\w+(?:=\w+)?", str(caught.value))
+    assert advice in printed, caught.value
+    column = "body" if "column" in advice else "other"
+    pasted = advice.replace("NAME", column) + ("=other" if advice == "--dataset" else "")
+    main([*words, pasted])
+    assert list(tmp_path.glob("*/meta.json"))
