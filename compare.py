@@ -11,7 +11,7 @@ are a variant each, the first the baseline.
 
 Every run is `python train.py RUN/config.py` in a process of its own. A run that is complete is not
 run again and one that was interrupted goes on, so the same command finishes a study. The modules
-runs.py, judging.py, report.py and study_figures.py measure, judge, write and draw.
+runs.py, judging.py, report.py and figures.py measure, judge, write and draw.
 
 With --study_dir=results/NAME --runs_dir=out/NAME the study keeps run.json and metrics.jsonl of
 every run beside its report, in results/NAME/runs, and is reported from them when out/ is gone.
@@ -20,12 +20,12 @@ every run beside its report, in results/NAME/runs, and is reported from them whe
 import contextlib
 import dataclasses
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inputcodes import runs
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import (
     UserError,
@@ -40,18 +40,6 @@ from inputcodes.data import DataSet
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
-from inputcodes.runs import (
-    FREE_FIELDS,
-    Run,
-    Runner,
-    Variant,
-    differences,
-    jobs_at_once,
-    keep_record,
-    not_matched,
-    read_run,
-    stopped_by_signals,
-)
 from model import GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
@@ -70,26 +58,26 @@ class CompareConfig(TrainConfig):
         "what to compare, a list of strings (on the command line separated by semicolons): each an "
         "input layer, name=value, or several of them",
     )
-    seeds: str = setting("1,2,3", "of the runs of every variant, separated by commas")
-    margin: float = setting(0.01, "equivalent: closer than this share of the baseline's loss")
+    seeds: str = setting("1,2,3", "seeds of the runs of every variant, separated by commas")
+    margin: float = setting(
+        0.01, "equivalent: closer than this share of the baseline's loss", above=0, below=1
+    )
     study_dir: str = setting("", "where the report goes; empty: out/studies/NAME for NAME.py")
     runs_dir: str = setting("", "where the runs go; studies may share it; empty: study_dir")
-    nproc: int = setting(1, "processes a run, under torchrun where there are several")
-    jobs: int = setting(0, "runs at a time; 0: one, or on a CPU as many as it has cores for")
-    unmatched: bool = setting(False, "report runs that differ in more, without a verdict")
+    nproc: int = setting(1, "processes per run, under torchrun if there are several", least=1)
+    jobs: int = setting(
+        0, "runs at a time; 0: one, or on a CPU as many as it has cores for", least=0
+    )
+    report: str = setting("", "directory of a study to report again, without running anything")
 
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
-        found = super().problems()
+        problems = super().problems()
         if not re.fullmatch(r"[0-9]+(,[0-9]+)*", self.seeds):
-            found.append(f"seeds={self.seeds!r}: expected whole numbers, as 1,2,3")
+            problems.append(f"seeds={self.seeds!r}: expected whole numbers, as 1,2,3")
         elif len(set(self.seed_list)) < len(self.seed_list):
-            found.append(f"seeds={self.seeds!r}: one is there twice")
-        if not 0 < self.margin < 1:
-            found.append(f"margin={self.margin}: expected a share of the loss, as 0.01")
-        if self.nproc < 1 or self.jobs < 0:
-            found.append(f"nproc={self.nproc}, jobs={self.jobs}: expected at least 1 and 0")
-        return found
+            problems.append(f"seeds={self.seeds!r}: expected each seed once")
+        return problems
 
     @property
     def seed_list(self) -> list[int]:
@@ -107,7 +95,7 @@ class Study:
     """What is compared, where its runs are, and where its report goes."""
 
     config: CompareConfig
-    variants: list[Variant]
+    variants: list[runs.Variant]
 
     @property
     def directory(self) -> Path:
@@ -117,27 +105,26 @@ class Study:
     def runs_dir(self) -> Path:
         return Path(self.config.runs_dir or self.config.study_dir)
 
-    def run_dir(self, variant: Variant, seed: int) -> Path:
+    def run_dir(self, variant: runs.Variant, seed: int) -> Path:
         """Where the run of `variant` with `seed` is."""
-        name = re.sub(r"[^\w.=+-]+", "-", variant.label)
-        return self.runs_dir / f"{name}-s{seed}"
+        return self.runs_dir / (re.sub(r"[^\w.=+-]+", "-", variant.label) + f"-s{seed}")
 
-    def record_dir(self, variant: Variant, seed: int) -> Path:
+    def record_dir(self, variant: runs.Variant, seed: int) -> Path:
         """Where the record of that run is kept, if the runs are elsewhere."""
         return self.directory / "runs" / self.run_dir(variant, seed).name
 
-    def runs(self) -> Iterator[tuple[Variant, int, Path]]:
+    def all_runs(self) -> Iterator[tuple[runs.Variant, int, Path]]:
         """All runs, seed by seed, so that an unfinished study has whole pairs."""
         for seed in self.config.seed_list:
             for variant in self.variants:
                 yield variant, seed, self.run_dir(variant, seed)
 
-    def run_config(self, variant: Variant, seed: int) -> TrainConfig:
+    def run_config(self, variant: runs.Variant, seed: int) -> TrainConfig:
         """The configuration of one run; UserError with all that is impossible about it."""
         settings = self.run_settings(variant, seed)
         return build(TrainConfig, architecture_of(base_of(variant)) | settings)
 
-    def run_settings(self, variant: Variant, seed: int) -> dict[str, Any]:
+    def run_settings(self, variant: runs.Variant, seed: int) -> dict[str, Any]:
         """What the config file of a run assigns."""
         return variant.settings | {
             "seed": seed,
@@ -145,23 +132,25 @@ class Study:
             "init_from": f"resume,{base_of(variant)}",
         }
 
-    def stored_run(self, variant: Variant, seed: int) -> Run | None:
+    def stored_run(self, variant: runs.Variant, seed: int) -> runs.Run | None:
         """What there is of a run; UserError if it is another than this study's."""
         path = self.run_dir(variant, seed)
-        run = read_run(path, TrainConfig) or read_run(self.record_dir(variant, seed), TrainConfig)
+        run = runs.read_run(path, TrainConfig) or runs.read_run(
+            self.record_dir(variant, seed), TrainConfig
+        )
         if run is None or not (run.complete or (path / "last.pt").is_file()):
             return run  # without a checkpoint there is nothing to guard
         now = dataclasses.asdict(self.run_config(variant, seed))
         now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
-        free = FREE_FIELDS - {"seed"}
-        if found := differences({"there": [run.config], "in the study": [now]}, free):
+        free = runs.FREE_FIELDS - {"seed"}
+        if found := runs.differences({"there": [run.config], "in the study": [now]}, free):
             lines = "\n".join([f"{run.path} holds another run:", *found])
             raise UserError(f"{lines}\ndelete it, or pass another --runs_dir")
         return run
 
     def write(self) -> None:
         """study.json, from which `--report` reads what the study is."""
-        own = {name: getattr(self.config, name) for name in sorted(OWN_FIELDS)}
+        own = {name: getattr(self.config, name) for name in sorted(OWN_FIELDS - {"report"})}
         variants = [dataclasses.asdict(variant) for variant in self.variants]
         write_json(self.directory / "study.json", {"compare": own, "variants": variants})
 
@@ -172,20 +161,20 @@ class Study:
             [(variant, [self.stored_run(variant, seed) for seed in seeds]) for variant in group]
             for group in grouped(self.variants)
         ]
-        report = make_report(groups, seeds, config.margin, config.unmatched)
+        report = make_report(groups, seeds, config.margin)
         text = text_of(report)
         write_json(self.directory / "report.json", report.to_json())
         write_text(self.directory / "report.md", text + "\n")
         names = draw_study(self.directory, report)
         if self.runs_dir != self.directory:
-            for variant, seed, path in self.runs():
-                if run := read_run(path, TrainConfig):
-                    keep_record(run, self.record_dir(variant, seed))
+            for variant, seed, path in self.all_runs():
+                if run := runs.read_run(path, TrainConfig):
+                    runs.keep_record(run, self.record_dir(variant, seed))
         files = ", ".join(f"{name}.png/.svg" for name in names)
         return f"\n{text}\n\nin {self.directory}: report.json, report.md,\n{files}"
 
 
-def base_of(variant: Variant) -> str:
+def base_of(variant: runs.Variant) -> str:
     """What a run of `variant` starts from when it is new: scratch, or a run to fine-tune."""
     init_from: str = variant.settings.get("init_from", "scratch")
     return init_from.removeprefix("resume").lstrip(",") or "scratch"
@@ -195,7 +184,7 @@ def architecture_of(base: str) -> dict[str, Any]:
     """The settings that the run to fine-tune decides."""
     if base == "scratch":
         return {}
-    run = read_run(Path(base), TrainConfig)
+    run = runs.read_run(Path(base), TrainConfig)
     if run is None:
         raise UserError(f"init_from={base!r}: there is no run")
     return {field.name: run.config[field.name] for field in dataclasses.fields(GPTConfig)}
@@ -209,31 +198,28 @@ def configure_study(argv: Sequence[str]) -> Study:
     for name in given_values(CompareConfig, options).keys() & {"seed", "out_dir"}:
         raise UserError(f"--{name}: every run has its own; pass --seeds=... or --study_dir=...")
     each = [given_values(CompareConfig, [file, *options]) for file in files]
-    own = [{k: v for k, v in values.items() if k in OWN_FIELDS} for values in each]
-    recipes = [{k: v for k, v in values.items() if k not in OWN_FIELDS} for values in each]
+    recipes = [{k: v for k, v in given.items() if k not in OWN_FIELDS} for given in each]
+    own = [{k: v for k, v in given.items() if k in OWN_FIELDS} for given in each]
     if any(values != own[0] for values in own):
         raise UserError(f"{', '.join(sorted(OWN_FIELDS))}: set them alike in all files, or here")
     if len(files) > 1 and "variants" in own[0]:
         raise UserError("variants: one config file has them; several files are a variant each")
-    given = recipes[0] | own[0]
-    stems = "-".join(Path(file).stem for file in files)
-    given["study_dir"] = given.get("study_dir") or f"out/studies/{stems}"
-    config = build(CompareConfig, architecture_of(base_of(Variant("", recipes[0]))) | given)
+    stems = [Path(file).stem for file in files]
+    own[0]["study_dir"] = own[0].get("study_dir") or f"out/studies/{'-'.join(stems)}"
+    base = architecture_of(base_of(runs.Variant("", recipes[0])))
+    config = build(CompareConfig, base | recipes[0] | own[0])
+    variants = [variant_of(text, recipes[0]) for text in config.variants]
     if len(files) > 1:
-        variants = [
-            Variant(Path(file).stem, recipe) for file, recipe in zip(files, recipes, strict=True)
-        ]
-    else:
-        variants = [variant_of(text, recipes[0]) for text in config.variants]
+        variants = [runs.Variant(stem, recipe) for stem, recipe in zip(stems, recipes, strict=True)]
     study = Study(config, variants)
-    paths = [path for _, _, path in study.runs()]
+    paths = [path for _, _, path in study.all_runs()]
     if not paths or len(set(paths)) < len(paths):
         labels = ", ".join(repr(variant.label) for variant in variants)
         raise UserError(f"variants {labels}: expected one or more, none of them twice")
     return study
 
 
-def variant_of(text: str, recipe: dict[str, Any]) -> Variant:
+def variant_of(text: str, recipe: dict[str, Any]) -> runs.Variant:
     """A variant from its words, as "affine code_seed=2": what it changes of the recipe."""
     words = [word if "=" in word else f"input_layer={word}" for word in text.split()]
     changes = given_values(TrainConfig, [f"--{word}" for word in words])
@@ -243,22 +229,21 @@ def variant_of(text: str, recipe: dict[str, Any]) -> Variant:
         for word, full in zip(text.split(), words, strict=True)
         if full.partition("=")[0] in INPUT_FIELDS
     ]
-    return Variant(" ".join(text.split()), recipe | changes, " ".join(group), " ".join(kind))
+    return runs.Variant(" ".join(text.split()), recipe | changes, " ".join(group), " ".join(kind))
 
 
-def read_study(directory: Path, options: Sequence[str]) -> Study:
-    """The study whose study.json is in `directory`; of its settings `options` change two."""
-    changes = given_values(CompareConfig, options)
-    if unknown := changes.keys() - {"margin", "unmatched"}:
-        raise UserError(f"--report takes --margin and --unmatched, not {', '.join(unknown)}")
-    file = directory / "study.json"
+def read_study(given: dict[str, Any]) -> Study:
+    """The study whose study.json is in the directory `report`; other settings change it."""
+    if unknown := given.keys() - {"report", "margin"}:
+        raise UserError(f"--report takes --margin alone, not {', '.join(unknown)}")
+    file = Path(given["report"]) / "study.json"
     if not file.is_file():
-        raise UserError(f"no study in {directory}: there is no {file} (compare.py makes one)")
+        raise UserError(f"no study in {file.parent}: there is no {file} (compare.py makes one)")
     stored = read_json(file, "run the study again")
     try:
-        variants = [Variant(**variant) for variant in stored["variants"]]
-        own = {**stored["compare"], "study_dir": str(directory)}
-        return Study(from_record(CompareConfig, own | changes), variants)
+        variants = [runs.Variant(**variant) for variant in stored["variants"]]
+        own = {**stored["compare"], "study_dir": str(file.parent)}
+        return Study(from_record(CompareConfig, own | given), variants)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): run the study again") from error
 
@@ -266,11 +251,7 @@ def read_study(directory: Path, options: Sequence[str]) -> Study:
 def check_before(study: Study) -> None:
     """Prepare or open all data; UserError for what is impossible or not matched."""
     known: dict[tuple[str, str], DataSet] = {}
-    groups = grouped(study.variants)
-    for variants in groups:
-        if len(variants) == 1 < len(groups):
-            print(f"{variants[0].label} is compared with no other (none agrees in all but the")
-            print("input layer)")
+    for variants in grouped(study.variants):
         facts: dict[str, list[dict[str, Any]]] = {}
         for variant in variants:
             config = study.run_config(variant, study.config.seed_list[0])
@@ -281,12 +262,12 @@ def check_before(study: Study) -> None:
             fact = dataclasses.asdict(config.for_data(data, study.config.nproc))
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
-        found = differences(facts, FREE_FIELDS | INPUT_FIELDS)
-        if found and not study.config.unmatched:
-            raise not_matched(found)
+        found = runs.differences(facts, runs.FREE_FIELDS | INPUT_FIELDS)
+        if found:
+            raise runs.not_matched(found)
 
 
-def grouped(variants: Sequence[Variant]) -> list[list[Variant]]:
+def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:
     """The variants that agree in all but the input layer, together."""
     names = dict.fromkeys(variant.group for variant in variants)
     return [[variant for variant in variants if variant.group == name] for name in names]
@@ -296,41 +277,31 @@ def run_missing(study: Study) -> list[str]:
     """Do the runs that are not complete; what there is to say of those that failed."""
 
     def complete(path: Path) -> bool:
-        run = read_run(path, TrainConfig)
+        run = runs.read_run(path, TrainConfig)
         return run is not None and run.complete
 
     waiting = {}
-    for variant, seed, path in study.runs():
+    for variant, seed, path in study.all_runs():
         run = study.stored_run(variant, seed)
         if run is None or not run.complete:
             config = study.run_config(variant, seed)
             waiting[path] = config.max_steps * config.tokens_per_step
     study.write()
-    for variant, seed, path in study.runs():
+    for variant, seed, path in study.all_runs():
         lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
         if path in waiting:
             write_text(path / "config.py", "".join(lines))
     nproc = study.config.nproc
-    jobs = study.config.jobs or jobs_at_once(study.config.device, nproc, len(waiting))
-    return Runner(waiting, jobs, nproc, complete).run()
+    jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc, len(waiting))
+    return runs.Runner(waiting, jobs, nproc, complete).run()
 
 
 def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
-    with stopped_by_signals():
-        try:
-            compare(argv)
-        except SystemExit:
-            print("stopped; the runs are saved and the same command goes on", file=sys.stderr)
-            raise
-
-
-def compare(argv: list[str]) -> None:
-    """What `main` does, but for how it stops."""
     failed: list[str] = []
-    with contextlib.ExitStack() as stack:
+    with runs.stopped_by_signals(), contextlib.ExitStack() as stack:
         if any(word.partition("=")[0] == "--report" for word in argv):
-            study = study_to_report(argv)
+            study = read_study(given_values(CompareConfig, argv))
         else:
             study = configure_study(argv)
             check_before(study)
@@ -342,17 +313,6 @@ def compare(argv: list[str]) -> None:
         finally:
             if failed:
                 raise UserError("\n".join(failed))
-
-
-def study_to_report(argv: Sequence[str]) -> Study:
-    """The study that `--report DIRECTORY` or `--report=DIRECTORY` names."""
-    words = [word.partition("=") for word in argv]
-    named = [value if name == "--report" else name for name, _, value in words]
-    places = [word for word in named if word and not word.startswith("-")]
-    if len(places) != 1:
-        raise UserError("--report: expected one directory, as --report out/studies/default")
-    options = [w for w in argv if w.startswith("-") and not w.startswith("--report")]
-    return read_study(Path(places[0]), options)
 
 
 if __name__ == "__main__":

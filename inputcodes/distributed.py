@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -146,6 +146,20 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+@contextlib.contextmanager
+def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handle` take the signals that end a program."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP, and so does the program
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Stopped(Exception):
     """The run ends before its last step, because it was asked to."""
 
@@ -161,18 +175,9 @@ class Stop:
         self._largest = torch.tensor(0)  # the largest `signal` of all processes
         self._question: dist.Work | None = None
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> contextlib.AbstractContextManager[None]:
         """Take the signals that end a program as a wish to stop."""
-        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP, and so does the run
-                signal.signal(number, self._hear)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return stop_signals(self._hear)
 
     def check(self) -> None:
         """Raise Stopped, in all processes at the same call, if one of them was asked to stop.

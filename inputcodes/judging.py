@@ -19,25 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from inputcodes import stats
 from inputcodes.runs import BySeed, Point, Row, present
-from inputcodes.stats import (
-    ALPHA,
-    Comparison,
-    PowerLaw,
-    Sample,
-    comparison,
-    f_tail,
-    holm,
-    mean,
-    mean_interval,
-    paired,
-    power_law,
-    ratio,
-    seeds_needed,
-    t_cdf,
-    tokens_for,
-    tost,
-)
+from inputcodes.stats import ALPHA, Comparison, PowerLaw, Sample, mean, ratio
 from model import GPTConfig
 
 Interval = tuple[float, float]
@@ -99,11 +83,13 @@ def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
     results: list[Contrast | None] = []
     for i, row in enumerate(table[1:], 1):
         differences = _differences(row, table[0])
-        alone = paired(differences, [0.0] * len(differences)) if len(differences) > 1 else None
+        alone = (
+            stats.paired(differences, [0.0] * len(differences)) if len(differences) > 1 else None
+        )
         V = fit.covariance
         variance = float(V[i, i] + V[0, 0] - 2 * V[i, 0]) * fit.rss / fit.df
         difference = float(fit.means[i] - fit.means[0])
-        pooled = comparison(difference, math.sqrt(max(variance, 0)), fit.df)
+        pooled = stats.comparison(difference, math.sqrt(max(variance, 0)), fit.df)
         uneven = alone is not None and (noisy[0] or noisy[i])
         results.append(Contrast(alone if alone and uneven else pooled, alone, uneven))
     return results
@@ -123,7 +109,7 @@ def _scatters_more(table: Sequence[Sequence[float | None]], fit: Additive, i: in
         return False
     above = fit.df - without.df
     f = ratio((fit.rss - without.rss) / above, without.rss / without.df)
-    return f_tail(f, above, without.df) < ALPHA
+    return stats.f_tail(f, above, without.df) < ALPHA
 
 
 def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
@@ -134,9 +120,9 @@ def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
     """
     known = [(row.judged, m) for row, m in zip(rows, margins, strict=True) if row]
     # One-sided against the margin: what has to be refuted is a difference of `m` or more.
-    below = holm([t_cdf(ratio(c.difference - m, c.se), c.df) for c, m in known])
-    within = holm([tost(c, m) for c, m in known])
-    differ = holm([c.p for c, _ in known])
+    below = stats.holm([stats.t_cdf(ratio(c.difference - m, c.se), c.df) for c, m in known])
+    within = stats.holm([stats.tost(c, m) for c, m in known])
+    differ = stats.holm([c.p for c, _ in known])
     claims = iter(zip(known, below, within, differ, strict=True))
     said = []
     for row in rows:
@@ -175,7 +161,7 @@ def blocked_anova(rows: Sequence[Sample]) -> Blocked:
     by_row, by_column = (float(np.var(np.mean(rows, axis), ddof=1)) for axis in (1, 0))
     f = ratio(n * by_row, rest)
     treatments, blocks = max(0.0, by_row - rest / n), max(0.0, by_column - rest / k)
-    p = f_tail(f, k - 1, fit.df)
+    p = stats.f_tail(f, k - 1, fit.df)
     return Blocked(math.sqrt(treatments), math.sqrt(blocks), math.sqrt(rest), f, p)
 
 
@@ -234,17 +220,16 @@ class Recodings:
     spread: Blocked
 
 
-def judge(groups: list[list[Row]], margin: float, matched: Sequence[bool]) -> list[list[Gap]]:
+def judge(groups: list[list[Row]], margin: float) -> list[list[Gap]]:
     """Every row but the first of its group against the first; p-values corrected over all rows."""
     tables = [contrasts([row.losses for row in rows]) for rows in groups]
     flat = [contrast for table in tables for contrast in table]
     claims = iter(verdicts(flat, [margin * rows[0].loss for rows in groups for _ in rows[1:]]))
     gaps: list[list[Gap]] = []
-    for rows, table, fine in zip(groups, tables, matched, strict=True):
+    for rows, table in zip(groups, tables, strict=True):
         gaps.append([])
         for row, contrast, points in zip(rows[1:], table, gap_points(rows), strict=True):
-            verdict = next(claims)
-            gap = gap_of(row, rows[0], contrast, verdict if fine else "not matched", margin)
+            gap = gap_of(row, rows[0], contrast, next(claims), margin)
             fits = fits_of(points, margin) if row.constant_rate and gap.share > 0 else []
             gaps[-1].append(dataclasses.replace(gap, points=points, fits=fits))
     return gaps
@@ -256,7 +241,7 @@ def gap_of(row: Row, base: Row, contrast: Contrast | None, verdict: str, margin:
     nats = judged.difference if judged else mean(_differences(row.losses, base.losses))
     needed = ""
     if judged and verdict == "not resolved":
-        needed = seeds_needed(judged, len(present(row.losses)), margin * base.loss)
+        needed = stats.seeds_needed(judged, len(present(row.losses)), margin * base.loss)
     return Gap(
         variant=row.variant,
         baseline=base.variant,
@@ -306,9 +291,9 @@ def data_multiple(row: Row, base: Row, point: Point) -> float | None:
     for seed, (loss, base_loss) in enumerate(zip(point.losses, at, strict=False)):
         if loss is None or base_loss is None:
             continue
-        if needed := tokens_for(loss, *_curve(base, seed)):
+        if needed := stats.tokens_for(loss, *_curve(base, seed)):
             multiples.append(point.tokens / needed)
-        elif loss < base_loss and (needed := tokens_for(base_loss, *_curve(row, seed))):
+        elif loss < base_loss and (needed := stats.tokens_for(base_loss, *_curve(row, seed))):
             multiples.append(needed / point.tokens)
         else:
             return None
@@ -347,7 +332,9 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
     fits = []
     for with_offset in (False, True):
         laws = [
-            power_law([p.tokens for p in late], [p.shares[i] or 0.0 for p in late], with_offset)
+            stats.power_law(
+                [p.tokens for p in late], [p.shares[i] or 0.0 for p in late], with_offset
+            )
             for i in seeds
         ]
         crossings = [law.reaches(margin) for law in laws]
@@ -355,7 +342,7 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
         crossing = math.exp(mean(logs)) if math.isfinite(sum(logs)) else None
         interval = None
         if crossing and len(logs) > 1:
-            low, high = mean_interval(logs)
+            low, high = stats.mean_interval(logs)
             interval = math.exp(low), math.exp(min(high, 100.0))
         fits.append(Fit(with_offset, laws, crossings, crossing, interval))
     return fits

@@ -47,26 +47,22 @@ class Report:
         return result
 
 
-def make_report(
-    groups: Sequence[Group], seeds: Sequence[int], margin: float, allow_unmatched: bool = False
-) -> Report:
+def make_report(groups: Sequence[Group], seeds: Sequence[int], margin: float) -> Report:
     """Measure and judge; a variant's runs are by seed, None where there is none.
 
     Runs that are not complete are left out, and said. Raises UserError if runs that should be
-    matched are not (unless `allow_unmatched`), or if there is nothing to report.
+    matched are not, or if there is nothing to report.
     """
-    rows, notes, matched = [], left_out(groups, seeds, allow_unmatched), []
+    rows, notes = [], left_out(groups, seeds)
     for group in groups:
-        used = usable(group, allow_unmatched)
+        used = usable(group)
         if not used:
             notes.append(f"Nothing to compare with: {group[0][0].label} has no complete run.")
             continue
         lines = unmatched({v.label: [run for run in runs if run] for v, runs in used}, INPUT_FIELDS)
-        if lines and not allow_unmatched:
+        if lines:
             raise not_matched(lines)
-        notes += [f"NOT MATCHED: {line}" for line in lines]
         rows.append([measure(variant, runs) for variant, runs in used])
-        matched.append(not lines)
     if not rows:
         raise UserError("\n".join(["there is nothing to report", *notes]))
     every = [run for group in groups for _, runs in group for run in runs if run]
@@ -75,31 +71,27 @@ def make_report(
         made_by={name: every[0].record.get(name) for name in CIRCUMSTANCES},
         notes=notes + lonely(rows) + worse_than_counting(rows) + circumstances(every),
         groups=rows,
-        gaps=judge(rows, margin, matched),
-        best=best_of_each(rows, margin) if all(matched) else [],
+        gaps=judge(rows, margin),
+        best=best_of_each(rows, margin),
         recodings=[recodings for group in rows for recodings in recodings_of(group)],
     )
 
 
-def counts(run: Run | None, unfinished: bool) -> bool:
-    """Whether a run is complete or, with `unfinished`, has been evaluated."""
-    return run is not None and (run.complete or (unfinished and bool(run.evaluations)))
-
-
-def usable(group: Group, unfinished: bool) -> list[tuple[Variant, list[Run | None]]]:
-    """The variants with their runs that count (others None); none without a baseline."""
-    whole = [(v, [run if counts(run, unfinished) else None for run in runs]) for v, runs in group]
+def usable(group: Group) -> list[tuple[Variant, list[Run | None]]]:
+    """The variants with their complete runs (others None); none without a baseline."""
+    whole = [(v, [run if run and run.complete else None for run in runs]) for v, runs in group]
     return [(v, runs) for v, runs in whole if any(runs)] if any(whole[0][1]) else []
 
 
-def left_out(groups: Sequence[Group], seeds: Sequence[int], unfinished: bool) -> list[str]:
-    """One note on all runs that do not count, if there are any."""
+def left_out(groups: Sequence[Group], seeds: Sequence[int]) -> list[str]:
+    """One note on all runs that are not complete, if there are any."""
     words = []
     for variant, runs in (row for group in groups for row in group):
         pairs = zip(seeds, runs, strict=True)
-        missing = [str(seed) for seed, run in pairs if not counts(run, unfinished)]
+        missing = [str(seed) for seed, run in pairs if not (run and run.complete)]
         if missing:
-            words.append(f"{variant.label} (seed {', '.join(missing)})")
+            which = "" if len(missing) == len(runs) else f" (seed {', '.join(missing)})"
+            words.append(variant.label + which)
     return [f"Left out, not complete: {'; '.join(words)}."] if words else []
 
 
@@ -157,8 +149,16 @@ def short_count(n: float) -> str:
     return f"{n:.4g}"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _table(header: str, lines: list[str]) -> str:
+    return markdown_table(header, [line.split("|") for line in lines])
 
 
 def _interval(ends: Interval | None) -> str:
@@ -168,70 +168,48 @@ def _interval(ends: Interval | None) -> str:
 def result_table(rows: list[Row]) -> str:
     seeds = " or ".join(map(str, sorted({len(present(row.losses)) for row in rows})))
     lines = [
-        [
-            row.variant,
-            f"{row.input_parameters:,}",
-            f"{row.parameters:,}",
-            short_count(row.tokens),
-            f"{row.loss:.4f}",
-            _number(row.bigram, ".4f"),
-            _number(row.chance, ".4f"),
-            f"{row.perplexity:.3f}",
-            f"{row.perplexity_range:.2%}",
-            f"{mean(present(row.bits_per_byte)):.4f}",
-        ]
+        f"{row.variant} | {row.input_parameters:,} | {row.parameters:,} | {short_count(row.tokens)}"
+        f" | {row.loss:.4f} | {_loss(row.bigram)} | {_loss(row.chance)} | {row.perplexity:.3f}"
+        f" | {_share(row.perplexity_range)} | {mean(present(row.bits_per_byte)):.4f}"
         for row in rows
     ]
-    return (
-        f"Means over seeds ({seeds}). Loss, chance and bigram (counts of the same training tokens):"
-        "\nnats per token. Range: (max - min) / mean of the perplexity over seeds. Parameters:\n"
-        "trainable ones, at the input and in all.\n\n"
-    ) + markdown_table(
-        "variant | at input | in all | tokens | loss | bigram | chance | perplexity | range"
-        " | bits per byte",
-        lines,
-    )
+    header = "variant | at input | in all | tokens | loss | bigram | chance | perplexity | range"
+    return f"""\
+Means over seeds ({seeds}). Loss, chance and bigram (counts of the same training tokens): nats
+per token. Range: (max - min) / mean of the perplexity over seeds. Parameters: trainable ones, at
+the input and in all.
+
+{_table(header + " | bits per byte", lines)}"""
 
 
 def gap_table(gaps: list[Gap]) -> str:
     lines = [
-        [
-            f"{gap.variant} - {gap.baseline}",
-            f"{gap.nats:+.4f} {_interval(gap.interval) if gap.interval else ''}",
-            f"{gap.share:+.2%}",
-            f"{gap.bits_per_byte:+.4f}",
-            f"{gap.data:.2f}x" if gap.data else "-",
-            gap.verdict,
-        ]
+        f"{gap.variant} - {gap.baseline}"
+        f" | {gap.nats:+.4f} {_interval(gap.interval) if gap.interval else ''} | {gap.share:+.2%}"
+        f" | {gap.bits_per_byte:+.4f} | {f'{gap.data:.2f}x' if gap.data else '-'} | {gap.verdict}"
         for gap in gaps
     ]
     header = "variant - baseline | nats per token [95%] | % | bits per byte | data | verdict"
-    return markdown_table(header, lines)
+    return _table(header, lines)
 
 
 def check_table(gaps: list[Gap]) -> str:
     """The same differences, checked in other ways; empty where there is one seed."""
     if not gaps:
         return ""
-    uneven = any(gap.uneven for gap in gaps)
+    uneven = "\n(*) scatters more than the others and is judged alone."
+    note = uneven if any(gap.uneven for gap in gaps) else ""
     lines = [
-        [
-            f"{gap.variant} - {gap.baseline}" + (" (*)" if gap.uneven else ""),
-            _interval(gap.paired),
-            _interval(gap.over_documents),
-            gap.seeds_needed or "-",
-        ]
+        f"{gap.variant} - {gap.baseline}{' (*)' if gap.uneven else ''} | {_interval(gap.paired)}"
+        f" | {_interval(gap.over_documents)} | {gap.seeds_needed or '-'}"
         for gap in gaps
     ]
-    return (
-        "Checks, in nats per token: the two variants alone, and with the validation documents\n"
-        "drawn again as well as the seeds. Seeds: how many would settle it in 4 studies of 5,\n"
-        "said from five seeds on."
-        + (" (*) scatters more than the others and is judged alone." if uneven else "")
-        + "\n\n"
-    ) + markdown_table(
-        "variant - baseline | alone [95%] | over documents too [95%] | seeds to settle it", lines
-    )
+    header = "variant - baseline | alone [95%] | over documents too [95%] | seeds to settle it"
+    return f"""\
+Checks, in nats per token: the two variants alone, and with the validation documents drawn again
+as well as the seeds. Seeds: how many would settle it in 4 studies of 5, from five seeds on.{note}
+
+{_table(header, lines)}"""
 
 
 def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
@@ -239,21 +217,17 @@ def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
     if not fits:
         return ""
     lines = [
-        [
-            f"{gap.variant} - {gap.baseline}",
-            f"{mean([law.exponent for law in fit.laws]):.2f}",
-            f"{mean([law.offset for law in fit.laws]):+.2%}" if fit.with_offset else "none",
-            f"{mean([law.error for law in fit.laws]):.2%}",
-            _crossing(fit),
-        ]
+        f"{gap.variant} - {gap.baseline} | {mean([law.exponent for law in fit.laws]):.2f}"
+        f" | {f'{mean([law.offset for law in fit.laws]):+.2%}' if fit.with_offset else 'none'}"
+        f" | {mean([law.error for law in fit.laws]):.2%} | {_crossing(fit)}"
         for gap, fit in fits
     ]
-    return (
-        "Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and"
-        f"\nthe tokens at which they reach the margin of {margin:.2%}.\n\n"
-    ) + markdown_table(
-        "variant - baseline | exponent | offset | error | tokens at the margin", lines
-    )
+    header = "variant - baseline | exponent | offset | error | tokens at the margin"
+    return f"""\
+Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
+tokens at which they reach the margin of {margin:.2%}.
+
+{_table(header, lines)}"""
 
 
 def _crossing(fit: Fit) -> str:

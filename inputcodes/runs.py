@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import Settings, UserError
-from inputcodes.distributed import PARENT, STOP_SIGNALS
+from inputcodes.distributed import PARENT, stop_signals
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
 from model import GPTConfig, count_parameters
@@ -124,10 +123,7 @@ def unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> list[str]:
 def not_matched(lines: Sequence[str]) -> UserError:
     """What to say of variants that differ as `lines` say."""
     shown = "\n".join(f"  {line}" for line in lines)
-    return UserError(
-        f"not matched: besides the input layer these differ in\n{shown}\n"
-        "(--unmatched reports them all the same, without a verdict)"
-    )
+    return UserError(f"not matched: besides the input layer these differ in\n{shown}")
 
 
 def circumstances(runs: Sequence[Run]) -> list[str]:
@@ -244,23 +240,14 @@ def tokens_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise SystemExit, with the status that shells expect.
-
-    What nohup ignores stays ignored.
-    """
+    """SIGINT, SIGTERM and SIGHUP raise SystemExit, with the status that shells expect."""
 
     def stop(number: int, _: object) -> None:
+        print("stopping: the runs save, and the same command goes on", file=sys.stderr)
         raise SystemExit(128 + number)
 
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
+    with stop_signals(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -287,7 +274,7 @@ class Row:
     losses: BySeed
     bits_per_byte: BySeed
     perplexity: float  # mean over seeds
-    perplexity_range: float  # (max - min) / mean over seeds
+    perplexity_range: float | None  # (max - min) / mean over seeds; None for one
     chance: float | None
     bigram: float | None  # of counts of the same training tokens
     tokens: int
@@ -329,6 +316,7 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
         return [run.last.get(name) if run else None for run in by_seed]
 
     perplexities = [math.exp(min(loss, 700.0)) for loss in present(last("val_loss"))]
+    spread = max(perplexities) - min(perplexities)
     curve = []
     for lines in zip(*(run.evaluations for run in runs), strict=False):
         losses = iter(line["val_loss"] for line in lines)
@@ -342,7 +330,7 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
         losses=last("val_loss"),
         bits_per_byte=last("val_bits_per_byte"),
         perplexity=mean(perplexities),
-        perplexity_range=(max(perplexities) - min(perplexities)) / mean(perplexities),
+        perplexity_range=spread / mean(perplexities) if len(runs) > 1 else None,
         chance=runs[0].last.get("val_chance"),
         bigram=mean(bigrams) if (bigrams := present(last("val_bigram"))) else None,
         tokens=max(run.last["tokens"] for run in runs),

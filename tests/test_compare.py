@@ -165,7 +165,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, 
         compare.main([*words, f"--variants={variants}"])
     printed = capsys.readouterr().out
     assert "fixed - learned" in printed
-    assert "Left out, not complete: learned learning_rate=1e9 (seed 1)." in printed
+    assert "Left out, not complete: learned learning_rate=1e9." in printed
 
 
 def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
@@ -179,18 +179,18 @@ def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
     ("words", "message"),
     [
         (["--seeds=1,x"], "seeds='1,x': expected whole numbers"),
-        (["--seeds=1,1"], "one is there twice"),
+        (["--seeds=1,1"], "expected each seed once"),
         (["--variants=;"], "expected one or more"),
         (["--seeds=1,²"], "expected whole numbers"),
         (["--seed=2"], "--seed: every run has its own; pass --seeds"),
-        (["--margin=0"], "margin=0.0: expected a share"),
+        (["--margin=0"], "margin=0.0: expected above 0 and below 1"),
         (["--variants=fixed; fixed"], "none of them twice"),
         (["--variants=fixd"], "input_layer='fixd'"),
         (["--variants=affine codeseed=2"], "unknown setting 'codeseed'"),
-        (["--report"], "expected one directory"),
+        (["--report"], "cannot read '--report'"),
         (["--report", "nowhere"], "no study in nowhere"),
         (["--margin=0.02", "--report", "nowhere"], "no study in nowhere"),
-        (["--report=nowhere", "--seeds=1"], "takes --margin and --unmatched, not seeds"),
+        (["--report=nowhere", "--seeds=1"], "takes --margin alone, not seeds"),
     ],
 )
 def test_bad_input_is_named(words, message):

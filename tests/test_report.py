@@ -70,9 +70,9 @@ def group_of(directory: Path, documents=None, steps: int = 10, **variants):
     return group
 
 
-def by_hand(directory: Path, unmatched: bool = False, **variants) -> report.Report:
+def by_hand(directory: Path, **variants) -> report.Report:
     group = group_of(directory, **variants)
-    return report.make_report([group], range(1, len(group[0][1]) + 1), 0.01, unmatched)
+    return report.make_report([group], range(1, len(group[0][1]) + 1), 0.01)
 
 
 def test_a_gap_is_told_in_four_units(tmp_path):
@@ -112,7 +112,7 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
     fixed, affine = made.gaps[0]
     assert fixed.nats == pytest.approx(0.0495, abs=2e-3)
     assert affine.verdict == "worse"
-    assert "Left out, not complete: fixed (seed 2); compressed (seed 1, 2, 3)." in made.notes
+    assert "Left out, not complete: fixed (seed 2); compressed." in made.notes
     assert [row.variant for row in made.groups[0]] == ["learned", "fixed", "affine"]
     with pytest.raises(UserError, match="Nothing to compare with: learned has no complete run"):
         by_hand(tmp_path / "b", learned=[None], fixed=[1.0])
@@ -259,13 +259,10 @@ def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path
     assert "sweep" in figures.draw_study(tmp_path / "report", made)
 
 
-def test_a_run_stopped_early_is_left_out_or_reported_without_a_verdict(tmp_path):
+def test_a_run_stopped_early_is_left_out(tmp_path):
     early = {"learned": [1.0, 1.1], "affine": ([1.0, 1.2], {"steps": 9})}
     made = by_hand(tmp_path / "a", **early)
-    assert "Left out, not complete: affine (seed 1, 2)." in made.notes
-    made = by_hand(tmp_path / "b", unmatched=True, **early)
-    assert "NOT MATCHED: tokens: 1000 (learned), 900 (affine)" in made.notes
-    assert made.gaps[0][0].verdict == "not matched"
+    assert "Left out, not complete: affine." in made.notes
 
 
 def test_recodings_that_differ_by_more_than_seeds_explain(tmp_path):
