@@ -31,9 +31,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from inputcodes import corpus, shards
 from inputcodes.configurator import (
     ROOT,
@@ -47,8 +44,8 @@ from inputcodes.configurator import (
     run_main,
     setting,
 )  # fmt: skip
-from inputcodes.documents import SPLITS, count_chunk, encode_chunk
-from inputcodes.files import file_sha256, locked, read_json
+from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk
+from inputcodes.files import file_sha256, locked
 from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, read_ngrams
 from inputcodes.readers import SUFFIXES
 from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
@@ -201,7 +198,9 @@ def prepare(config: PrepareConfig) -> Path:
                 shards.discard(folder)
             if not shards.is_finished(folder, wanted):  # perhaps made while this one waited
                 writer = shards.open_folder(folder, config.shard_tokens, wanted)
-                _Preparation(config, entries, writer).run()
+                column = None if config.chat else config.text_column
+                reading = corpus.Reading(column, config.separator, config.val_fraction)
+                _Preparation(config, entries, reading, writer).run()
                 return folder
     if not config.quiet:
         print(f"{folder} is complete already")
@@ -251,15 +250,14 @@ def _identity(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass
 class _Preparation:
     """Writes what is missing of a data set."""
 
-    def __init__(
-        self, config: PrepareConfig, entries: list[corpus.Entry], writer: shards.ShardWriter
-    ) -> None:
-        self.config, self.entries, self.writer = config, entries, writer
-        column = None if config.chat else config.text_column
-        self.reading = corpus.Reading(column, config.separator, config.val_fraction)
+    config: PrepareConfig
+    entries: list[corpus.Entry]
+    reading: corpus.Reading
+    writer: shards.ShardWriter
 
     def run(self) -> None:
         started, config, writer = time.monotonic(), self.config, self.writer
@@ -276,7 +274,7 @@ class _Preparation:
         self.encode(tokenizer)
         self.check_splits()
         meta = writer.finish(tokenizer.vocab_size)
-        self.say(f"{_summary(writer.folder, meta)}; {time.monotonic() - started:.1f} s")
+        self.say(f"{shards.summary(writer.folder, meta)}; {time.monotonic() - started:.1f} s")
 
     def say(self, text: str) -> None:
         if not self.config.quiet:
@@ -284,10 +282,8 @@ class _Preparation:
 
     def stream(self, state: dict[str, Any] | None = None) -> corpus.Stream:
         """The documents, from `state` on."""
-        sources = corpus.open_sources(self.entries, self.reading)
-        return corpus.Stream(
-            sources, self.reading.column, self.config.chances, self.config.seed, state
-        )
+        chances, seed = self.config.chances, self.config.seed
+        return corpus.Stream(self.entries, self.reading, chances, seed, state)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of an unfinished run, or a new one beside the shards to come."""
@@ -320,11 +316,12 @@ class _Preparation:
         config = self.config
         job = functools.partial(count_chunk, config.max_ngram, self.reading.val_below, config.chat)
         total, characters, state = self.writer.load_counts()
-        results = shards.map_chunks(job, shards.chunks_of(self.stream(state)), config.workers)
+        results = shards.map_chunks(job, chunks_of(self.stream(state)), config.workers)
         parts = [total]
         enough = config.count_characters or sys.maxsize
         saved = time.monotonic()
-        with _bar(config, "counting", characters) as bar, contextlib.closing(results):
+        bar = shards.progress_bar("counting", characters, not config.quiet)
+        with bar, contextlib.closing(results):
             while characters < enough and (result := next(results, None)):
                 chunk, counts = result
                 parts.append(counts)
@@ -344,12 +341,13 @@ class _Preparation:
         config, writer = self.config, self.writer
         job = functools.partial(encode_chunk, tokenizer, self.reading.val_below, config.chat)
         stream = self.stream(writer.progress["stream"])
-        results = shards.map_chunks(job, shards.chunks_of(stream), config.workers)
+        results = shards.map_chunks(job, chunks_of(stream), config.workers)
         splits = writer.progress["splits"]
         saved = time.monotonic()
         done = sum(counts["bytes"] for counts in splits.values())
         whole = not corpus.is_one_text(self.entries, self.reading)
-        with _bar(config, "encoding", done) as bar, contextlib.closing(results):
+        bar = shards.progress_bar("encoding", done, not config.quiet)
+        with bar, contextlib.closing(results):
             for chunk, encoded in results:
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
@@ -377,67 +375,16 @@ class _Preparation:
         side = "validation" if counts["train"] else "training"
         advice = ", or pass --val_fraction=0 to hold out nothing" if counts["train"] else ""
         raise UserError(
-            f"no {side} document for {folder} (left out: {_left_out(progress)}): "
+            f"no {side} document for {folder} (left out: {shards.left_out(progress)}): "
             f"give more text{advice}"
         )
-
-
-class _Lines:
-    """A log instead of a terminal: each state of a progress bar is a line of its own."""
-
-    def write(self, text: str) -> None:
-        if text := text.strip():
-            print(text, file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        """Nothing is kept."""
-
-
-def _bar(config: PrepareConfig, what: str, done: int) -> Any:
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=what, initial=done, unit="B", unit_scale=True, disable=config.quiet, ncols=80,
-        file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30,
-    )  # fmt: skip
-
-
-def _left_out(record: dict[str, Any]) -> str:
-    reasons = [f"{number:,} {reason}" for reason, number in record["skipped"].items() if number]
-    return ", ".join(reasons) or "nothing"
-
-
-def _summary(folder: Path, meta: dict[str, Any]) -> str:
-    """What a data set holds, for an 80-column screen."""
-    lines = [f"{folder}: {meta['vocab_size']:,} ids, data {meta['data_sha256'][:12]}"]
-    for split, counts in meta["splits"].items():
-        ratio = counts["bytes"] / max(counts["tokens"], 1)
-        lines.append(
-            f"  {split:5} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.2f} MB"
-            f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
-        )
-    return "\n".join([*lines, f"  left out: {_left_out(meta)}"])
-
-
-def show(folder: Path, documents: int = 3, tokens: int = 100) -> str:
-    """The counts of a data set and the beginnings of its first documents of each split."""
-    meta = read_json(folder / "meta.json", "prepare the data set again")
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    lines = [_summary(folder, meta)]
-    for split, counts in meta["splits"].items():
-        for file in counts["files"][:1]:
-            ids = np.memmap(folder / file["name"], dtype=meta.get("dtype", "uint16"), mode="r")
-            starts = np.flatnonzero(ids[:10_000_000] == tokenizer.end_of_text)[: documents - 1] + 1
-            for start in [0, *starts[starts < len(ids)]]:
-                text = tokenizer.decode(ids[start : start + tokens].tolist()).rstrip("\ufffd")
-                lines.append(f"  {split}: {text.split('<|endoftext|>')[0]!r}")
-    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
     config = configure(PrepareConfig, argv, "files")
     try:
-        print(show(Path(config.show))) if config.show else prepare(config)
+        print(shards.show(Path(config.show))) if config.show else prepare(config)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command continues from here", file=sys.stderr)
         sys.exit(130)

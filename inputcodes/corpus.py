@@ -1,10 +1,9 @@
 """Where documents come from: the standard library, local files or Hugging Face data sets.
 
-Every `Source` is a streamed `datasets.IterableDataset`, so nothing is copied to a cache and reading
-can go on from a saved state. A `Stream` puts sources one after the other or mixes them and hands
+Every entry is a streamed `datasets.IterableDataset`, so nothing is copied to a cache and reading
+can resume from a saved state. A `Stream` puts entries one after the other or mixes them and hands
 out `Item`s: of texts what the column holds, be it a string, the bytes of a file or anything else;
 of conversations the row. documents.py decides what they are, `split_of` on which side of the split.
-A text file is read in parts of about a megabyte, so memory does not grow with its size.
 """
 
 import ast
@@ -20,10 +19,10 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from inputcodes.configurator import UserError
 from inputcodes.documents import Item, read_chat, read_text, split_hash
@@ -92,60 +91,54 @@ class Reading:
     val_below: int = 0
 
 
-class Source(NamedTuple):
-    """An entry and its rows."""
-
-    entry: Entry
-    rows: "IterableDataset"
-
-
 class Stream:
-    """Items of several sources: in turn, or each drawn from a source chosen at random.
+    """Items of several entries: in turn, or each drawn from an entry chosen at random.
 
-    Sources of validation documents come first, one after the other. With probabilities the stream
-    ends when the source drawn has no document left, so that the proportions hold to the end.
-    `state` says where it stands, as JSON values; a stream opened on the same sources with that
-    state goes on from there.
+    Entries of validation documents come first, one after the other. With probabilities the stream
+    ends when the entry drawn has no document left, so that the proportions hold to the end. A
+    stream opened on the same entries with the `state` of another goes on from there. Raises
+    UserError for what cannot be read.
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
-        column: str | None,
+        entries: Sequence[Entry],
+        reading: Reading,
         probabilities: Sequence[float] = (),
         seed: int = 0,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self._sources = sources
-        self._column = column
-        self._bounds = list(itertools.accumulate(probabilities))[:-1]
-        self._mixed = bool(probabilities)
-        self._seed = seed
-        self._drawn = state["drawn"] if state else 0
-        for source, position in zip(sources, state["sources"] if state else (), strict=False):
-            source.rows.load_state_dict(position)
-        self.used_up = ""  # once a mixture has ended: which source, and how much of the others
+        self._column, self._seed = reading.column, seed
+        cut = reading.val_fraction if is_one_text(entries, reading) else 0.0
+        self._sources = [(entry, _open(entry, reading, cut)) for entry in entries]
+        self._bounds = list(itertools.accumulate(probabilities))
+        self._drawn = 0
+        if state:
+            self._drawn = state["drawn"]
+            for (_, rows), position in zip(self._sources, state["sources"], strict=True):
+                rows.load_state_dict(position)
+        self.used_up = ""  # once a mixture has ended: which entry, and how much of the others
 
     def state(self) -> dict[str, Any]:
-        """How many documents were drawn, and where each source stands."""
-        positions = [source.rows.state_dict() for source in self._sources]
-        return {"drawn": self._drawn, "sources": positions}
+        """How many documents were drawn, and where each entry stands, as JSON values."""
+        return {"drawn": self._drawn, "sources": [rows.state_dict() for _, rows in self._sources]}
 
     def __iter__(self) -> Iterator[Item]:
-        held_out = [source for source in self._sources if source.entry.split == "val"]
-        others = [source for source in self._sources if source.entry.split != "val"]
-        for source in held_out if self._mixed else self._sources:
-            yield from self._items(source)
-        if self._mixed:
-            yield from self._mixture(others)
+        mixed = []
+        for entry, rows in self._sources:
+            if self._bounds and entry.split != "val":
+                mixed.append((entry.name, self._items(entry, rows)))
+            else:
+                yield from self._items(entry, rows)
+        if mixed:
+            yield from self._mixture(*zip(*mixed, strict=True))
 
-    def _mixture(self, sources: Sequence[Source]) -> Iterator[Item]:
+    def _mixture(self, names: Sequence[str], items: Sequence[Iterator[Item]]) -> Iterator[Item]:
         # datasets.interleave_datasets does this too, at 30 MB/s where this loop reaches 250.
-        items = [self._items(source) for source in sources]
         draw = random.Random(self._seed)
-        used = Counter(bisect.bisect(self._bounds, draw.random()) for _ in range(self._drawn))
-        while True:
-            chosen = bisect.bisect(self._bounds, draw.random())
+        draws = (bisect.bisect(self._bounds[:-1], draw.random()) for _ in itertools.count())
+        used = Counter(itertools.islice(draws, self._drawn))
+        for chosen in draws:
             if (item := next(items[chosen], None)) is None:
                 break
             used[chosen] += 1
@@ -154,34 +147,21 @@ class Stream:
                 item = next(items[chosen])
             self._drawn += 1
             yield item
-        names = [source.entry.name for source in sources]
         amounts = [f"{used[number]:,} documents of {name}" for number, name in enumerate(names)]
-        self.used_up = f"the mixture ends because {names[chosen]} is used up, after " + (
-            ", ".join(amounts)
+        self.used_up = (
+            f"the mixture ends because {names[chosen]} is used up, after {', '.join(amounts)}"
         )
 
-    def _items(self, source: Source) -> Iterator[Item]:
-        """The items of a source; what goes wrong on the way (network, damage) is a UserError."""
+    def _items(self, entry: Entry, rows: Iterable[dict[str, Any]]) -> Iterator[Item]:
+        """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""
         try:
-            for row in source.rows:
-                is_item = ITEM in row
-                item = row[ITEM] if is_item else item_of(row, self._column, source.entry.name)
-                yield item._replace(split=source.entry.split or item.split)
+            for row in rows:
+                item = row[ITEM] if ITEM in row else item_of(row, self._column, entry.name)
+                yield item._replace(split=entry.split or item.split)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"cannot read on in {source.entry.name}: {reason(error)}") from error
-
-
-def open_sources(entries: Sequence[Entry], reading: Reading) -> list[Source]:
-    """The entries, opened; UserError for what shows now that they cannot be read."""
-    cut = reading.val_fraction if is_one_text(entries, reading) else 0.0
-    return [
-        _open_hub(entry, reading.column)
-        if entry.paths is None
-        else _open_files(entry, reading, cut)
-        for entry in entries
-    ]
+            raise UserError(f"cannot read on in {entry.name}: {reason(error)}") from error
 
 
 def is_one_text(entries: Sequence[Entry], reading: Reading) -> bool:
@@ -197,32 +177,32 @@ def is_split_by_hash(entries: Sequence[Entry], reading: Reading) -> bool:
     return not decided and not is_one_text(entries, reading)
 
 
-def _open_files(entry: Entry, reading: Reading, cut: float) -> Source:
-    paths, column = entry.paths or [], reading.column
+def _open(entry: Entry, reading: Reading, cut: float) -> "IterableDataset":
+    column, paths = reading.column, entry.paths
+    if paths is None:
+        return _open_hub(entry, column)
     if entry.is_stdlib:
         splits = stdlib_splits(paths, reading.val_fraction)
-        return Source(entry, _streamed(_read_stdlib, paths=paths, splits=splits, column=column))
+        return _streamed(_read_stdlib, paths=paths, splits=splits, column=column)
     check_files(paths, column)
-    rows = _streamed(
-        read_files, paths=paths, column=column, separator=reading.separator,
-        val_below=reading.val_below, cut=cut,
-    )  # fmt: skip
-    return Source(entry, rows)
+    below, separator = reading.val_below, reading.separator
+    return _streamed(
+        read_files, paths=paths, column=column, separator=separator, val_below=below, cut=cut
+    )
 
 
-def _open_hub(entry: Entry, column: str | None) -> Source:
+def _open_hub(entry: Entry, column: str | None) -> "IterableDataset":
     from datasets import load_dataset
 
     path, config, _ = _hub_name(entry.name)
+    split, revision = entry.hub_split, _revision(entry.name)
     try:
-        rows = load_dataset(
-            path, config, split=entry.hub_split, streaming=True, revision=_revision(entry.name)
-        )
+        rows = load_dataset(path, config, split=split, streaming=True, revision=revision)
     except Exception as error:
         raise UserError(f"cannot open the data set {entry.name!r}: {reason(error)}") from error
     if rows.features:
         rows = rows.select_columns(check_schema(rows.features.arrow_schema, column, entry.name))
-    return Source(entry, rows)
+    return rows
 
 
 def _streamed(read: Callable[..., Iterator[Item]], **arguments: Any) -> "IterableDataset":

@@ -13,7 +13,7 @@ turn of the assistant that is not to be learned (`"weight": 0`) ends with two <|
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ TEXT_SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
 CHAT_SKIPS = ("not_chat", "unknown_role", "not_only_text", "no_answer")
 SKIPS = (*TEXT_SKIPS, *CHAT_SKIPS)  # why a document is left out
 SPLITS = ("train", "val")
+CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
+CHUNK_DOCUMENTS = 4096
 OUTCOMES = (*SPLITS, *SKIPS)
 ROLES = ("system", "user", "assistant")
 # What other formats call them. Results of tools are words that the assistant is given.
@@ -200,6 +202,38 @@ def _judge(item: Item, val_below: int, chat: bool) -> tuple[Document, str]:
     if item.is_part and skipped == "empty":  # white space within a text
         skipped = ""
     return document, skipped or item.split or split_of(document.utf8, val_below)
+
+
+@dataclass
+class Chunk:
+    """Some documents, their size in characters, and the state of the stream after them."""
+
+    items: list[Item]
+    size: int
+    state: dict[str, Any]
+
+
+def chunks_of(stream: Any) -> Iterator[Chunk]:
+    """A corpus.Stream in portions of CHUNK_CHARACTERS or one document more."""
+    items: list[Item] = []
+    size = 0
+    for item in stream:
+        items.append(item)
+        size += _characters(item.value)
+        if size >= CHUNK_CHARACTERS or len(items) >= CHUNK_DOCUMENTS:
+            yield Chunk(items, size, stream.state())
+            items, size = [], 0
+    if items:
+        yield Chunk(items, size, stream.state())
+
+
+def _characters(value: Any) -> int:
+    """The size of a text, or of all texts of a conversation."""
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def count_chunk(max_ngram: int, val_below: int, chat: bool, items: list[Item]) -> Counts:

@@ -29,15 +29,14 @@ import types
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from inputcodes.configurator import UserError
-from inputcodes.corpus import Stream
-from inputcodes.documents import SKIPS, SPLITS, Encoded, Item
+from inputcodes.documents import SKIPS, SPLITS, Chunk, Encoded, Item
 from inputcodes.files import (
     PARTIAL,
     atomic_write,
@@ -47,48 +46,14 @@ from inputcodes.files import (
     write_json,
 )
 from inputcodes.ngrams import Counts, merge_counts
-from inputcodes.tokenizer import TokenIds
+from inputcodes.tokenizer import TokenIds, Tokenizer
 
 FORMAT = 1
-CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
-CHUNK_DOCUMENTS = 4096
 POOL_CHUNKS = 24  # less input than this is done sooner than worker processes start
 
 Result = TypeVar("Result")
 Job = Callable[[list[Item]], Result]
 _job: Job[Any]  # in a worker: what it does with a chunk
-
-
-@dataclass
-class Chunk:
-    """Some documents, their size in characters, and the state of the stream after them."""
-
-    items: list[Item]
-    size: int
-    state: dict[str, Any]
-
-
-def chunks_of(stream: Stream) -> Iterator[Chunk]:
-    """The stream in portions of CHUNK_CHARACTERS or one document more."""
-    items: list[Item] = []
-    size = 0
-    for item in stream:
-        items.append(item)
-        size += _characters(item.value)
-        if size >= CHUNK_CHARACTERS or len(items) >= CHUNK_DOCUMENTS:
-            yield Chunk(items, size, stream.state())
-            items, size = [], 0
-    if items:
-        yield Chunk(items, size, stream.state())
-
-
-def _characters(value: Any) -> int:
-    """The size of a text, or of all texts of a conversation."""
-    if isinstance(value, dict):
-        return sum(map(_characters, value.values()))
-    if isinstance(value, list):
-        return sum(map(_characters, value))
-    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def map_chunks(
@@ -160,6 +125,26 @@ def _end_with_parent() -> None:
 
 def _work(items: list[Item]) -> Any:
     return _job(items)
+
+
+class _Lines:
+    """A log instead of a terminal: each state of a progress bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+
+def progress_bar(what: str, done: int, shown: bool) -> Any:
+    """A bar in bytes; where there is no terminal, a plain line every 30 seconds."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=what, initial=done, unit="B", unit_scale=True, disable=not shown, ncols=80,
+        file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30,
+    )  # fmt: skip
 
 
 class ShardWriter:
@@ -358,6 +343,39 @@ def _made_otherwise(folder: Path, what: str, changes: list[str]) -> UserError:
         f"{folder} holds {what} made otherwise ({'; '.join(changes)}): "
         "choose another --dataset, or make it again with --overwrite"
     )
+
+
+def left_out(record: dict[str, Any]) -> str:
+    """How many documents are left out, by reason."""
+    reasons = [f"{number:,} {reason}" for reason, number in record["skipped"].items() if number]
+    return ", ".join(reasons) or "nothing"
+
+
+def summary(folder: Path, meta: dict[str, Any]) -> str:
+    """What a data set holds, for an 80-column screen."""
+    lines = [f"{folder}: {meta['vocab_size']:,} ids, data {meta['data_sha256'][:12]}"]
+    for split, counts in meta["splits"].items():
+        ratio = counts["bytes"] / max(counts["tokens"], 1)
+        lines.append(
+            f"  {split:5} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.2f} MB"
+            f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
+        )
+    return "\n".join([*lines, f"  left out: {left_out(meta)}"])
+
+
+def show(folder: Path, documents: int = 3, tokens: int = 100) -> str:
+    """The counts of a data set and the beginnings of its first documents of each split."""
+    meta = read_json(folder / "meta.json", "prepare the data set again")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    lines = [summary(folder, meta)]
+    for split, counts in meta["splits"].items():
+        for file in counts["files"][:1]:
+            ids = np.memmap(folder / file["name"], dtype=meta.get("dtype", "uint16"), mode="r")
+            starts = np.flatnonzero(ids[:10_000_000] == tokenizer.end_of_text)[: documents - 1] + 1
+            for start in [0, *starts[starts < len(ids)]]:
+                text = tokenizer.decode(ids[start : start + tokens].tolist()).rstrip("\ufffd")
+                lines.append(f"  {split}: {text.split('<|endoftext|>')[0]!r}")
+    return "\n".join(lines)
 
 
 def _flush(path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_mix_keeps_the_proportions_and_hub_folders_are_the_same(tmp_path: Path
 
 
 def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 4000)
+    monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 4000)
     monkeypatch.setattr(shards, "POOL_CHUNKS", 3)
     globs, _ = two_folders(tmp_path)
     made = [
@@ -233,10 +233,10 @@ def test_few_chunks_are_in_memory_and_results_keep_their_order(
     monkeypatch.setattr(shards, "POOL_CHUNKS", 3)
     taken = 0
 
-    def chunks() -> Iterator[shards.Chunk]:
+    def chunks() -> Iterator[documents.Chunk]:
         nonlocal taken
         for taken in range(1, 41):
-            yield shards.Chunk(["x"] * taken, taken, {})
+            yield documents.Chunk(["x"] * taken, taken, {})
 
     results = shards.map_chunks(len, chunks(), workers=2)
     for number, (chunk, length) in enumerate(results, start=1):
@@ -284,7 +284,7 @@ def test_going_on_after_interruptions_ends_with_the_same_bytes(
         "jsonl": {"files": f"{tmp_path}/*.jsonl"},
     }[kind]
     settings |= {"vocab_size": 280, "shard_tokens": 1500, "save_every_s": 0.0}
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 9000)
+    monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 9000)
     expected = contents(prepare(prepare_config(tmp_path, dataset="whole", **settings)))
     write = ShardWriter.write
     left = 0
@@ -339,7 +339,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
 def test_an_unfinished_or_finished_set_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 9000)
+    monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 9000)
     files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=7))
     wanted = prepare_config(tmp_path, files=files, save_every_s=0.0)
 
@@ -371,7 +371,7 @@ def test_an_unfinished_or_finished_set_is_not_overwritten(
 def test_a_damaged_unfinished_set_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 9000)
+    monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 9000)
     files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=8))
     wanted = prepare_config(tmp_path, files=files, save_every_s=0.0, vocab_size=300)
     with monkeypatch.context() as patch:

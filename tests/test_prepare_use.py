@@ -21,7 +21,6 @@ import pytest
 from filelock import FileLock
 
 import prepare_data
-from inputcodes import shards
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet
 from inputcodes.documents import split_hash
@@ -69,10 +68,10 @@ def test_a_second_preparation_waits_and_uses_what_is_there(
 def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None:
     script = tmp_path / "no_guard.py"
     script.write_text(
-        "from inputcodes import shards\n"
+        "from inputcodes import documents, shards\n"
         "from prepare_data import PrepareConfig, prepare\n"
         "print('started')\n"
-        "shards.POOL_CHUNKS, shards.CHUNK_CHARACTERS = 2, 5000\n"
+        "shards.POOL_CHUNKS, documents.CHUNK_CHARACTERS = 2, 5000\n"
         f"prepare(PrepareConfig(files=({stories(tmp_path)!r},), data_dir={str(tmp_path)!r}, "
         "dataset='set', workers=2, quiet=True))\n"
     )
@@ -87,7 +86,7 @@ def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None
 def test_counting_resumes_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 1500)
+    monkeypatch.setattr("inputcodes.documents.CHUNK_CHARACTERS", 1500)
     settings = {"files": stories(tmp_path), "vocab_size": 600, "save_every_s": 0.0}
     count, left, counted = prepare_data.count_chunk, 1000, 0
 
@@ -253,7 +252,7 @@ def test_a_single_text_is_cut_at_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
     monkeypatch.setattr("inputcodes.readers.PART", 4000)
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 10_000)
+    monkeypatch.setattr("inputcodes.documents.CHUNK_CHARACTERS", 10_000)
     text = play(0)
     (tmp_path / "input.txt").write_text(text, encoding="utf-8")
     main([f"{tmp_path}/input.txt", f"--data_dir={tmp_path}", "--val_fraction=0.1", "--quiet",
