@@ -135,17 +135,16 @@ class Study:
     def stored_run(self, variant: runs.Variant, seed: int) -> runs.Run | None:
         """What there is of a run; UserError if it is another than this study's."""
         path = self.run_dir(variant, seed)
-        run = runs.read_run(path, TrainConfig) or runs.read_run(
-            self.record_dir(variant, seed), TrainConfig
-        )
+        run = runs.read_run(path, TrainConfig)
+        run = run or runs.read_run(self.record_dir(variant, seed), TrainConfig)
         if run is None or not (run.complete or (path / "last.pt").is_file()):
             return run  # without a checkpoint there is nothing to guard
         now = dataclasses.asdict(self.run_config(variant, seed))
         now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
         free = runs.FREE_FIELDS - {"seed"}
-        if found := runs.differences({"there": [run.config], "in the study": [now]}, free):
-            lines = "\n".join([f"{run.path} holds another run:", *found])
-            raise UserError(f"{lines}\ndelete it, or pass another --runs_dir")
+        if lines := runs.differences({"there": [run.config], "in the study": [now]}, free):
+            words = [f"{run.path} holds another run:", *lines]
+            raise UserError("\n".join([*words, "delete it, or pass another --runs_dir"]))
         return run
 
     def write(self) -> None:
@@ -262,9 +261,8 @@ def check_before(study: Study) -> None:
             fact = dataclasses.asdict(config.for_data(data, study.config.nproc))
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
-        found = runs.differences(facts, runs.FREE_FIELDS | INPUT_FIELDS)
-        if found:
-            raise runs.not_matched(found)
+        if lines := runs.differences(facts, runs.FREE_FIELDS | INPUT_FIELDS):
+            raise runs.not_matched(lines)
 
 
 def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:

@@ -27,6 +27,7 @@ from inputcodes.runs import Row, present, read_metrics
 from inputcodes.stats import mean
 
 LOSS = "validation loss (nats per token)"
+COUNTED = "counts of token pairs"
 MOST_AHEAD = 8  # how far a fit is drawn beyond the last tokens, as a factor
 
 COLORS = (
@@ -46,7 +47,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of line `number`; those of 40 lines all differ."""
+    """How line `number` looks; the first 40 all differ."""
     marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
     color = COLORS[number % len(COLORS)]
     return {"color": color, "linestyle": dash, "marker": marker, "markersize": 4}
@@ -101,24 +102,15 @@ def curve_figure(runs: Sequence[Path]) -> Figure:
             known = [(x["tokens"], x[f"{kind}_loss"]) for x in lines if f"{kind}_loss" in x]
             label = name + {"train": "training", "val": "validation"}[kind]
             axes.plot(*zip(*known, strict=True), label=label, **(look | extra)) if known else None
-        evaluated = [line for line in lines if "val_loss" in line]
-        if i == 0 and evaluated:
-            draw_counting(axes, evaluated)
+        if i == 0:
+            for kind, label in (("chance", "chance"), ("bigram", COUNTED)):
+                known = [(x["tokens"], y) for x in lines if (y := x.get(f"val_{kind}")) is not None]
+                look = {"color": "grey", "linestyle": ":" if kind == "chance" else "-"}
+                axes.plot(*zip(*known, strict=True), label=label, **look) if known else None
     axes.set_ylabel("loss (nats per token)")
     count_axis(axes)
     legend(figure, [axes])
     return figure
-
-
-def draw_counting(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    """What guessing and counting would give, where a run's evaluations say it."""
-    for name, label, dash in (
-        ("val_chance", "chance", ":"),
-        ("val_bigram", "counts of token pairs", "--"),
-    ):
-        known = [(line["tokens"], line[name]) for line in lines if line.get(name) is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), color="grey", linestyle=dash, label=label)
 
 
 def draw_curve(out_dir: Path) -> None:
@@ -161,12 +153,12 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
             look = style(kinds.index(row.kind))
             tokens = [point.tokens for point in row.curve]
             losses = [present(point.losses) for point in row.curve]
-            axes.plot(tokens, [mean(some) for some in losses], label=row.kind, **look)
-            low, high = [min(some) for some in losses], [max(some) for some in losses]
+            axes.plot(tokens, [mean(each) for each in losses], label=row.kind, **look)
+            low, high = [min(each) for each in losses], [max(each) for each in losses]
             axes.fill_between(tokens, low, high, color=look["color"], alpha=0.15, linewidth=0)
         counted = [(p.tokens, p.bigram) for p in group[0].curve if p.bigram is not None]
         if counted:
-            axes.plot(*zip(*counted, strict=True), color="grey", label="counts of token pairs")
+            axes.plot(*zip(*counted, strict=True), color="grey", label=COUNTED)
         axes.set(ylabel=LOSS if number % columns == 0 else "", title=group[0].group)
         count_axis(axes)
     legend(figure, figure.axes)

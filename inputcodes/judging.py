@@ -201,9 +201,9 @@ class Gap:
     share: float  # of the baseline's loss
     bits_per_byte: float
     data: float | None  # how many times the baseline's data the variant needs for the same loss
-    interval: Interval | None  # of `nats`, as those below
+    interval: Interval | None  # of `nats`, as the next two
     paired: Interval | None  # from these two variants alone
-    over_documents: Interval | None  # seeds and documents drawn anew
+    over_documents: Interval | None  # seeds and documents drawn again
     uneven: bool  # one scatters more than the others, so `interval` is `paired`
     verdict: str
     seeds_needed: str
@@ -331,12 +331,9 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
         return []
     fits = []
     for with_offset in (False, True):
-        laws = [
-            stats.power_law(
-                [p.tokens for p in late], [p.shares[i] or 0.0 for p in late], with_offset
-            )
-            for i in seeds
-        ]
+        tokens = [point.tokens for point in late]
+        shares = [[point.shares[i] or 0.0 for point in late] for i in seeds]
+        laws = [stats.power_law(tokens, each, with_offset) for each in shares]
         crossings = [law.reaches(margin) for law in laws]
         logs = [math.log(tokens) for tokens in crossings]
         crossing = math.exp(mean(logs)) if math.isfinite(sum(logs)) else None

@@ -78,9 +78,10 @@ def make_report(groups: Sequence[Group], seeds: Sequence[int], margin: float) ->
 
 
 def usable(group: Group) -> list[tuple[Variant, list[Run | None]]]:
-    """The variants with their complete runs (others None); none without a baseline."""
+    """The variants with their complete runs (others None) that share a seed with the baseline."""
     whole = [(v, [run if run and run.complete else None for run in runs]) for v, runs in group]
-    return [(v, runs) for v, runs in whole if any(runs)] if any(whole[0][1]) else []
+    base = whole[0][1]
+    return [(v, runs) for v, runs in whole if any(a and b for a, b in zip(runs, base, strict=True))]
 
 
 def left_out(groups: Sequence[Group], seeds: Sequence[int]) -> list[str]:

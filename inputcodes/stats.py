@@ -147,12 +147,12 @@ def cohens_d(a: Sample, b: Sample) -> float:
     return ratio(mean(a) - mean(b), math.sqrt(squares / (len(a) + len(b) - 2)))
 
 
-def tost(found: Comparison, margin: float) -> float:
+def tost(result: Comparison, margin: float) -> float:
     """p-value of |difference| >= margin, by two one-sided t-tests."""
     if not 0 < margin < math.inf:
         raise ValueError(f"margin={margin}: expected a positive number in the unit of the samples")
     # Of the two one-sided tests the one with the larger p decides: that of the nearer bound.
-    return t_cdf(ratio(abs(found.difference) - margin, found.se), found.df)
+    return t_cdf(ratio(abs(result.difference) - margin, result.se), result.df)
 
 
 def holm(p_values: Sample) -> list[float]:
@@ -209,7 +209,7 @@ def power(difference: float, se: float, df: float, margin: float) -> float:
     return max(inside, 1 - noncentral_t_cdf(critical, df, abs(difference) / se))
 
 
-def seeds_needed(found: Comparison, seeds: int, margin: float, most: int = 1000) -> str:
+def seeds_needed(result: Comparison, seeds: int, margin: float, most: int = 1000) -> str:
     """How many seeds would settle a row in 4 studies of 5, as a range; empty below five seeds.
 
     The range is that over the ends of the interval and the estimate: what a few seeds say of the
@@ -222,11 +222,11 @@ def seeds_needed(found: Comparison, seeds: int, margin: float, most: int = 1000)
         low, high = 1, most + 1  # too few, enough
         while high - low > 1:
             n = (low + high) // 2
-            se, df = found.se * math.sqrt(seeds / n), found.df * (n - 1) / (seeds - 1)
+            se, df = result.se * math.sqrt(seeds / n), result.df * (n - 1) / (seeds - 1)
             low, high = (low, n) if power(difference, se, df, margin) >= POWER else (n, high)
         return high
 
-    numbers = [needed(difference) for difference in (found.low, found.difference, found.high)]
+    numbers = [needed(difference) for difference in (result.low, result.difference, result.high)]
     low, high = min(numbers), max(numbers)
     return f"{low:,} to {high:,}" if high <= most else f"{low:,} or more"
 

@@ -114,6 +114,9 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
     assert affine.verdict == "worse"
     assert "Left out, not complete: fixed (seed 2); compressed." in made.notes
     assert [row.variant for row in made.groups[0]] == ["learned", "fixed", "affine"]
+    apart = by_hand(tmp_path / "a", learned=[1.0, None], fixed=[1.1, 1.2], affine=[None, 1.0])
+    assert [row.variant for row in apart.groups[0]] == ["learned", "fixed"]
+    assert "Left out, not complete: learned (seed 2); affine (seed 1)." in apart.notes
     with pytest.raises(UserError, match="Nothing to compare with: learned has no complete run"):
         by_hand(tmp_path / "b", learned=[None], fixed=[1.0])
 
