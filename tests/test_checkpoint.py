@@ -5,8 +5,7 @@ import itertools
 import json
 import random
 import resource
-import subprocess
-import sys
+import signal
 import zipfile
 
 import pytest
@@ -16,7 +15,6 @@ from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_ch
 from inputcodes.configurator import UserError
 from inputcodes.files import PARTIAL, locked, read_json_lines
 from model import GPT, GPTConfig
-from tests.helpers import ROOT
 
 CONFIG = {"vocab_size": 16, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
 CONFIG["input_layer"] = "learned"
@@ -137,23 +135,19 @@ def test_without_best_the_last_is_loaded_and_said(checkpoint, capsys, monkeypatc
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(checkpoint):
     """A limit on the size of files fails as a full disk does, within torch's writer."""
-    before = checkpoint.read_bytes()
-    code = (
-        "import resource, signal, sys, torch; from pathlib import Path;"
-        "from inputcodes.checkpoint import write_checkpoint;"
-        "from inputcodes.configurator import UserError;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"
-        "try: write_checkpoint(Path(sys.argv[1]), {'model': {'w': torch.ones(10**6)}}, {})\n"
-        "except UserError as error: print(error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, checkpoint], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout == f"cannot write {checkpoint}: File too large\n", done.stderr
+    before, (soft, hard) = checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        write_checkpoint(checkpoint, {"model": {"w": torch.ones(10**6)}}, {})
+    except UserError as error:
+        message = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert message == f"cannot write {checkpoint}: File too large"
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
 
 
 def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_path):

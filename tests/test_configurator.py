@@ -1,5 +1,6 @@
 """Settings from defaults, files and words; everything wrong is found and reported together."""
 
+import io
 import shlex
 import sys
 from dataclasses import dataclass
@@ -126,3 +127,25 @@ def test_a_command_to_paste_is_quoted(monkeypatch, tmp_path):
 def test_values_that_depend_on_others_are_shown_in_the_help():
     text = help_text(Example, "usage: example", Example.complete({"n_layer": 3}))
     assert "n_layer = 3" in text
+
+
+class Broken(io.StringIO):
+    """A stream whose disk is full."""
+
+    def write(self, text):
+        raise OSError("No space left on device")
+
+    flush = fileno = close = lambda self: self.write("")
+
+
+def test_output_that_cannot_be_written_is_lost_and_ends_nothing(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Broken(), closed, ascii_only, None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "argv", ["program.py"])
+        with pytest.raises(SystemExit) as ended:
+            run_main(lambda argv: print("code é 1", flush=True), Settings, "")
+        assert not ended.value.code
+    assert ascii_only.buffer.getvalue() == b"code ? 1\n"

@@ -130,15 +130,17 @@ def test_a_signal_to_one_process_stops_both_at_the_same_micro_step(start):
     assert left == ["left at 32 by 15"] * 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_is_heard_at_once(start, number):
-    process = start(ALONE)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    output = finish(process)
-    assert output.startswith(f"\n{number.name}: saving")
-    assert "once more: stop at once, without saving" in output
-    assert process.returncode == 128 + number
+@pytest.mark.slow
+def test_the_first_signal_is_heard_at_once(start):
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    processes = [start(ALONE) for _ in numbers]  # at once, as each takes seconds to begin
+    for number, process in zip(numbers, processes, strict=True):
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        output = finish(process)
+        assert output.startswith(f"\n{number.name}: saving")
+        assert "once more: stop at once, without saving" in output
+        assert process.returncode == 128 + number
 
 
 def test_a_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch):

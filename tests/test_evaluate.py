@@ -250,6 +250,7 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
     assert "val loss" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(out_dir, data):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     argv = [f"--out_dir={out_dir}", f"--data={data}", "--device=cpu", "--validation=False"]

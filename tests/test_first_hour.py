@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ import train
 from inputcodes.checkpoint import read_checkpoint
 from inputcodes.configurator import UserError, build, configure
 from inputcodes.resume import OTHER_NAMES
+from prepare_data import PrepareConfig
 from tests.helpers import ROOT
 from train import TrainConfig
 
@@ -33,14 +35,14 @@ def outside(command: str, cwd, **options) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, **options)
 
 
-def test_missing_data_is_answered_with_the_command_that_makes_it(tmp_path):
-    done = outside(f"python {ROOT / 'train.py'} {ROOT / 'config' / 'fixed32.py'}", tmp_path)
-    assert done.returncode == 1
-    advice = done.stderr.split("`")[1]
-    assert "config/data_fineweb_cosmopedia.py" in advice
-    shown = outside(advice + " --help", tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "dataset = 'fineweb_cosmopedia'" in shown.stdout
+def test_missing_data_is_answered_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        train.main([str(ROOT / "config" / "fixed32.py"), "--device=cpu"])
+    _, script, *argv = shlex.split(str(caught.value).split("`")[1])
+    assert Path(script).resolve() == ROOT / "prepare_data.py"
+    assert "config/data_fineweb_cosmopedia.py" in argv[0]
+    assert configure(PrepareConfig, argv).dataset == "fineweb_cosmopedia"
 
 
 @pytest.mark.slow
@@ -103,24 +105,28 @@ def test_the_commands_at_the_end_work_with_blanks_in_their_paths(words, tmp_path
     assert (tmp_path / "a run" / "learned" / "best.pt").is_file()
 
 
-@pytest.mark.parametrize("where", ["full", "closed", "ascii"])
-def test_output_never_ends_a_run(words, tmp_path, where):
-    command = [sys.executable, "train.py", *words(max_steps=5, warmup_steps=1)]
-    options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    if where == "ascii":
-        options["env"]["PYTHONIOENCODING"] = "ascii"
+@pytest.mark.slow
+def test_output_never_ends_a_run(words, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    processes = {}  # all at once, as each takes seconds to begin
     with open("/dev/full", "w") as full:
-        out = {"full": full, "closed": subprocess.PIPE, "ascii": subprocess.PIPE}[where]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
-    if where == "closed":
-        process.stdout.close()
-    if where == "ascii":
-        shown = process.communicate()[0].decode()
-        assert "\r" not in shown  # no bar where there is no terminal
-        assert "step      1: loss 5.5" in shown
-        assert "seed 1, float32 on cpu" in shown
-    assert process.wait() == 0
-    assert read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"] == 5
+        for where, out in {
+            "full": full,
+            "closed": subprocess.PIPE,
+            "ascii": subprocess.PIPE,
+        }.items():
+            processes[where] = subprocess.Popen(
+                [sys.executable, "train.py", *words(where, max_steps=5, warmup_steps=1)],
+                stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+            )  # fmt: skip
+    processes["closed"].stdout.close()
+    shown = processes["ascii"].communicate()[0].decode()
+    assert "\r" not in shown  # no bar where there is no terminal
+    assert "step      1: loss 5.5" in shown
+    assert "seed 1, float32 on cpu" in shown
+    for where, process in processes.items():
+        assert process.wait() == 0, where
+        assert read_checkpoint(tmp_path / where / "last.pt")[1]["step"] == 5
 
 
 @pytest.mark.slow

@@ -309,6 +309,7 @@ def test_going_on_after_interruptions_ends_with_the_same_bytes(
     assert contents(tmp_path / "data" / "cut") == expected
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """The real program on the standard library, with SIGKILL."""
     settings = {"data_dir": str(tmp_path), "vocab_size": 4096, "quiet": True, "workers": 1}
