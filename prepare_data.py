@@ -52,7 +52,7 @@ from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
 
 USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=value ...]"
 SOURCES = ("", "stdlib", "files", "hub")
-FILES_HELP = f"paths, folders or patterns of files ({', '.join(SUFFIXES)}), by commas"
+FILES_HELP = f"comma-separated paths, folders, patterns ({' '.join(SUFFIXES)}; also .gz .zst .bz2)"
 free = functools.partial(setting, free_on_resume=True)  # changes no byte of the data set
 
 
@@ -64,24 +64,24 @@ class PrepareConfig(Settings):
     data_dir: str = free("data", "folder of all data sets")
     source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
     files: tuple[str, ...] = setting((), FILES_HELP)
-    hub: str = setting("", "data sets of the hub (PATH:CONFIG@REVISION) or folders, by commas")
-    val_source: str = setting("", "text held out: paths, by commas; with hub, the name of a split")
+    hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
+    val_source: str = setting("", "text to hold out: paths; of hub data sets, the name of a split")
     separator: str = setting("", "what stands between documents in text files: '<|endoftext|>'")
-    probabilities: str = setting("", "chance of each entry to give the next document, by commas")
+    probabilities: str = setting("", "chance of each entry to give the next one, comma-separated")
     seed: int = setting(0, "seed of the draws that mix the entries")
     text_column: str = setting("text", "column or key that holds the document")
     chat: bool = setting(False, "documents are conversations (stdlib: functions and docstrings)")
     vocab_size: int = setting(0, "256 (bytes) to 65536; 0: 256, or what the given tokenizer has")
     tokenizer: str = setting("", "encoding of tiktoken, or .json file, to use instead of a new one")
     ngrams: int = setting(0, "n-grams in the vocabulary; 0: as many as fit", least=0)
-    ngram_order: str = setting("frequency", "order of their ids", choices=ORDERS)
+    ngram_order: str = setting("frequency", "order of ids; text: longest first", choices=ORDERS)
     ngram_within_words: bool = setting(False, "only n-grams of letters and apostrophes")
     ngram_file: str = setting("", "n-grams to use in this order: a JSON list, or one per line")
     max_ngram: int = setting(3, "most characters of an n-gram that is counted", least=2, most=3)
-    count_characters: int = setting(200_000_000, "text to count n-grams in; 0: all", least=0)
+    count_characters: int = setting(200_000_000, "characters to count n-grams in; 0: all", least=0)
     val_fraction: float = setting(0.035, "share of the text that is held out", least=0, below=1)
     shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1)
-    max_tokens: int = setting(0, "training tokens after which to stop; 0: never", least=0)
+    max_tokens: int = setting(0, "training tokens after which to stop; 0: read all", least=0)
     workers: int = free(0, "processes; 0: one per core", least=0)
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
     overwrite: bool = free(False, "make the data set again, whatever is there under its name")

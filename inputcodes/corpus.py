@@ -1,9 +1,10 @@
 """Where documents come from: the standard library, local files or Hugging Face data sets.
 
-Every entry is a streamed `datasets.IterableDataset`, so nothing is copied to a cache and reading
-can resume from a saved state. A `Stream` puts entries one after the other or mixes them and hands
-out `Item`s: of texts what the column holds, be it a string, the bytes of a file or anything else;
-of conversations the row. documents.py decides what they are, `split_of` on which side of the split.
+Data sets of the hub are streamed by `datasets`, so nothing is copied to a cache; readers.py reads
+local files. A `Stream` puts entries one after the other or mixes them, and hands out `Item`s: of
+texts what the column holds, be it a string, the bytes of a file or anything else; of conversations
+the row. documents.py decides what they are, `split_of` on which side of the split. Reading can
+resume from a saved state.
 """
 
 import ast
@@ -19,7 +20,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,25 +42,17 @@ from inputcodes.readers import (
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-ITEM = "<item>"  # the key of rows that are items already
 SMALL_SET = 100_000  # documents after which no side of the split is empty by chance
 # Distributions strip the tests; the others are not the library's own source.
 STDLIB_SKIPS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # Modules whose names do not show that they share text: one family each.
 STDLIB_SIBLINGS = (
-    "abc py_abc collections_abc",
-    "aifc chunk imghdr sndhdr sunau wave",
-    "asynchat asyncore smtpd",
-    "bz2 compression gzip lzma",
-    "cProfile profile pstats",
-    "distutils sysconfig",
-    "ftplib imaplib nntplib poplib smtplib",
-    "genericpath ntpath nturl2path posixpath",
-    "imp importlib",
-    "lib2to3 token tokenize",
-    "re sre_compile sre_constants sre_parse",
-    "turtle turtledemo",
-)
+    "abc py_abc collections_abc", "aifc chunk imghdr sndhdr sunau wave",
+    "asynchat asyncore smtpd", "bz2 compression gzip lzma", "cProfile profile pstats",
+    "distutils sysconfig", "ftplib imaplib nntplib poplib smtplib",
+    "genericpath ntpath nturl2path posixpath", "imp importlib", "lib2to3 token tokenize",
+    "re sre_compile sre_constants sre_parse", "turtle turtledemo",
+)  # fmt: skip
 
 
 @dataclass
@@ -152,11 +145,11 @@ class Stream:
             f"the mixture ends because {names[chosen]} is used up, after {', '.join(amounts)}"
         )
 
-    def _items(self, entry: Entry, rows: Iterable[dict[str, Any]]) -> Iterator[Item]:
+    def _items(self, entry: Entry, rows: Iterable[Any]) -> Iterator[Item]:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""
         try:
             for row in rows:
-                item = row[ITEM] if ITEM in row else item_of(row, self._column, entry.name)
+                item = row if isinstance(row, Item) else item_of(row, self._column, entry.name)
                 yield item._replace(split=entry.split or item.split)
         except UserError:
             raise
@@ -177,22 +170,19 @@ def is_split_by_hash(entries: Sequence[Entry], reading: Reading) -> bool:
     return not decided and not is_one_text(entries, reading)
 
 
-def _open(entry: Entry, reading: Reading, cut: float) -> "IterableDataset":
+def _open(entry: Entry, reading: Reading, cut: float) -> "_Items | IterableDataset":
     column, paths = reading.column, entry.paths
     if paths is None:
         return _open_hub(entry, column)
     if entry.is_stdlib:
         splits = stdlib_splits(paths, reading.val_fraction)
-        return _streamed(_read_stdlib, paths=paths, splits=splits, column=column)
+        return _Items(_read_stdlib(paths, splits, column))
     check_files(paths, column)
-    below, separator = reading.val_below, reading.separator
-    return _streamed(
-        read_files, paths=paths, column=column, separator=separator, val_below=below, cut=cut
-    )
+    return _Items(read_files(paths, column, reading.separator, reading.val_below, cut))
 
 
 def _open_hub(entry: Entry, column: str | None) -> "IterableDataset":
-    from datasets import load_dataset
+    from datasets import load_dataset  # a second of imports, which local files do without
 
     path, config, _ = _hub_name(entry.name)
     split, revision = entry.hub_split, _revision(entry.name)
@@ -205,14 +195,24 @@ def _open_hub(entry: Entry, column: str | None) -> "IterableDataset":
     return rows
 
 
-def _streamed(read: Callable[..., Iterator[Item]], **arguments: Any) -> "IterableDataset":
-    from datasets import IterableDataset  # a second of imports, not needed by users of the shards
+class _Items:
+    """The items of local files; how many were handed out is where reading stands."""
 
-    return IterableDataset.from_generator(_rows, gen_kwargs={"read": read, **arguments})
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items, self._count = items, 0
 
+    def __iter__(self) -> Iterator[Item]:
+        for item in self._items:
+            self._count += 1
+            yield item
 
-def _rows(read: Callable[..., Iterator[Item]], **arguments: Any) -> Iterator[dict[str, Item]]:
-    return ({ITEM: item} for item in read(**arguments))
+    def state_dict(self) -> int:
+        return self._count
+
+    def load_state_dict(self, count: Any) -> None:
+        if not isinstance(count, int):  # of `datasets`, which read local files formerly
+            raise UserError("an earlier version left this data set: start over with --overwrite")
+        self._count, self._items = count, itertools.islice(self._items, count, None)
 
 
 def find_threshold(stream: Stream, val_fraction: float, chat: bool) -> tuple[int, str]:

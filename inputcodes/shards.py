@@ -18,6 +18,7 @@ size recorded there; what was written after the last save is made again, to the 
 import collections
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing
@@ -127,15 +128,13 @@ def _work(items: list[Item]) -> Any:
     return _job(items)
 
 
-class _Lines:
+class _Lines(io.TextIOBase):
     """A log instead of a terminal: each state of a progress bar is a line of its own."""
 
-    def write(self, text: str) -> None:
-        if text := text.strip():
-            print(text, file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        """Nothing is kept."""
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
 
 
 def progress_bar(what: str, done: int, shown: bool) -> Any:
@@ -277,7 +276,7 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
     if path.is_file():
         progress = read_json(path, f"start over with --overwrite, or delete {folder}")
         changes = _changes(progress, wanted)
-        if changes and progress["stream"]:
+        if changes and progress.get("stream"):
             raise _made_otherwise(folder, "an unfinished data set", changes)
         writer = ShardWriter(folder, shard_tokens, progress)
         if not changes:
@@ -285,7 +284,7 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
             return writer
         discard(folder)  # nothing is written yet
     elif any(p.name != "lock" and not p.name.endswith(PARTIAL) for p in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no data set: choose another --dataset")
+        raise UserError(f"{folder} is not empty and no data set: choose another --dataset=NAME")
     empty = {split: {"tokens": 0, "documents": 0, "bytes": 0, "files": []} for split in SPLITS}
     progress = {"tokenizer_sha256": "", "stream": None, "splits": empty, "skipped": {}}
     writer = ShardWriter(folder, shard_tokens, wanted | progress)
@@ -341,7 +340,7 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 def _made_otherwise(folder: Path, what: str, changes: list[str]) -> UserError:
     return UserError(
         f"{folder} holds {what} made otherwise ({'; '.join(changes)}): "
-        "choose another --dataset, or make it again with --overwrite"
+        "choose another --dataset=NAME, or make it again with --overwrite"
     )
 
 

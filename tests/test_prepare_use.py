@@ -335,7 +335,7 @@ def no_name(folder: Path) -> list[str]:
     [
         (number_column, "--text_column=body"),
         (other_column, "--text_column=NAME"),
-        (other_settings, "--dataset"),
+        (other_settings, "--dataset=NAME"),
         (other_settings, "--overwrite"),
         (changed_file, "--overwrite"),
         (damaged_record, "--overwrite"),
@@ -354,6 +354,6 @@ def test_the_advice_of_an_error_works_when_pasted(
     printed = re.findall(r"--\w+(?:=\w+)?", str(caught.value))
     assert advice in printed, caught.value
     column = "body" if "column" in advice else "other"
-    pasted = advice.replace("NAME", column) + ("=other" if advice == "--dataset" else "")
+    pasted = advice.replace("NAME", column)
     main([*words, pasted])
     assert list(tmp_path.glob("*/meta.json"))
