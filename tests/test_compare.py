@@ -51,7 +51,9 @@ def test_a_study_runs_reports_and_does_not_run_again(text_data, tmp_path, capsys
     words = [recipe(tmp_path, text_data), "--seeds=1,2", f"--study_dir={study}"]
     words += ["--variants=learned; affine code_seed=3"]
     compare.main(words)
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert "0 of 4 runs left, 100% of the tokens\n" in progress  # plain lines, as there is no
+    assert "\r" not in progress  # terminal
     assert "| learned " in printed
     assert "affine code_seed=3 - learned" in printed
     assert printed.count("4,096") >= 1  # 256 x 16 trainable input parameters
