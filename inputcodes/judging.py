@@ -57,8 +57,9 @@ def additive(table: Sequence[Sequence[float | None]]) -> Additive:
         raise ValueError("these runs have no seeds in common that connect all variants")
     covariance = np.linalg.inv(design.T @ design)
     fitted = covariance @ design.T @ y[row, seed]
-    rss = float(np.sum((y[row, seed] - design @ fitted) ** 2))
-    return Additive(fitted[:k], covariance[:k, :k], rss, len(row) - k - seeds + 1)
+    # Runs can be identical in every bit: what only rounding left is no residual and no difference.
+    rss = float(np.sum(np.round(y[row, seed] - design @ fitted, 12) ** 2))
+    return Additive(np.round(fitted[:k], 12), covariance[:k, :k], rss, len(row) - k - seeds + 1)
 
 
 @dataclass(frozen=True)

@@ -308,6 +308,15 @@ def test_a_variant_that_scatters_more_is_judged_alone():
     assert judging.contrasts([[1.0], [2.0]]) == [None]
 
 
+def test_variants_that_are_identical_in_every_bit_are_equivalent_and_no_more():
+    rng = random.Random(6)
+    for variants, seeds in itertools.product((2, 3, 5), (2, 3, 4)):
+        table = [[rng.gauss(3, 1) for _ in range(seeds)]] * variants
+        rows = judging.contrasts(table)
+        assert [(row.judged.difference, row.judged.p) for row in rows] == [(0, 1)] * len(rows)
+        assert judging.verdicts(rows, [0.03] * len(rows)) == ["equivalent"] * len(rows)
+
+
 def simulated(truth: list[float], seeds: int, sd: float, rng: random.Random) -> list[str]:
     """The verdicts of one study whose margin is 1 and whose rows have these true differences."""
     blocks = [rng.gauss(0, 2) for _ in range(seeds)]
