@@ -405,7 +405,7 @@ def test_quick_study_end_to_end(tmp_path):
         assert f"\n## {title}\n" in done.stdout
     for figures in (*study.PAPER.values(), "204.8M → 25.6M, 87.5%"):
         assert figures in done.stdout or figures.startswith("6.")  # V = 500 and 1000 are left out
-    assert "TOST margin: 1.00%" in done.stdout
+    assert "TOST margin: 1.00%" in " ".join(done.stdout.split())
     assert "at chance: nothing was learned" in done.stdout
     assert "its differences are not" in done.stdout
     record = json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8"))

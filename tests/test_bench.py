@@ -58,6 +58,7 @@ def words(text_data, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_end_to_end_with_nanogpt(words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "results" / "bench.json"

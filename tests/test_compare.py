@@ -46,6 +46,7 @@ def read_run(path: Path) -> runs.Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_study_runs_reports_and_does_not_run_again(text_data, tmp_path, capsys, monkeypatch):
     study = tmp_path / "study"
     words = [recipe(tmp_path, text_data), "--seeds=1,2", f"--study_dir={study}"]
@@ -158,6 +159,7 @@ def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, capsys):
     file = recipe(tmp_path, text_data, grad_clip=0.0, max_steps=40, eval_interval=20)
     words = [file, f"--study_dir={tmp_path / 'study'}", "--seeds=1"]

@@ -31,15 +31,14 @@ FIVE = {"max_steps": 5, "warmup_steps": 1, "min_lr": 1e-3}  # a constant rate, w
 @pytest.mark.slow
 def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
     """One command in a restart loop, killed without notice until it gets through."""
-    changes = {"max_steps": 400, "eval_interval": 20}
-    whole = start(words("whole", **changes))
-    assert whole.wait(600) == 0, finish(whole)
+    changes = {"max_steps": 200, "eval_interval": 20}
+    train.main(words("whole", **changes))
     rng, kills = random.Random(), 0
     while True:
         process = start(words("killed", init_from="resume", **changes))
         metrics = tmp_path / "killed" / "metrics.jsonl"
-        target = rng.randint(kills * 100, kills * 100 + 99)
-        while kills < 3 and process.poll() is None:
+        target = rng.randint(kills * 90, kills * 90 + 80)
+        while kills < 2 and process.poll() is None:
             if metrics.is_file() and metrics.read_text().count("\n") > target:
                 time.sleep(rng.random() * 0.05)
                 process.kill()
@@ -50,7 +49,7 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
             break
         assert process.returncode == -signal.SIGKILL, output
         kills += 1
-    assert kills == 3
+    assert kills == 2
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 

@@ -133,6 +133,7 @@ def test_validation_counts_responses_only(words, data_dir, tmp_path):
     assert last["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_like_one(words, tmp_path):
     process = start(words("two", max_steps=10), processes=2)
     train.main(words("one", max_steps=10))

@@ -73,6 +73,7 @@ def random_strings(count: int, seed: int) -> list[str]:
     return strings
 
 
+@pytest.mark.slow
 def test_every_scalar_value_comes_back_and_has_the_stated_ids(tokenizer: Tokenizer) -> None:
     text = "".join(SCALARS)
     ids = tokenizer.encode_array(text)
