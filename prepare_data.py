@@ -139,7 +139,7 @@ def _source_problems(config: PrepareConfig) -> list[str]:
         if getattr(config, name):
             problems.append(f"{name} is given, but source={kind!r}: pass --source={name}")
     if kind == "stdlib" and config.val_source:
-        problems.append("val_source is given, but the standard library is split by family")
+        problems.append("val_source is given, but stdlib is split by family: leave it out")
     try:
         chances = config.chances
     except ValueError:
@@ -182,7 +182,7 @@ def _vocabulary_problems(config: PrepareConfig) -> list[str]:
 
 
 def prepare(config: PrepareConfig) -> Path:
-    """Make the data set, or what is left of it to make, and return its folder.
+    """Make the data set, or what is missing of it, and return its folder.
 
     A finished data set of the same settings and sources is left as it is. If another process is
     making it, this one waits and then uses what is there. Raises UserError.

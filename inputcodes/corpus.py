@@ -154,7 +154,7 @@ class Stream:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"cannot read on in {entry.name}: {reason(error)}") from error
+            raise UserError(f"cannot read any further in {entry.name}: {reason(error)}") from error
 
 
 def is_one_text(entries: Sequence[Entry], reading: Reading) -> bool:

@@ -53,7 +53,8 @@ def matching_files(name: str) -> list[str]:
     else:
         paths = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, _expand(path)))
     if not paths:
-        raise UserError(f"no file matches {name!r}: check the path and quote the pattern")
+        where = "in folder" if os.path.isdir(path) else "matches"
+        raise UserError(f"no file {where} {name!r}: check the path, and quote a pattern")
     if other := next((path for path in paths if suffix_of(path) not in SUFFIXES), ""):
         raise UserError(
             f"cannot read {other}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "

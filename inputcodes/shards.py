@@ -1,4 +1,4 @@
-"""Documents to token shards: encoded in worker processes, written so that a run can go on.
+"""Documents to token shards: encoded in worker processes, written so that a run can resume.
 
 The stream is cut into chunks, each with the state of the stream after it; workers encode them; the
 main process appends the tokens to the shards in order. `progress.json` is replaced whole, after the
@@ -104,9 +104,8 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores this process may use
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _start_worker(job: Job[Any]) -> None:
@@ -267,17 +266,16 @@ def data_sha256(hashes: Sequence[str]) -> str:
 
 
 def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
-    """A writer that begins or goes on, in a folder that holds no finished data set.
+    """A writer for a data set of the `settings` and `sources` in `wanted`, new or unfinished.
 
-    `wanted` has the `settings` and `sources`. Raises UserError if the folder holds anything else:
-    it is never overwritten.
+    Raises UserError if the folder holds anything else: it is never overwritten.
     """
     path = folder / "progress.json"
     if path.is_file():
-        progress = read_json(path, f"start over with --overwrite, or delete {folder}")
-        changes = _changes(progress, wanted)
+        progress = read_json(path, "start over with --overwrite")
+        changes = _changes(path, progress, wanted)
         if changes and progress.get("stream"):
-            raise _made_otherwise(folder, "an unfinished data set", changes)
+            raise _differs(folder, "an unfinished data set", changes)
         writer = ShardWriter(folder, shard_tokens, progress)
         if not changes:
             writer.cut_back()
@@ -297,8 +295,8 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
     path = folder / "meta.json"
     if not path.is_file():
         return False
-    if changes := _changes(read_json(path, "make it again with --overwrite"), wanted):
-        raise _made_otherwise(folder, "a finished data set", changes)
+    if changes := _changes(path, read_json(path, "start over with --overwrite"), wanted):
+        raise _differs(folder, "a finished data set", changes)
     return True
 
 
@@ -314,8 +312,8 @@ def _shards_in(folder: Path) -> list[Path]:
     return [path for split in SPLITS for path in folder.glob(f"{split}_*.bin")]
 
 
-def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What tells the data set in a folder from the wanted one; an unset setting may be absent."""
+def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """How the data set that `path` records differs; an unset setting may be absent."""
     try:
         old, new = found["settings"], wanted["settings"]
         changes = [
@@ -331,15 +329,13 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
             elif any(None not in (v, now.get(k)) and v != now[k] for k, v in was.items()):
                 changes.append(f"the input files have changed since: {now['name']}")
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the record of the data set is damaged ({error!r}): pass --overwrite"
-        ) from error
+        raise UserError(f"{path} is damaged ({error!r}): start over with --overwrite") from error
     return changes
 
 
-def _made_otherwise(folder: Path, what: str, changes: list[str]) -> UserError:
+def _differs(folder: Path, what: str, changes: list[str]) -> UserError:
     return UserError(
-        f"{folder} holds {what} made otherwise ({'; '.join(changes)}): "
+        f"{folder} holds {what} of other settings or files ({'; '.join(changes)}): "
         "choose another --dataset=NAME, or make it again with --overwrite"
     )
 

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -115,6 +114,7 @@ def test_counting_resumes_where_it_was_interrupted(
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     config = prepare_config(tmp_path, files=stories(tmp_path, 200))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
