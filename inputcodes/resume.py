@@ -78,14 +78,16 @@ class Start:
 
     def inherited(self, cls: type[Settings], architecture_only: bool) -> dict[str, Any]:
         """The checkpoint's settings, but for those that say where a run is; or its architecture."""
-        kinds = GPTConfig if architecture_only else cls
-        names = {field.name for field in dataclasses.fields(kinds)} - {"out_dir", "init_from"}
+        settings = GPTConfig if architecture_only else cls
+        names = {field.name for field in dataclasses.fields(settings)} - {"out_dir", "init_from"}
         return {k: v for k, v in self.record["config"].items() if k in names}
 
-    def find_changes(self, config: Settings, typed: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What `config` changes of the run to resume; `typed` are the command line's settings.
+    def find_changes(
+        self, config: Settings, command_line: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """What `config` changes of the run to resume, on the `command_line` or elsewhere.
 
-        Raises UserError, naming each, for what cannot change or was not said there.
+        Raises UserError, naming each, for what cannot change or was not said on the command line.
         """
         cls, step = type(config), self.record["step"]
         was = dataclasses.asdict(from_record(cls, self.record["config"]))
@@ -98,7 +100,7 @@ class Start:
             there = f"{name}={now[name]!r}, but {self.path} has {was[name]!r}"
             if name not in names_where(cls, "explicit_on_resume"):
                 problems.append(f"{there}: resuming cannot change it")
-            elif name not in typed:
+            elif name not in command_line:
                 problems.append(
                     f"{there}: add --{name}={was[name]} to keep that, or --{name}={now[name]}"
                     f" to change it from step {step:,} on"
@@ -196,8 +198,8 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
     inherited = start.inherited(cls, architecture_only=bool(files) and not start.resuming)
     if start.resuming:
         config = build(cls, inherited | given)
-        typed = given_values(cls, [word for word in argv if word not in files])
-        return config, resumed(start, config, typed)
+        command_line = given_values(cls, [word for word in argv if word not in files])
+        return config, resumed(start, config, command_line)
     check_architecture(start.path, inherited, given)
     if "max_steps" in given:
         inherited.pop("warmup_steps", None)  # it may not fit
@@ -206,9 +208,9 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
     return config, start
 
 
-def resumed(start: Start, config: Any, typed: Mapping[str, Any]) -> Start:
+def resumed(start: Start, config: Any, command_line: Mapping[str, Any]) -> Start:
     """`start` with what `config` changes of its recipe; UserError for what cannot change."""
-    changes = start.find_changes(config, typed)
+    changes = start.find_changes(config, command_line)
     was, step = from_record(type(config), start.record["config"]), start.record["step"]
     if config.tokens_per_step != was.tokens_per_step:
         raise UserError(
