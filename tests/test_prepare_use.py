@@ -113,6 +113,34 @@ def test_counting_resumes_where_it_was_interrupted(
     assert not (cut / "counts.npz").exists()
 
 
+def test_an_edit_of_the_same_size_is_noticed_before_and_after_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inputcodes.documents.CHUNK_CHARACTERS", 1500)
+    path = Path(stories(tmp_path))
+    config = prepare_config(tmp_path, files=str(path), save_every_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("inputcodes.shards.ShardWriter.finish", None)  # cannot be called
+        with pytest.raises(TypeError):
+            prepare(config)
+    progress = tmp_path / "data" / "set" / "progress.json"
+    kept, text = progress.read_text(), path.read_text()
+    path.write_text(text.replace("the", "eht"))
+    os.utime(path, (1, 1))
+    with pytest.raises(UserError, match=r"an unfinished data set .*input files have changed"):
+        prepare(config)
+    record = json.loads(kept)
+    record["sources"] = []
+    progress.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"an unfinished data set .*read from None there"):
+        prepare(config)
+    folder = prepare(dataclasses.replace(config, overwrite=True))
+    assert not any("the" in text for text in texts_in(folder, "train"))
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"a finished data set .*input files have changed"):
+        prepare(config)
+
+
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     config = prepare_config(tmp_path, files=stories(tmp_path, 200))
