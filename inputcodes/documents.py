@@ -109,12 +109,12 @@ def read_chat(row: dict[str, Any]) -> Document:
         return Document([], skipped="not_chat" if messages != [] else "empty")
     turns, utf8 = [], b""
     for message in messages:
-        turn, skipped = _turn(message)
-        if not skipped:
-            text = read_text(turn.text)
-            skipped = text.skipped
-        if skipped:
-            return Document([], skipped=skipped)
+        turn = _turn(message)
+        if isinstance(turn, str):
+            return Document([], skipped=turn)
+        text = read_text(turn.text)
+        if text.skipped:
+            return text
         turns.append(turn)
         utf8 += text.utf8
     answered = any(turn.role == "assistant" and turn.learned for turn in turns)
@@ -135,14 +135,13 @@ def _messages(row: dict[str, Any]) -> Any:
     return messages
 
 
-def _turn(message: Any) -> tuple[Turn, str]:
+def _turn(message: Any) -> Turn | str:
     """The turn of a message, its text not yet checked; or why the conversation is left out."""
-    nothing = Turn("", "")
     if not isinstance(message, dict) or not message.keys() & {"content", "value"}:
-        return nothing, "not_chat"
+        return "not_chat"
     role: Any = message.get("role") or message.get("from")
     if not isinstance(role, str) or (role := ROLE_NAMES.get(role, role)) not in ROLES:
-        return nothing, "unknown_role"
+        return "unknown_role"
     content: Any = message.get("content")
     if content is None:
         content = message.get("value")
@@ -151,8 +150,8 @@ def _turn(message: Any) -> tuple[Turn, str]:
         only_text = all(isinstance(text, str) for text in texts)
         content = "".join(map(str, texts)) if only_text else content
     if message.get("tool_calls") or isinstance(content, list):
-        return nothing, "not_only_text"
-    return Turn(role, content, message.get("weight") != 0), ""
+        return "not_only_text"
+    return Turn(role, content, message.get("weight") != 0)
 
 
 def split_of(utf8: bytes, val_below: int) -> str:

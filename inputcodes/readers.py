@@ -5,6 +5,7 @@ file is read in parts of about a megabyte, so memory does not grow with its size
 """
 
 import codecs
+import contextlib
 import csv
 import glob
 import io
@@ -89,20 +90,27 @@ def read_files(
     documents of a text file. Long ones have the split of their first part's hash; with `cut` > 0
     that share of a text file, its end, is for validation instead.
     """
-    import pyarrow
-
     for path in paths:
         suffix = suffix_of(path)
-        try:
+        with _reading(path):
             if suffix in TEXT_SUFFIXES:
                 yield from _read_text(path, separator, val_below, cut)
                 continue
             for number, row in _READERS.get(suffix, _read_json)(path, column):
                 yield item_of(row, column, f"{path}, {_COUNTED.get(suffix, 'line')} {number}")
-        except UserError:
-            raise
-        except (pyarrow.ArrowException, csv.Error, OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn what goes wrong inside into a UserError that names the file."""
+    import pyarrow
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, csv.Error, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
 def item_of(row: Any, column: str | None, where: str) -> Item:
@@ -148,10 +156,8 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
                 " JSON, CSV or Parquet"
             )
         if suffix_of(path) == ".parquet":
-            try:
+            with _reading(path):
                 check_schema(pyarrow.parquet.read_schema(path), column, path)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
