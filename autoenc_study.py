@@ -804,8 +804,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{note_at_chance(papers)}")
     if args.plot:
         draw_figure(args.plot, sections, args.protocol)
+    asked = {k: v for k, v in vars(args).items() if k not in ("out", "plot")}  # not where it goes
     record = {
-        "settings": {**vars(args), **protocol._asdict(), "seeds": list(seeds)},
+        "settings": {**asked, **protocol._asdict(), "seeds": list(seeds)},
         "versions": {"python": platform.python_version(), "machine": platform.machine()},
         "elapsed_s": time.perf_counter() - start,
         "cpu_s": sum(os.times()[:4]),
