@@ -134,7 +134,7 @@ def draw_study(directory: Path, report: Report) -> list[str]:
         drawn["price"] = price_figure(trends, report.margin)
     for i, group in enumerate(report.groups, 1):
         if len({row.code_length for row in group if row.code_length}) > 2:
-            name = "code_length" if len(report.groups) == 1 else f"code_length_{i}"
+            name = "lengths" if len(report.groups) == 1 else f"lengths_{i}"
             drawn[name] = length_figure(group)
     for (name, figure), suffix in itertools.product(drawn.items(), ("png", "svg")):
         save(figure, directory / f"{name}.{suffix}")

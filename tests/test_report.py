@@ -180,7 +180,7 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
         codeword_b=([1.1, 1.2], {"config": {"code_length": 16}}),
     )
     assert [row.code_length for row in made.groups[0]] == [None, 8, 12, 16]
-    assert "code_length" in figures.draw_study(tmp_path / "report", made)
+    assert "lengths" in figures.draw_study(tmp_path / "report", made)
 
 
 def test_the_papers_difference_is_not_resolved_by_its_ranges():
