@@ -15,7 +15,6 @@ precision: logits differ by about 0.2% of their spread, greedy texts seldom.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,14 @@ from torch import Tensor
 
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, names_where, run_main, setting
-from inputcodes.files import atomic_write, read_json, system_errors, write_json, write_text
+from inputcodes.files import (
+    atomic_write,
+    read_json,
+    read_json_lines,
+    system_errors,
+    write_json,
+    write_text,
+)
 from inputcodes.gguf_file import write_gguf
 from inputcodes.hf import (
     INDEX,
@@ -228,9 +234,7 @@ def table_words(inputs: int) -> str:
 def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     """Rows of the card: the validation loss of the checkpoint, and its tasks if evaluated."""
     rows = {}
-    metrics = out_dir / "metrics.jsonl"
-    for text in metrics.read_text().splitlines() if metrics.is_file() else []:
-        line = json.loads(text)
+    for line in read_json_lines(out_dir / "metrics.jsonl", strict=False):
         if line["step"] == record["step"] and "val_loss" in line:
             loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
             rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"

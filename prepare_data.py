@@ -194,12 +194,14 @@ def prepare(config: PrepareConfig) -> Path:
     wanted = {"settings": _identity(config), "sources": [*corpus.describe(entries), *sources]}
     if config.overwrite or not shards.is_finished(folder, wanted):
         with locked(folder, wait=True):
-            if config.overwrite:
+            column = None if config.chat else config.text_column
+            reading = corpus.Reading(column, config.separator, config.val_fraction)
+            if config.overwrite:  # but nothing is removed for an input that cannot be read
+                next(iter(corpus.Stream(entries, reading)), None)
+                _given_tokenizer(config)
                 shards.discard(folder)
             if not shards.is_finished(folder, wanted):  # perhaps made while this one waited
                 writer = shards.open_folder(folder, config.shard_tokens, wanted)
-                column = None if config.chat else config.text_column
-                reading = corpus.Reading(column, config.separator, config.val_fraction)
                 _Preparation(config, entries, reading, writer).run()
                 return folder
     if not config.quiet:
@@ -250,6 +252,17 @@ def _identity(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
+def _given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
+    """The tokenizer that the settings name, or whose n-grams they do; None if neither."""
+    if config.tokenizer.endswith(".json"):
+        return Tokenizer.load(config.tokenizer)
+    if config.tokenizer:
+        return Tokenizer.named(config.tokenizer)
+    file, vocab_size = config.ngram_file, config.vocab_size or 256
+    ngrams = read_ngrams(Path(file), vocab_size, config.ngrams) if file else []
+    return Tokenizer(vocab_size, ngrams) if file else None
+
+
 @dataclasses.dataclass
 class _Preparation:
     """Writes what is missing of a data set."""
@@ -295,15 +308,7 @@ class _Preparation:
                 raise UserError(f"{path} has changed: start over with --overwrite")
             return tokenizer
         vocab_size = config.vocab_size or 256
-        if config.tokenizer.endswith(".json"):
-            tokenizer = Tokenizer.load(config.tokenizer)
-        elif config.tokenizer:
-            tokenizer = Tokenizer.named(config.tokenizer)
-        elif config.ngram_file:
-            ngrams = read_ngrams(Path(config.ngram_file), vocab_size, config.ngrams)
-            tokenizer = Tokenizer(vocab_size, ngrams)
-        else:
-            tokenizer = Tokenizer(vocab_size, self.ngrams(vocab_size))
+        tokenizer = _given_tokenizer(config) or Tokenizer(vocab_size, self.ngrams(vocab_size))
         tokenizer.save(path)
         writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
         writer.save(None)

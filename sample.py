@@ -9,6 +9,7 @@ whole conversation, or as much of its end as fits into the context.
 
 import codecs
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,15 @@ from pathlib import Path
 import torch
 
 from inputcodes.checkpoint import load_model
-from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.configurator import (
+    ROOT,
+    Settings,
+    UserError,
+    command,
+    configure,
+    run_main,
+    setting,
+)
 from inputcodes.distributed import autocast, setup_device
 from inputcodes.documents import END_OF_TURN, encode_turns
 from inputcodes.files import system_errors
@@ -143,9 +152,10 @@ def main(argv: list[str]) -> None:
             f" its model {model.config.vocab_size}"
         )
     if config.chat and not record.get("chat"):
+        words = f"--init_from={config.out_dir}", f"--out_dir={config.out_dir}-chat"
+        advice = command("train.py", os.path.relpath(ROOT / "config/sft_default.py"), *words)
         raise UserError(
-            f"{config.out_dir} was not fine-tuned on conversations: `python train.py"
-            f" config/sft_default.py --init_from={config.out_dir} --out_dir=...` does that"
+            f"{config.out_dir} was not fine-tuned on conversations; this does it: `{advice}`"
         )
     if config.chat:
         chat(model, tokenizer, config)
@@ -157,4 +167,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, SampleConfig, USAGE)
+    run_main(main, SampleConfig, USAGE, output_needed=True)

@@ -93,10 +93,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         sealed = check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict) or not {"model", "record"} <= state.keys():
+            raise UserError(f"{path} is not a checkpoint of this program")
         record: dict[str, Any] = json.loads(state.pop("record"))
         if not sealed and record.get("format", 1) > 1:
             raise ValueError("its SHA-256 is missing")
         record["config"] = present_names(record["config"])
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it holds other objects than tensors") from error
     except Exception as error:

@@ -148,10 +148,13 @@ def from_record(cls: type[S], record: Mapping[str, Any]) -> S:
 
 
 class Output:
-    """A text stream that never fails: what cannot be written is lost, and the program goes on."""
+    """A text stream that never fails: what cannot be written is lost, and the program goes on.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    If `needed`, the program ends instead: in silence where the reader has gone, as `head` does.
+    """
+
+    def __init__(self, stream: TextIO, needed: bool = False) -> None:
+        self._stream, self._needed = stream, needed
 
     def write(self, text: str) -> int:
         encoding = self._stream.encoding or "ascii"
@@ -164,25 +167,34 @@ class Output:
     def _try(self, action: Callable[..., object], *args: str) -> None:
         try:
             action(*args)
-        except (OSError, ValueError):  # the reader has gone, the disk is full; or it is closed
+        except (OSError, ValueError) as error:  # no reader, a full disk; or it is closed
             with contextlib.suppress(OSError, ValueError):  # what the buffer holds vanishes, too
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self._needed:
+                gone = isinstance(error, BrokenPipeError)
+                reason = getattr(error, "strerror", None) or error
+                sys.exit(0 if gone else f"error: cannot write the output: {reason}")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def run_main(
-    main: Callable[[list[str]], None], cls: type[Settings], usage: str, positional: str = ""
+    main: Callable[[list[str]], None],
+    cls: type[Settings],
+    usage: str,
+    positional: str = "",
+    output_needed: bool = False,
 ) -> NoReturn:
     """Run a script's `main(argv)`, or print its help if that is asked for.
 
     A UserError, or the system's error about a file, is printed in plain words and exits with 1;
     Ctrl-C exits with 130; any other error is a bug and keeps its traceback. Output that cannot be
-    written is lost and ends nothing.
+    written is lost and ends nothing, unless it is all that the script is for (`output_needed`).
     """
     argv = sys.argv[1:]
-    out, err = (Output(stream or io.StringIO()) for stream in (sys.stdout, sys.stderr))
+    out = Output(sys.stdout or io.StringIO(), output_needed)
+    err = Output(sys.stderr or io.StringIO())
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             if {"-h", "--help"} & set(argv):

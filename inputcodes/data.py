@@ -300,10 +300,10 @@ def validation_batches(
     """
     numbers = rows.validation(max_targets)
     if not len(numbers):
-        raise UserError(
-            f"{rows.tokens} validation tokens or eval_tokens={max_targets}"
-            f" do not fill one window of block_size={rows.block_size}"
-        )
+        enough = len(rows.validation(0)) > 0
+        few = f"eval_tokens={max_targets}" if enough else f"{rows.tokens:,} validation tokens"
+        advice = " (0: all validation tokens)" if enough else ": make it smaller, or add text"
+        raise UserError(f"{few} do not fill one window of block_size={rows.block_size}{advice}")
     numbers = numbers[processes.rank :: processes.world]
     for i in range(0, len(numbers), batch_size):
         part = numbers[i : i + batch_size]

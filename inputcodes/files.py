@@ -75,7 +75,7 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
 
 
 def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
-    """The JSON objects of a file that grows by a line at a time; none if there is no file.
+    """The lines of a metrics.jsonl, JSON objects with a `step`; none if there is no file.
 
     A last line without an end is still being written, or was when its process was killed: it does
     not count. For any other damaged line UserError is raised, or if not `strict` a warning printed.
@@ -88,8 +88,8 @@ def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line.decode())
-            if not isinstance(value, dict):
-                raise ValueError("expected an object")
+            if not isinstance(value, dict) or type(value.get("step")) is not int:
+                raise ValueError("expected an object with a step")
             values.append(value)
         except (ValueError, RecursionError) as error:
             message = f"{path}, line {number} is damaged: {error}"

@@ -87,8 +87,12 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
     """
     if not (path / "run.json").is_file():
         return None
-    record = read_json(path / "run.json", "delete the directory and run the command again")
-    known = dataclasses.fields(settings)
+    advice = "delete the directory and run the command again"
+    record, known = read_json(path / "run.json", advice), dataclasses.fields(settings)
+    kinds = {"config": dict, "tokenizer_sha256": str, "data_sha256": str}
+    for name, kind in kinds.items():
+        if type(record.get(name)) is not kind:
+            raise UserError(f"{path / 'run.json'} is damaged (no {name}): {advice}")
     config = {field.name: record["config"].get(field.name, field.default) for field in known}
     return Run(path, record, config, read_metrics(path))
 

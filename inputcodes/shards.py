@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import types
+import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -193,7 +194,8 @@ class ShardWriter:
             if self._path(split).is_file():
                 _flush(self._path(split))
         self.progress["stream"] = stream
-        write_json(self.folder / "progress.json", self.progress)
+        whole = {"sha256": _record_sha256(self.progress)}
+        write_json(self.folder / "progress.json", self.progress | whole)
 
     def save_counts(self, counts: Counts, characters: int, stream: dict[str, Any]) -> None:
         """Keep the n-grams counted in so many characters, up to where the reader stands."""
@@ -206,9 +208,12 @@ class ShardWriter:
         path = self.folder / "counts.npz"
         if not path.is_file():
             return merge_counts([]), 0, None
-        with system_errors("read", path), np.load(path) as file:
-            state = json.loads(str(file["state"]))
-            return (file["keys"], file["counts"]), state["characters"], state["stream"]
+        try:
+            with system_errors("read", path), np.load(path) as file:
+                state = json.loads(str(file["state"]))
+                return (file["keys"], file["counts"]), state["characters"], state["stream"]
+        except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({error}): start over with --overwrite") from error
 
     def finish(self, vocab_size: int) -> dict[str, Any]:
         """Close the last shards, write meta.json and return what it holds."""
@@ -265,6 +270,10 @@ def data_sha256(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def _record_sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
     """A writer for a data set of the `settings` and `sources` in `wanted`, new or unfinished.
 
@@ -273,6 +282,8 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
     path = folder / "progress.json"
     if path.is_file():
         progress = read_json(path, "start over with --overwrite")
+        if progress.pop("sha256", "") != _record_sha256(progress):
+            raise UserError(f"{path} is damaged (wrong SHA-256): start over with --overwrite")
         changes = _changes(path, progress, wanted)
         if changes and progress.get("stream"):
             raise _differs(folder, "an unfinished data set", changes)

@@ -37,7 +37,7 @@ import tiktoken
 from numpy.typing import NDArray
 
 from inputcodes.configurator import UserError
-from inputcodes.files import write_text
+from inputcodes.files import system_errors, write_text
 
 SPECIAL_NAMES = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endofturn|>")
 UNICODE_SIZE = 65536
@@ -257,10 +257,12 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The tokenizer of a file; UserError names one that is missing or holds none."""
+        with system_errors("load the tokenizer", Path(path)):
+            raw = Path(path).read_bytes()
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the tokenizer {os.fspath(path)}: {error}") from error
+            return cls.from_json(raw.decode())
+        except ValueError as error:
+            raise UserError(f"cannot load the tokenizer {path}: {error}") from error
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -169,3 +169,11 @@ def test_metrics_keep_every_line_but_those_to_be_repeated(tmp_path, capsys):
     Metrics(path, 4, lambda line: None)
     assert f"warning: {path}, line 2 is damaged" in capsys.readouterr().err
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4}\n'
+
+
+def test_a_checkpoint_of_another_program_is_named_as_such(tmp_path):
+    file = tmp_path / "best.pt"
+    for foreign in ({"model": {}, "iter_num": 3}, [1, 2], torch.zeros(2)):
+        torch.save(foreign, file)
+        with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of this program"):
+            read_checkpoint(file)

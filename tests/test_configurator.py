@@ -1,6 +1,7 @@
 """Settings from defaults, files and words; everything wrong is found and reported together."""
 
 import io
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from inputcodes.configurator import (
+    Output,
     Settings,
     UserError,
     command,
@@ -149,3 +151,20 @@ def test_output_that_cannot_be_written_is_lost_and_ends_nothing(monkeypatch):
             run_main(lambda argv: print("code é 1", flush=True), Settings, "")
         assert not ended.value.code
     assert ascii_only.buffer.getvalue() == b"code ? 1\n"
+
+
+def test_a_reader_that_has_gone_ends_only_a_program_that_writes_for_it():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        with pytest.raises(SystemExit) as end:
+            print("a line", file=Output(stream, True), flush=True)
+        assert end.value.code == 0
+        print("a line", file=Output(stream), flush=True)
+
+
+def test_a_full_disk_ends_a_program_that_writes_for_its_reader_with_the_reason():
+    with open("/dev/full", "w") as stream:
+        with pytest.raises(SystemExit, match="cannot write the output: No space left"):
+            print("a line", file=Output(stream, True), flush=True)
+        print("a line", file=Output(stream), flush=True)

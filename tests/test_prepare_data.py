@@ -393,9 +393,23 @@ def test_a_damaged_unfinished_set_is_refused(
     with pytest.raises(UserError, match=r"tokenizer\.json has changed"):
         prepare(wanted)
     tokenizer.write_bytes(kept)
-    progress.write_text("{")
-    with pytest.raises(UserError, match=r"progress\.json is damaged"):
-        prepare(wanted)
+    record = json.loads(progress.read_text())
+    for damaged in ("{", "[]", json.dumps(record | {"splits": {}}), json.dumps(record | {"b": 1})):
+        progress.write_text(damaged)
+        with pytest.raises(UserError, match=r"progress\.json is damaged"):
+            prepare(wanted)
+
+
+def test_overwrite_removes_nothing_for_an_input_that_cannot_be_read(tmp_path: Path) -> None:
+    files = write_parquet(tmp_path / "a.parquet", texts_of(50, seed=8))
+    folder = prepare(prepare_config(tmp_path, files=files))
+    before = contents(folder)
+    lines = tmp_path / "b.jsonl"
+    lines.write_text('{"body": "a text"}\n')
+    for wrong in ({"files": str(lines)}, {"files": files, "tokenizer": "none.json"}):
+        with pytest.raises(UserError):
+            prepare(prepare_config(tmp_path, overwrite=True, **wrong))
+        assert contents(folder) == before
 
 
 def test_documents_that_are_not_text_are_counted(tmp_path: Path) -> None:

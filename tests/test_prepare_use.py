@@ -130,9 +130,9 @@ def test_an_edit_of_the_same_size_is_noticed_before_and_after_the_end(
     with pytest.raises(UserError, match=r"an unfinished data set .*input files have changed"):
         prepare(config)
     record = json.loads(kept)
-    record["sources"] = []
+    record["sources"] = []  # though it is no other input
     progress.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"an unfinished data set .*read from None there"):
+    with pytest.raises(UserError, match=r"progress.json is damaged"):
         prepare(config)
     folder = prepare(dataclasses.replace(config, overwrite=True))
     assert not any("the" in text for text in texts_in(folder, "train"))

@@ -300,6 +300,10 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
     file.write_text(whole.replace('"step": 1,', '"step" 1,'))
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is damaged"):
         runs.read_metrics(tmp_path)
+    for damaged in ("{}", '{"config": 1}', "[]", ""):
+        (tmp_path / "run.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"run.json is damaged"):
+            runs.read_run(tmp_path, TrainConfig)
 
 
 def test_the_record_that_is_kept_reports_the_same(tmp_path):
