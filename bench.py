@@ -371,6 +371,9 @@ def main(argv: list[str]) -> None:
     """Measure what `argv` says; see the module's docstring."""
     config = configure(BenchConfig, argv)
     device = device_of(config)
+    if config.vocab_size and not (Path(config.data_dir) / config.dataset).is_dir():
+        config = dataclasses.replace(config, dataset=f"stdlib-{config.vocab_size}")
+        print(f"measuring on {config.dataset}, as the data set is not there")
     data = DataSet(prepare_missing(config.data_dir, config.dataset))
     vocab_size = config.for_data(data).vocab_size
     config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)

@@ -66,11 +66,13 @@ def affine_code(K: int, seed: int) -> LinearCode:
 def codeword_code(K: int, length: int, seed: int | str) -> LinearCode:
     """The unit masks, then different random ones: `length` of them, at most all 2^K - 1.
 
-    A shorter code is a prefix of a longer one. Raises ValueError if length < K, where tokens
+    A shorter code is a prefix of a longer one. Raises UserError if length < K, where tokens
     could collide.
     """
     if length < K:
-        raise ValueError(f"code_length={length}: {K} bits need at least {K} positions")
+        raise UserError(
+            f"code_length={length}: {K} bits need at least {K} positions (0 takes n_embd of them)"
+        )
     rng = random.Random(seed)
     masks = dict.fromkeys(binary_code(K).masks)  # a set that remembers the order of the draws
     while len(masks) < min(length, 2**K - 1):

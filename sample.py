@@ -29,6 +29,7 @@ from inputcodes.configurator import (
 from inputcodes.distributed import autocast, setup_device
 from inputcodes.documents import END_OF_TURN, encode_turns
 from inputcodes.files import system_errors
+from inputcodes.loss import token_nats
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
@@ -57,6 +58,7 @@ class SampleConfig(Settings):
         1.0, "draw among the likeliest tokens that add up to p; 1: all", above=0, most=1
     )
     seed: int = setting(1, "sample i depends on seed + i alone", least=0, most=2**62)
+    loss: bool = setting(False, "end each text with the mean loss of what was written, in nats")
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
     dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
 
@@ -89,7 +91,19 @@ def write_sample(model: GPT, tokenizer: Tokenizer, config: SampleConfig, number:
     """Print the prompt and its continuation as it comes."""
     prompt = prompt_text(config.prompt)
     print(prompt, end="", flush=True)
-    write_on(model, tokenizer, tokenizer.encode(prompt), config, number)
+    ids = tokenizer.encode(prompt)
+    written = write_on(model, tokenizer, ids, config, number)
+    if config.loss and written:
+        print(f"[{mean_nats(model, ids, written):.4f} nats per token]")
+
+
+@torch.no_grad()
+def mean_nats(model: GPT, ids: Sequence[int], written: Sequence[int]) -> float:
+    """The mean loss of `written` behind `ids`, of as much of its end as the context holds."""
+    window = [*ids, *written][-model.config.block_size - 1 :]
+    tokens = torch.tensor(window, device=model.head.weight.device)
+    states = model.hidden(tokens[None, :-1])[0]
+    return token_nats(states, model.head.weight, tokens[1:])[-len(written) :].mean().item()
 
 
 def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:

@@ -137,6 +137,8 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
         print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
         print(f"  {resume_command(trainer, argv)}")
         return
+    if trainer.elapsed_s >= CURVE_SECONDS:
+        _draw(trainer.out_dir)  # with the last evaluation, which may have come too soon
     print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}\na sample:")
     try:
         print(sample(trainer))

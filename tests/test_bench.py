@@ -115,6 +115,21 @@ def test_accumulation_is_one_unless_given(words, monkeypatch):
     assert [config.gradient_accumulation_steps for config in asked] == [1, 3]
 
 
+def test_a_shape_whose_data_is_missing_is_measured_on_the_embedded_text(
+    words, text_data, monkeypatch, capsys
+):
+    """`python bench.py config/fixed32.py` needs no 34 GB of tokens."""
+    asked = []
+    monkeypatch.setattr(
+        bench, "prepare_missing", lambda _, name: asked.append(name) or text_data / "tiny"
+    )
+    monkeypatch.setattr(bench, "measure", lambda rows: asked.append(rows[0].config.dataset))
+    monkeypatch.setattr(bench, "markdown", lambda lines: "")
+    bench.main(words(only="generate_8", dataset="nothing", vocab_size=256))
+    assert asked == ["stdlib-256", "stdlib-256"]
+    assert "measuring on stdlib-256" in capsys.readouterr().out
+
+
 def test_flops_of_the_papers_model():
     config = configure(BenchConfig, ["config/fixed32.py"])
     assert flops_per_token(config) == pytest.approx(3.22e9, rel=1e-3)

@@ -228,6 +228,20 @@ def test_two_tokens_of_one_spelling_are_refused_without_their_ids():
         small_gpt(input_layer="spelling", spelling_id=False)
 
 
+def test_a_code_too_short_for_places_and_bytes_says_what_it_needs():
+    """1,000 ids have 10 bits, but 9 bytes in 9 places have 12."""
+    config = GPTConfig(vocab_size=1000, n_embd=64, input_layer="spelling", code_length=10)
+    with pytest.raises(UserError, match="code_length=10: 12 bits need at least 12 positions"):
+        INPUT_LAYERS["spelling"](config, Tokenizer(1000, ["\u4e2d\u6587\u5b57"]).texts())
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_every_input_layer_compiles_as_one_graph(input_layer):
+    layer, ids = small_gpt(input_layer=input_layer).input_layer, random_ids((2, 8))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(ids), layer(ids))
+
+
 def texts_of_a_bpe() -> list[bytes]:
     """As of GPT-2: all bytes, 3,000 random merges of up to 40 bytes, a mark behind them."""
     rng = random.Random(0)

@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+import torch
 
 import evaluate
 import sample
@@ -108,3 +109,15 @@ def test_a_prompt_can_be_a_file(out_dir, tmp_path):
     story.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         write(out_dir, f"--prompt=FILE:{story}")
+
+
+@pytest.mark.parametrize("count", [5, 60])
+def test_the_loss_of_what_was_written_is_said_if_asked(out_dir, count):
+    argv = "--temperature=0", f"--max_new_tokens={count}", "--prompt=co"
+    text = write(out_dir, *argv)
+    with_loss = write(out_dir, *argv, "--loss")
+    model, _ = load_model(out_dir / "best.pt")
+    ids = torch.tensor(list(text.removesuffix("\n").encode())[-17:])  # the block, and a target
+    log_p = model(ids[None, :-1])[0].log_softmax(-1)
+    nats = -log_p[torch.arange(len(ids) - 1), ids[1:]][-count:].mean().item()
+    assert with_loss == f"{text}[{nats:.4f} nats per token]\n"
