@@ -10,6 +10,7 @@ from the number of processes (up to rounding), nor from evaluations, nor from in
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -176,8 +177,10 @@ class Trainer:
                 self.raw_model.load_state_dict(read_checkpoint(best)[0]["model"])
                 self.best_loss = self.evaluate().loss
         self.raw_model.load_state_dict(start.tensors["model"])
-        # The moments of the checkpoint with the rates of the configuration, which may be new.
-        state = {**self.optimizer.state_dict(), "state": start.tensors["optimizer"]["state"]}
+        # The moments of the checkpoint with the rates of the configuration, which may be new. A
+        # copy: they are mapped from a file that will be replaced, which Windows forbids.
+        moments = copy.deepcopy(start.tensors["optimizer"]["state"])
+        state = {**self.optimizer.state_dict(), "state": moments}
         self.optimizer.load_state_dict(state)
 
     @property
