@@ -100,6 +100,7 @@ def export(config: ExportConfig) -> None:
     model, record = load_model(out_dir / f"{config.checkpoint}.pt")
     record["config"] |= dataclasses.asdict(model.config)
     tokenizer = Tokenizer.from_json(record.pop("tokenizer"))
+    card = model_card(config, model, record)
     with system_errors("write", to):
         to.mkdir(parents=True, exist_ok=True)
         for old in (*to.glob("model*.safetensors*"), *to.glob("model.gguf")):
@@ -109,7 +110,7 @@ def export(config: ExportConfig) -> None:
         write_gguf(to / "model.gguf", model, tokenizer, config.dtype, template)
     else:
         write_hf(to, model, tokenizer, config.dtype, record)
-    write_text(to / "README.md", model_card(config, model, record))
+    write_text(to / "README.md", card)
 
 
 def write_hf(
@@ -233,17 +234,23 @@ def table_words(inputs: int) -> str:
 
 def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     """Rows of the card: the validation loss of the checkpoint, and its tasks if evaluated."""
-    rows = {}
-    for line in read_json_lines(out_dir / "metrics.jsonl", strict=False):
-        if line["step"] == record["step"] and "val_loss" in line:
-            loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
-            rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
-    file = out_dir / "evaluation.json"
-    evaluation = read_json(file) if file.is_file() else {}
-    if evaluation.get("step") == record["step"]:
-        for task, scores in evaluation.get("tasks", {}).items():
-            numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
-            rows[task] = ", ".join(numbers)
+    rows, file = {}, out_dir / "metrics.jsonl"
+    advice = "delete it, or move it away, to export without it"
+    try:
+        for line in read_json_lines(file, strict=False):
+            if line["step"] == record["step"] and "val_loss" in line:
+                loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
+                rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
+        file = out_dir / "evaluation.json"
+        evaluation = read_json(file, advice) if file.is_file() else {}
+        if evaluation.get("step") == record["step"]:
+            for task, scores in evaluation.get("tasks", {}).items():
+                numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
+                rows[task] = ", ".join(numbers)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is damaged ({error}): {advice}") from error
     return rows
 
 

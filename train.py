@@ -110,6 +110,8 @@ class TrainConfig(GPTConfig):
             )
         if self.min_lr > self.learning_rate:
             problems.append(f"min_lr ({self.min_lr}) is above learning_rate ({self.learning_rate})")
+        if not self.dataset:
+            problems.append("dataset='': expected the name of a folder in data_dir")
         if missing := missing_package(self.log_to):
             problems.append(missing)
         return problems

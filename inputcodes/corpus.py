@@ -159,7 +159,7 @@ class Stream:
 
 def is_one_text(entries: Sequence[Entry], reading: Reading) -> bool:
     """Whether a single text is read, which is split within itself."""
-    paths = [path for entry in entries for path in entry.paths or ("",)]
+    paths = [path for e in entries for path in (("",) if e.paths is None else e.paths)]
     plain = reading.column is not None and not reading.separator
     return plain and len(paths) == 1 and suffix_of(paths[0]) in TEXT_SUFFIXES
 
@@ -374,7 +374,9 @@ def _hub_files(folder: str, split: str) -> list[str]:
     from datasets import load_dataset_builder
 
     try:
-        found = load_dataset_builder(folder).config.data_files
-        return [str(path) for path in found[split]]
+        found = load_dataset_builder(folder).config.data_files or {}
     except Exception as error:
         raise UserError(f"cannot open the data set {folder!r}: {reason(error)}") from error
+    if split not in found:
+        raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")
+    return [str(path) for path in found[split]]

@@ -116,9 +116,11 @@ def setup_device(
         name = "cuda" if torch.cuda.is_available() else name
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise RuntimeError("expected cuda, mps or cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise UserError(
             f"device={name!r} cannot be used here ({reason}): try auto or cpu"
         ) from error

@@ -37,19 +37,24 @@ def memory_needed(config: Any, processes: int = 1) -> int:
     return int(weights + states + logits * (1.5 if half else 1) + gradients)
 
 
-def weights_problem(config: Any) -> str:
-    """Why the weights alone cannot be made on this machine, or an empty string."""
+def memory_problem(config: Any) -> str:
+    """Why the weights cannot be made on this machine, or its CPU not do a step; else empty."""
     needed = 4 * count_parameters(config)[0]
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not said, as on Windows
         return ""
-    if needed <= there:
-        return ""
-    return (
-        f"the model needs {needed / 1e9:,.0f} GB for the weights alone, and this machine has"
-        f" {there / 1e9:,.0f} GB: make n_layer or n_embd smaller"
-    )
+    there_gb = f"and this machine has {there / 1e9:,.0f} GB"
+    if needed > there:
+        advice = "make n_layer or n_embd smaller"
+        return f"the model needs {needed / 1e9:,.0f} GB for the weights alone, {there_gb}: {advice}"
+    # An estimate, so that only what is far from it is refused. GPUs have a memory of their own.
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    step = memory_needed(config)
+    if step > 2 * there and (config.device == "cpu" or not gpu):
+        advice = "make batch_size or block_size smaller"
+        return f"a step needs about {step / 1e9:,.0f} GB, {there_gb}: {advice}"
+    return ""
 
 
 def memory_report(config: Any, processes: Processes) -> str:

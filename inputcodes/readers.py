@@ -21,6 +21,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null")
+TEXT_TYPES += tuple(f"dictionary<values={kind}," for kind in TEXT_TYPES)  # categories of pandas
 PART = 1 << 20  # characters of a text that are read at a time, up to the end of a line
 
 

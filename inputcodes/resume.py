@@ -27,7 +27,7 @@ from inputcodes.data import DataSet, TrainingData, validation_batches
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256
 from inputcodes.hf import read_export, weights_file
-from inputcodes.memory import weights_problem
+from inputcodes.memory import memory_problem
 from model import GPTConfig
 
 # Settings of nanoGPT, and of this program before: what to use instead.
@@ -241,7 +241,7 @@ def fitted_to_data(config: Any, data: DataSet, processes: int) -> Any:
     config = dataclasses.replace(config, vocab_size=data.vocab_size)
     if problems := problems or config.problems():
         raise UserError("\n".join(problems))
-    if problem := weights_problem(config):
+    if problem := memory_problem(config):
         raise UserError(problem)
     # Both raise UserError if there are too few tokens for one window.
     TrainingData(data.rows("train", config.block_size), config.batch_size, config.seed)

@@ -385,3 +385,30 @@ def test_the_advice_of_an_error_works_when_pasted(
     pasted = advice.replace("NAME", column)
     main([*words, pasted])
     assert list(tmp_path.glob("*/meta.json"))
+
+
+def test_a_single_text_named_twice_is_split_as_if_named_once(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("a line of a text\n" * 300)
+    folders = [
+        prepare(prepare_config(tmp_path, files=files, dataset=name))
+        for name, files in (("once", str(text)), ("twice", f"{text},{text}"))
+    ]
+    hashes = [json.loads((folder / "meta.json").read_text())["data_sha256"] for folder in folders]
+    assert hashes[0] == hashes[1]
+
+
+def test_texts_stored_as_categories_are_read(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"text number {n}" for n in range(60)]
+    pq.write_table(pa.table({"text": pa.array(texts).dictionary_encode()}), tmp_path / "a.parquet")
+    folder = prepare(prepare_config(tmp_path, files=str(tmp_path / "a.parquet")))
+    assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(texts)
+
+
+def test_a_split_that_a_folder_does_not_have_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_json_lines(tmp_path / "set" / "train.jsonl", [{"text": "a"}])
+    config = {"source": "hub", "hub": str(tmp_path / "set"), "val_source": "validation"}
+    with pytest.raises(UserError, match="no split 'validation'; there are train"):
+        prepare(prepare_config(tmp_path, **config))
