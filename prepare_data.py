@@ -16,8 +16,7 @@ that names it. A document that is not text is left out and counted by reason: `e
 only white space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON escape),
 `not_text` (a number, a list, ...); conversations also as documents.read_chat says.
 
-A word that ends in .py is a config file and is run; to read Python files as text, name them with
---files=script.py or name their folder.
+A word that ends in .py is a config file, which is run; --files=script.py reads one as a text.
 """
 
 import contextlib
@@ -254,13 +253,11 @@ def _identity(config: PrepareConfig) -> dict[str, Any]:
 
 def _given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     """The tokenizer that the settings name, or whose n-grams they do; None if neither."""
-    if config.tokenizer.endswith(".json"):
-        return Tokenizer.load(config.tokenizer)
     if config.tokenizer:
-        return Tokenizer.named(config.tokenizer)
-    file, vocab_size = config.ngram_file, config.vocab_size or 256
-    ngrams = read_ngrams(Path(file), vocab_size, config.ngrams) if file else []
-    return Tokenizer(vocab_size, ngrams) if file else None
+        load = Tokenizer.load if config.tokenizer.endswith(".json") else Tokenizer.named
+        return load(config.tokenizer)
+    file, V = config.ngram_file, config.vocab_size or 256
+    return Tokenizer(V, read_ngrams(Path(file), V, config.ngrams)) if file else None
 
 
 @dataclasses.dataclass
@@ -347,8 +344,7 @@ class _Preparation:
         job = functools.partial(encode_chunk, tokenizer, self.reading.val_below, config.chat)
         stream = self.stream(writer.progress["stream"])
         results = shards.map_chunks(job, chunks_of(stream), config.workers)
-        splits = writer.progress["splits"]
-        saved = time.monotonic()
+        splits, saved = writer.progress["splits"], time.monotonic()
         done = sum(counts["bytes"] for counts in splits.values())
         whole = not corpus.is_one_text(self.entries, self.reading)
         bar = shards.progress_bar("encoding", done, not config.quiet)
@@ -388,8 +384,13 @@ class _Preparation:
 def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
     config = configure(PrepareConfig, argv, "files")
+    if config.show:
+        from inputcodes.data import DataSet  # with torch, which takes seconds
+
+        print(shards.show(DataSet(Path(config.show), verify=False).path))
+        return
     try:
-        print(shards.show(Path(config.show))) if config.show else prepare(config)
+        prepare(config)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command continues from here", file=sys.stderr)
         sys.exit(130)

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, command
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256, read_json, system_errors, write_json
 from inputcodes.packing import ChatRows, Layout, segment_layout
@@ -166,7 +166,7 @@ class DataSet:
             raise UserError(f"{self.path} is unfinished: repeat the command that prepares it")
         raise UserError(
             f"no data set in {self.path}: choose another --dataset or --data_dir, or make one"
-            " (`python prepare_data.py --help`)"
+            f" (`{command('prepare_data.py', '--help')}`)"
         )
 
     def _file(self, name: str) -> Path:
@@ -215,8 +215,12 @@ def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
             check("name of a shard", entry["name"], Path(str(entry["name"])).name)
             check(f"tokens of {entry['name']}", entry["tokens"], max(1, int(entry["tokens"])))
             hashes.append(entry["sha256"])
+        for name in ("documents", "bytes"):
+            check(f"{name} of {split}", value := meta["splits"][split][name], max(0, int(value)))
         total = sum(entry["tokens"] for entry in entries)
         check(f"tokens of {split}", meta["splits"][split]["tokens"], total)
+    for reason, number in meta.get("skipped", {}).items():
+        check(reason, number, max(0, int(number)))
     check("data_sha256", meta["data_sha256"], data_sha256(hashes))
 
 

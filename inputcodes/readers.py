@@ -20,8 +20,8 @@ from inputcodes.documents import CHAT_COLUMNS, Item, split_of
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
-TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null")
-TEXT_TYPES += tuple(f"dictionary<values={kind}," for kind in TEXT_TYPES)  # categories of pandas
+TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null",
+              "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
 PART = 1 << 20  # characters of a text that are read at a time, up to the end of a line
 
 

@@ -186,7 +186,7 @@ def test_show_prints_counts_and_the_first_documents(
         texts = texts_in(folder, split)[:3]
         assert len(starts) == 3
         assert all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
-    with pytest.raises(UserError, match=r"nothing/meta\.json: No such file"):
+    with pytest.raises(UserError, match="no data set in .*nothing"):
         main([f"--show={tmp_path}/nothing"])
 
 
@@ -399,7 +399,6 @@ def test_a_single_text_named_twice_is_split_as_if_named_once(tmp_path: Path) -> 
 
 
 def test_texts_stored_as_categories_are_read(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = [f"text number {n}" for n in range(60)]
     pq.write_table(pa.table({"text": pa.array(texts).dictionary_encode()}), tmp_path / "a.parquet")
     folder = prepare(prepare_config(tmp_path, files=str(tmp_path / "a.parquet")))
