@@ -186,7 +186,7 @@ def test_show_prints_counts_and_the_first_documents(
         texts = texts_in(folder, split)[:3]
         assert len(starts) == 3
         assert all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
-    with pytest.raises(UserError, match="no data set in .*nothing"):
+    with pytest.raises(UserError, match=r"no data set in .*nothing"):
         main([f"--show={tmp_path}/nothing"])
 
 
