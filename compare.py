@@ -242,7 +242,12 @@ def read_study(given: dict[str, Any]) -> Study:
     try:
         variants = [runs.Variant(**variant) for variant in stored["variants"]]
         own = {**stored["compare"], "study_dir": str(file.parent)}
-        return Study(from_record(CompareConfig, own | given), variants)
+        config = from_record(CompareConfig, own | given)
+        if problems := config.problems():
+            raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
+        if any(type(v.label) is not str or type(v.settings) is not dict for v in variants):
+            raise TypeError("a variant is a label and its settings")
+        return Study(config, variants)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): run the study again") from error
 

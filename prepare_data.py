@@ -81,7 +81,7 @@ class PrepareConfig(Settings):
     val_fraction: float = setting(0.035, "share of the text that is held out", least=0, below=1)
     shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1)
     max_tokens: int = setting(0, "training tokens after which to stop; 0: read all", least=0)
-    workers: int = free(0, "processes; 0: one per core", least=0)
+    workers: int = free(0, "processes; 0: one per core", least=0, most=1024)
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
     overwrite: bool = free(False, "make the data set again, whatever is there under its name")
     show: str = free("", "prepare nothing: print the counts and first documents of this folder")

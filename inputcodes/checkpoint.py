@@ -93,7 +93,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         sealed = check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(state, dict) or not {"model", "record"} <= state.keys():
+        if not (
+            isinstance(state, dict) and isinstance(state.get("model"), dict) and "record" in state
+        ):
             raise UserError(f"{path} is not a checkpoint of this program")
         record: dict[str, Any] = json.loads(state.pop("record"))
         if not sealed and record.get("format", 1) > 1:
@@ -137,9 +139,10 @@ def other_checkpoint(path: Path) -> str:
     if not other.is_file():
         return f"there is no other one: delete {path.parent} and train again"
     if other.name == "last.pt":
-        return f"{other} is another one (--checkpoint=last)"
-    words = f"--init_from={path.parent}", f"--out_dir={path.parent}-again"
-    return f"start another run from its best weights: `{command('train.py', *words)}`"
+        go_on = command("train.py", f"--out_dir={path.parent}", "--init_from=resume")
+        return f"read {other} instead (--checkpoint=last), or go on training from it: `{go_on}`"
+    again = command("train.py", f"--init_from={path.parent}", f"--out_dir={path.parent}-again")
+    return f"start another run from its best weights, `{again}`, or read them (--checkpoint=best)"
 
 
 def present_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +167,11 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
             print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
         path = last
     state, record = read_checkpoint(path)
-    model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])
+    try:
+        model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged: weights and settings differ ({reason})") from error
     return model.to(device or "cpu").eval(), record
 
 

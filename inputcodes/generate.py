@@ -89,7 +89,9 @@ def sample_token(
     p, order = p.topk(min(top_k, p.shape[-1])) if top_k else p.sort(dim=-1, descending=True)
     if top_p < 1:
         p = p / p.sum(-1, keepdim=True)
-        p[p.cumsum(-1) - p >= top_p] = 0
+        beyond = p.cumsum(-1) - p >= top_p
+        beyond[..., 0] = False  # the likeliest stays, also of a top_p that float32 rounds to 0
+        p[beyond] = 0
     return order.gather(-1, draw(p, generator).unsqueeze(-1)).squeeze(-1)
 
 

@@ -173,7 +173,11 @@ def test_metrics_keep_every_line_but_those_to_be_repeated(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_program_is_named_as_such(tmp_path):
     file = tmp_path / "best.pt"
-    for foreign in ({"model": {}, "iter_num": 3}, [1, 2], torch.zeros(2)):
+    for foreign in ({"model": {}, "iter_num": 3}, {"model": 5, "record": "{}"}, torch.zeros(2)):
         torch.save(foreign, file)
         with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of this program"):
             read_checkpoint(file)
+    record = {"config": {**CONFIG, "n_embd": 16}}
+    write_checkpoint(file, {"model": GPT(GPTConfig(**CONFIG), 1).state_dict()}, record)
+    with pytest.raises(UserError, match=r"best\.pt is damaged: weights and settings differ"):
+        load_model(file)

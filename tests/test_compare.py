@@ -215,3 +215,19 @@ def test_on_a_gpu_runs_go_one_at_a_time(monkeypatch):
     assert runs.jobs_at_once("mps", 1, 9) == 1
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     assert runs.jobs_at_once("auto", 1, 9) == 1
+
+
+def test_a_damaged_study_is_refused_by_its_report_in_one_line(tmp_path):
+    whole = {"compare": {"seeds": "1"}, "variants": [{"label": "fixed", "settings": {}}]}
+    damages = (
+        {"variants": 5},
+        {"variants": [{"label": 5, "settings": {}}]},
+        {"variants": [{"label": "fixed", "settings": []}]},
+        {"compare": {"seeds": "x"}},
+        {"compare": {"seeds": 1}},
+    )
+    for damage in damages:
+        (tmp_path / "study.json").write_text(json.dumps(whole | damage))
+        with pytest.raises(UserError, match=r"study\.json") as caught:
+            compare.main([f"--report={tmp_path}"])
+        assert len(str(caught.value).splitlines()) == 1

@@ -82,3 +82,9 @@ def test_sampling_reaches_every_token_of_a_large_vocabulary_in_proportion():
     chi_square = ((counts - p * draws) ** 2 / (p * draws))[kept].sum().item()
     freedom = int(kept.sum())
     assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def test_a_nucleus_that_rounds_to_nothing_is_the_likeliest_token():
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    for top_k in (0, 2):
+        assert sample_token(logits, 1.0, top_k, 1e-320, torch.Generator()).tolist() == [1]
