@@ -220,3 +220,20 @@ def test_precision_and_determinism_are_as_asked(monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled()
     a = torch.randn(300, 300)
     assert (a @ a - (a.double() @ a.double())).abs().max() < 1e-3  # float32, by whichever library
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "1"}, "invalid literal"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "MASTER_ADDR"),
+    ],
+)
+def test_half_an_environment_is_refused_in_one_line(monkeypatch, variables, words):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    message = f"cannot join the other processes: .*{words}"
+    with pytest.raises(UserError, match=message) as caught, join_processes("cpu"):
+        pass
+    assert len(str(caught.value).splitlines()) == 1
