@@ -397,22 +397,26 @@ def test_factored_data_asks_for_a_square():
 
 
 @pytest.mark.slow
-def test_quick_study_end_to_end(tmp_path):
-    command = [sys.executable, "autoenc_study.py", "--quick", "--seeds=2", "--workers=2"]
-    command += [f"--out={tmp_path}/new/r.json", f"--plot={tmp_path}/new/f.svg"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
+    def fewer(protocol):
+        few = {"train_sequences": 150, "heldout_sequences": 50}
+        return protocol._replace(min_epochs=3, max_epochs=3, **few)
+
+    monkeypatch.setattr(study.Protocol, "quick", fewer)
+    words = ["--quick", "--seeds=2", "--workers=2", f"--out={tmp_path}/new/r.json"]
+    study.main([*words, f"--plot={tmp_path}/new/f.svg"])
+    done = capsys.readouterr()
     for title in study.TITLES.values():
-        assert f"\n## {title}\n" in done.stdout
+        assert f"\n## {title}\n" in done.out
     for figures in (*study.PAPER.values(), "204.8M → 25.6M, 87.5%"):
-        assert figures in done.stdout or figures.startswith("6.")  # V = 500 and 1000 are left out
-    assert "TOST margin: 1.00%" in " ".join(done.stdout.split())
-    assert "at chance: nothing was learned" in done.stdout
-    assert "its differences are not" in " ".join(done.stdout.split())
+        assert figures in done.out or figures.startswith("6.")  # V = 500 and 1000 are left out
+    assert "TOST margin: 1.00%" in " ".join(done.out.split())
+    assert "at chance: nothing was learned" in done.out
     record = json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8"))
-    assert f"{len(record['runs'])}/{len(record['runs'])} runs" in done.stderr
+    assert f"{len(record['runs'])}/{len(record['runs'])} runs" in done.err
     assert record["settings"]["seeds"] == [42, 43]
     assert record["settings"]["learning_rate"] == 0.001
-    assert {r["epochs"] for r in record["runs"]} == {25}
+    assert {r["epochs"] for r in record["runs"]} == {3}
     assert set(record["sections"]) == set(study.SECTIONS) - {"memory"}
     assert "<svg" in (tmp_path / "new" / "f.svg").read_text(encoding="utf-8")
 
