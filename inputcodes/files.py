@@ -90,6 +90,9 @@ def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
             value = json.loads(line.decode())
             if not isinstance(value, dict) or type(value.get("step")) is not int:
                 raise ValueError("expected an object with a step")
+            for name, entry in value.items():
+                if name != "val_documents" and not isinstance(entry, int | float | None):
+                    raise ValueError(f"{name}={entry!r} is no number")
             values.append(value)
         except (ValueError, RecursionError) as error:
             message = f"{path}, line {number} is damaged: {error}"

@@ -171,6 +171,13 @@ def test_metrics_keep_every_line_but_those_to_be_repeated(tmp_path, capsys):
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4}\n'
 
 
+def test_a_metrics_line_of_other_types_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "val_documents": [[1.0, 2]]}\n{"step": 2, "val_loss": "low"}\n')
+    with pytest.raises(UserError, match=r"line 2 is damaged: val_loss='low' is no number"):
+        read_json_lines(path)
+
+
 def test_a_checkpoint_of_another_program_is_named_as_such(tmp_path):
     file = tmp_path / "best.pt"
     for foreign in ({"model": {}, "iter_num": 3}, {"model": 5, "record": "{}"}, torch.zeros(2)):
