@@ -1,6 +1,7 @@
 """A data set on disk, written here by hand rather than by prepare_data.py; one thread a test."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.helpers import SMALL, write_data_set
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is first imported
 os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "input-codes-tests"))
 torch.set_num_threads(1)  # the models are tiny, and CI may share its cores
+for _number in (signal.SIGINT, signal.SIGHUP):  # ignored in background jobs, and inherited
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
