@@ -231,5 +231,5 @@ def test_a_chat_goes_on_until_the_input_ends(words, tmp_path, capsys, monkeypatc
 
 
 def test_a_chat_needs_a_run_of_conversations(base):
-    with pytest.raises(UserError, match=r"was not fine-tuned on conversations: .*sft_default"):
+    with pytest.raises(UserError, match=r"was not fine-tuned on conversations; .*sft_default"):
         sample.main([f"--out_dir={base}", "--chat"])
