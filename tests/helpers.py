@@ -1,10 +1,14 @@
 """What several test files share: texts, tokenizers, data, the small run, programs in processes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import random
+import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,16 +62,12 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def start(
-    argv: list, processes: int = 1, program: str = "train.py", grace: int = 30
-) -> subprocess.Popen:
-    """A program in a process of its own, or in several under torchrun."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        command += ["--standalone", f"--shutdown-timeout={grace}"]
+def torchrun(argv: list, program: str = "train.py", grace: int = 30) -> subprocess.Popen:
+    """A program in two processes under torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node=2", f"--shutdown-timeout={grace}", program]
     return subprocess.Popen(
-        [*command, program, *argv],
+        [*launcher, *argv],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -79,6 +79,63 @@ def start(
 def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=600)
     return output
+
+
+class Program:
+    """A program with its arguments in a process of its own, or in several that train together.
+
+    The processes are forked from one that has imported PyTorch, which takes seconds, and has
+    computed nothing; the program runs in them as `__main__`.
+    """
+
+    FORKS = multiprocessing.get_context("forkserver")
+    FORKS.set_forkserver_preload(["tests.helpers", "train", "evaluate", "sample"])
+
+    def __init__(
+        self, output: Path, argv: list, program: str = "train.py", processes: int = 1, cwd=ROOT
+    ) -> None:
+        self.output, ranks = output, [{} for _ in range(processes)]
+        if processes > 1:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                port = str(listener.getsockname()[1])
+            known = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            ranks = [{**known, "RANK": str(rank)} for rank in range(processes)]
+        words = [str(ROOT / program), *map(str, argv)]
+        output.write_text("")
+        self.processes = [
+            self.FORKS.Process(target=self.main, args=(words, output, cwd, rank), daemon=True)
+            for rank in ranks
+        ]
+        with contextlib.chdir(ROOT):  # from where the first of all imports
+            for process in self.processes:
+                process.start()
+
+    @staticmethod
+    def main(words: list[str], output: Path, cwd: Path, environment: dict[str, str]) -> None:
+        """What each process does."""
+        with open(output, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.chdir(cwd)
+        os.environ.update(environment)
+        torch.set_num_threads(1)
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+    def send_signal(self, number: int) -> None:
+        """Signal the first process."""
+        os.kill(self.processes[0].pid, number)
+
+    @property
+    def running(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def finish(self) -> tuple[list[int], str]:
+        """The exit codes, negative after a signal, and the output of all together."""
+        for process in self.processes:
+            process.join(600)
+        return [process.exitcode for process in self.processes], self.output.read_text()
 
 
 ENGLISH = ["the", "then", "them", "there", "this", "that", "of", "and", "in", "to", "a", "is"]

@@ -1,4 +1,4 @@
-"""Run by test_train.py: train.py whose micro-steps take 0.3 s from the fourth step on."""
+"""Run by test_train.py: train.py whose micro-steps take 0.5 s from the fourth step on."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ class SlowGPT(train.GPT):
             SlowGPT.calls += 1
             if SlowGPT.calls > 3 * accumulate:
                 print("slow", flush=True)
-                time.sleep(0.3)
+                time.sleep(0.5)
         return super().forward(ids, targets, layout)
 
 

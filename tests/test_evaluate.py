@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +24,7 @@ from inputcodes.tasks import (
 )
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from tests.helpers import ROOT, SMALL
+from tests.helpers import SMALL, Program
 
 CPU = Processes(torch.device("cpu"))
 TOKENIZER = Tokenizer(256)
@@ -251,17 +248,15 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(out_dir, data):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def test_two_processes_share_the_work(out_dir, data, tmp_path):
     argv = [f"--out_dir={out_dir}", f"--data={data}", "--device=cpu", "--validation=False"]
     argv += [f"--tasks={','.join(TASKS)}", "--batch_size=3"]
     evaluate.main(argv)
     one = (out_dir / "evaluation.json").read_text()
     (out_dir / "evaluation.json").unlink()
-    shown = subprocess.run([*command, "evaluate.py", *argv], cwd=ROOT, capture_output=True,
-                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count(" boolq |") == 1  # only one process prints
+    codes, shown = Program(tmp_path / "log", argv, "evaluate.py", processes=2).finish()
+    assert codes == [0, 0], shown
+    assert shown.count(" boolq |") == 1  # only one process prints
     assert (out_dir / "evaluation.json").read_text() == one
 
 

@@ -16,14 +16,7 @@ from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
-from tests.helpers import (
-    assert_same_run,
-    finish,
-    metrics_of,
-    start,
-    weights_of,
-    write_data_set,
-)
+from tests.helpers import Program, assert_same_run, metrics_of, weights_of, write_data_set
 
 FIVE = {"max_steps": 5, "warmup_steps": 1, "min_lr": 1e-3}  # a constant rate, whatever max_steps
 
@@ -33,21 +26,22 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
     """One command in a restart loop, killed without notice until it gets through."""
     changes = {"max_steps": 200, "eval_interval": 20}
     train.main(words("whole", **changes))
-    rng, kills = random.Random(), 0
+    print("seed:", seed := random.randrange(2**32))
+    rng, kills = random.Random(seed), 0
     while True:
-        process = start(words("killed", init_from="resume", **changes))
+        process = Program(tmp_path / "log", words("killed", init_from="resume", **changes))
         metrics = tmp_path / "killed" / "metrics.jsonl"
         target = rng.randint(kills * 90, kills * 90 + 80)
-        while kills < 2 and process.poll() is None:
+        while kills < 2 and process.running:
             if metrics.is_file() and metrics.read_text().count("\n") > target:
                 time.sleep(rng.random() * 0.05)
-                process.kill()
+                process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.01)
-        output = finish(process)
-        if process.returncode == 0:
+        (code,), output = process.finish()
+        if code == 0:
             break
-        assert process.returncode == -signal.SIGKILL, output
+        assert code == -signal.SIGKILL, output
         kills += 1
     assert kills == 2
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -15,7 +15,7 @@ from inputcodes.data import DataSet, TrainingData
 from inputcodes.documents import encode_turns
 from inputcodes.loss import IGNORED
 from inputcodes.tokenizer import Tokenizer
-from tests.helpers import SMALL, assert_same_run, finish, metrics_of, start, write_data_set
+from tests.helpers import SMALL, Program, assert_same_run, metrics_of, write_data_set
 
 BASE = {key: SMALL[key] for key in ("block_size", "n_layer", "n_head", "n_embd")}
 SFT = {key: value for key, value in SMALL.items() if key not in BASE}
@@ -135,10 +135,10 @@ def test_validation_counts_responses_only(words, data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_like_one(words, tmp_path):
-    process = start(words("two", max_steps=10), processes=2)
+    process = Program(tmp_path / "log", words("two", max_steps=10), processes=2)
     train.main(words("one", max_steps=10))
-    output = finish(process)
-    assert process.returncode == 0, output
+    codes, output = process.finish()
+    assert codes == [0, 0], output
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert len(one) == 10
     for a, b in zip(one, two, strict=True):
