@@ -92,7 +92,7 @@ class Program:
     FORKS.set_forkserver_preload(["tests.helpers", "train", "evaluate", "sample"])
 
     def __init__(
-        self, output: Path, argv: list, program: str = "train.py", processes: int = 1, cwd=ROOT
+        self, output: Path, argv: list, program="train.py", processes: int = 1, cwd=ROOT
     ) -> None:
         self.output, ranks = output, [{} for _ in range(processes)]
         if processes > 1:

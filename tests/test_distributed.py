@@ -2,20 +2,17 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from inputcodes.configurator import UserError
 from inputcodes.distributed import PARENT, Processes, Stop, join_processes, setup_device
+from tests.helpers import Program, finish, torchrun
 
-ROOT = Path(__file__).parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 HEAD = """
 import contextlib, os, signal, sys, time
 import torch
@@ -75,32 +72,22 @@ sys.exit(128 + stop.signal)
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Starts a program, given as text, under a launcher, with its output in one pipe."""
+def program(tmp_path):
+    """Starts a program, given as text, in one process or more that know of each other."""
 
-    def build(text: str, *argv: str, launcher=(sys.executable,), **environment: str):
-        program = tmp_path / "program.py"
-        program.write_text(HEAD + text)
-        known = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            [*launcher, str(program), *argv],
-            env={**os.environ, **known, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(text: str, *argv: str, processes: int = 1) -> Program:
+        file, log = tmp_path / f"{len(argv)}.py", tmp_path / f"{'-'.join(argv)}.log"
+        file.write_text(HEAD + text)
+        return Program(log, list(argv), file, processes)
 
-    return build
-
-
-def finish(process: subprocess.Popen) -> str:
-    return process.communicate(timeout=600)[0]
+    return start
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["early", "user", "bug"])
-def test_the_first_failure_is_the_last_word(start, kind):
-    process = start(FAIL, kind, launcher=TORCHRUN)
+def test_the_first_failure_is_the_last_word(tmp_path, kind):
+    (tmp_path / "fail.py").write_text(HEAD + FAIL)
+    process = torchrun([kind], str(tmp_path / "fail.py"))
     output = finish(process)
     assert process.returncode == 1
     said, summary = output.split("FAILED\n")  # the latter is torchrun's
@@ -111,36 +98,33 @@ def test_the_first_failure_is_the_last_word(start, kind):
 
 
 @pytest.mark.slow
-def test_processes_join_without_a_local_rank(start):
+def test_processes_join_without_a_local_rank(program):
     """The Kubeflow training operator sets these four variables, and no others."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [start(JOIN, **known, RANK=str(rank)) for rank in range(2)]
-    assert [finish(process) for process in both] == ["0 3.0\n", "1 3.0\n"]
+    codes, output = program(JOIN, processes=2).finish()
+    assert codes == [0, 0]
+    assert sorted(output.splitlines()) == ["0 3.0", "1 3.0"]
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_at_the_same_micro_step(start):
-    process = start(AGREE, launcher=TORCHRUN)
-    output = finish(process)
+def test_a_signal_to_one_process_stops_both_at_the_same_micro_step(program):
+    codes, output = program(AGREE, processes=2).finish()
     left = [line for line in output.splitlines() if line.startswith("left")]
-    assert process.returncode == 0
+    assert codes == [0, 0], output
     assert left == ["left at 32 by 15"] * 2
 
 
 @pytest.mark.slow
-def test_the_first_signal_is_heard_at_once(start):
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    processes = [start(ALONE) for _ in numbers]  # at once, as each takes seconds to begin
-    for number, process in zip(numbers, processes, strict=True):
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        output = finish(process)
-        assert output.startswith(f"\n{number.name}: saving")
+def test_the_first_signal_is_heard_at_once(program):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        alone = program(ALONE, number.name)
+        while "ready\n" not in alone.output.read_text():
+            assert alone.running
+            time.sleep(0.01)
+        alone.send_signal(number)
+        codes, output = alone.finish()
+        assert output.startswith(f"ready\n\n{number.name}: saving")
         assert "once more: stop at once, without saving" in output
-        assert process.returncode == 128 + number
+        assert codes == [128 + number]
 
 
 def test_a_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch):
