@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +15,8 @@ import train
 from inputcodes import runs
 from inputcodes.configurator import UserError
 from inputcodes.files import locked
-from tests.helpers import COSTS, SMALL
+from tests.helpers import SMALL, Program, metrics_of
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = SMALL | {"max_steps": 12, "eval_interval": 4, "warmup_steps": 2}
 
 
@@ -40,68 +39,68 @@ def losses(study: Path, variant: str) -> list[float]:
     return next(row["losses"] for rows in groups for row in rows if row["variant"] == variant)
 
 
-def read_run(path: Path) -> runs.Run:
-    run = runs.read_run(path, train.TrainConfig)
-    assert run is not None
-    return run
+def signalled(metrics: Path, lines: int) -> threading.Thread:
+    """Sends this process SIGTERM once there are so many lines of metrics."""
+
+    def wait() -> None:
+        while not (metrics.is_file() and metrics.read_text().count("\n") > lines):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
 
 
 @pytest.mark.slow
-def test_a_study_runs_reports_and_does_not_run_again(text_data, tmp_path, capsys, monkeypatch):
+def test_a_study_is_interrupted_goes_on_reports_and_does_not_run_again(
+    text_data, tmp_path, capsys, monkeypatch
+):
+    file = recipe(tmp_path, text_data, max_steps=120, eval_interval=40)
     study = tmp_path / "study"
-    words = [recipe(tmp_path, text_data), "--seeds=1,2", f"--study_dir={study}"]
-    words += ["--variants=learned; affine code_seed=3"]
+    words = [file, "--seeds=1,2", "--variants=learned; affine code_seed=3"]
+    words.append(f"--study_dir={study}")
+    name = "affine-code_seed=3-s"
+    killer = signalled(study / f"{name}1" / "metrics.jsonl", 10)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([*words, "--jobs=1"])
+    killer.join()
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().err
+    first = (study / "learned-s1" / "run.json").stat().st_mtime_ns
+    assert not (study / "report.json").exists()
+    train.main([file, "--input_layer=learned", "--seed=2", f"--out_dir={study / 'learned-s2'}"])
+    capsys.readouterr()
     compare.main(words)
     printed, progress = capsys.readouterr()
-    assert "0 of 4 runs left, 100% of the tokens\n" in progress  # plain lines, as there is no
+    assert (study / "learned-s1" / "run.json").stat().st_mtime_ns == first
+    assert "resuming at step" in (study / f"{name}1" / "log.txt").read_text()
+    assert "0 of 2 runs left, 100% of the tokens\n" in progress  # plain lines, as there is no
     assert "\r" not in progress  # terminal
     assert "| learned " in printed
     assert "affine code_seed=3 - learned" in printed
     assert printed.count("4,096") >= 1  # 256 x 16 trainable input parameters
-    for name in ("loss", "differences", "price"):
-        assert (study / f"{name}.svg").read_text().startswith("<?xml")
-        assert (study / f"{name}.png").read_bytes()[1:4] == b"PNG"
-    # The losses are those of train.py, run alone.
-    alone = tmp_path / "alone"
-    name = "affine-code_seed=3-s2"
-    train.main([str(study / name / "config.py"), f"--out_dir={alone}"])
+    for figure in ("loss", "differences", "price"):
+        assert (study / f"{figure}.svg").read_text().startswith("<?xml")
+        assert (study / f"{figure}.png").read_bytes()[1:4] == b"PNG"
+    # The losses are those of train.py run alone, with an interruption and without.
+    for seed in (1, 2):
+        alone = tmp_path / f"alone-{seed}"
+        train.main([str(study / f"{name}{seed}" / "config.py"), f"--out_dir={alone}"])
+        loss = metrics_of(alone)[-1]["val_loss"]
+        assert loss == losses(study, "affine code_seed=3")[seed - 1]
+        assert metrics_of(study / f"{name}{seed}") == metrics_of(alone)
     capsys.readouterr()
-    there, here = read_run(alone), read_run(study / name)
-    assert there.last["val_loss"] == losses(study, "affine code_seed=3")[1]
-    assert [{k: v for k, v in line.items() if k not in COSTS} for line in there.lines] == [
-        {k: v for k, v in line.items() if k not in COSTS} for line in here.lines
-    ]
     # The same command, and a report alone, run nothing.
     monkeypatch.setattr(subprocess, "Popen", None)
     compare.main(words)
     again = capsys.readouterr().out
     compare.main(["--report", str(study)])
     assert capsys.readouterr().out == again == printed
-
-
-@pytest.mark.slow
-def test_an_interrupted_study_goes_on_where_it_stopped(text_data, tmp_path):
-    file = recipe(tmp_path, text_data, max_steps=120, eval_interval=40)
-    study = tmp_path / "study"
-    words = [file, "--seeds=1", "--variants=learned; fixed", "--jobs=1", f"--study_dir={study}"]
-    command = [sys.executable, "compare.py", *words]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    metrics = study / "fixed-s1" / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 10):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, output = process.communicate(timeout=600)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in output
-    first = (study / "learned-s1" / "run.json").stat().st_mtime_ns
-    assert not (study / "report.json").exists()
-    compare.main(words)
-    assert (study / "learned-s1" / "run.json").stat().st_mtime_ns == first
-    assert "resuming at step" in (study / "fixed-s1" / "log.txt").read_text()
-    whole = tmp_path / "whole"
-    train.main([str(study / "fixed-s1" / "config.py"), f"--out_dir={whole}"])
-    assert read_run(whole).last["val_loss"] == losses(study, "fixed")[0]
+    # Other runs of these names are not this study's.
+    other = recipe(tmp_path, text_data, max_steps=120, eval_interval=40, n_embd=32)
+    with pytest.raises(UserError, match=r"holds another run:\nn_embd: 16 \(there\), 32"):
+        compare.main([other, *words[1:]])
 
 
 @pytest.mark.slow
@@ -109,13 +108,13 @@ def test_the_runs_of_a_killed_study_save_and_end(text_data, tmp_path):
     file = recipe(tmp_path, text_data, max_steps=100_000, eval_interval=50_000)
     study = tmp_path / "study"
     words = [file, "--seeds=1", "--variants=fixed", f"--study_dir={study}"]
-    process = subprocess.Popen([sys.executable, "compare.py", *words], cwd=ROOT)
+    process = Program(tmp_path / "log", words, "compare.py")
     run = study / "fixed-s1"
     while not runs.read_metrics(run):
-        assert process.poll() is None
+        assert process.running, process.finish()
         time.sleep(0.1)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     with locked(run, wait=True):  # which the run holds until it ends
         stopped = len(runs.read_metrics(run))
         assert (run / "last.pt").is_file()
@@ -138,6 +137,7 @@ def test_configs_as_variants_through_torchrun(text_data, tmp_path):
         for name in ("learned", "compressed")
     ]
     study = tmp_path / "study"
+    train.main([files[1], "--seed=7", f"--out_dir={study / 'compressed-s7'}"])  # there already
     compare.main([*files, "--seeds=7", "--nproc=2", f"--study_dir={study}", "--jobs=1"])
     made = json.loads((study / "report.json").read_text())
     (row, other), (gap,) = made["groups"][0], made["gaps"][0]
@@ -145,6 +145,7 @@ def test_configs_as_variants_through_torchrun(text_data, tmp_path):
     assert (row["input_parameters"], other["input_parameters"]) == (8192, 1024)
     assert gap["verdict"] == "one seed, no verdict"
     assert "torch.distributed" not in (study / "learned-s7" / "log.txt").read_text()
+    assert not (study / "compressed-s7" / "log.txt").exists()
 
 
 def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data, tmp_path):
@@ -162,21 +163,15 @@ def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, capsys):
     file = recipe(tmp_path, text_data, grad_clip=0.0, max_steps=40, eval_interval=20)
-    words = [file, f"--study_dir={tmp_path / 'study'}", "--seeds=1"]
+    study = tmp_path / "study"
+    train.main([file, "--input_layer=learned", f"--out_dir={study / 'learned-s1'}"])
     variants = "learned learning_rate=1e9; learned; fixed"
     said = r"(?s)learned-learning_rate=1e9-s1 failed, says .*log.txt:\nerror: .*stopped"
     with pytest.raises(UserError, match=said):
-        compare.main([*words, f"--variants={variants}"])
+        compare.main([file, f"--study_dir={study}", "--seeds=1", f"--variants={variants}"])
     printed = capsys.readouterr().out
     assert "fixed - learned" in printed
     assert "Left out, not complete: learned learning_rate=1e9." in printed
-
-
-def test_another_run_in_the_place_of_one_is_refused(text_data, tmp_path):
-    words = ["--seeds=1", f"--study_dir={tmp_path / 'study'}", "--variants=fixed"]
-    compare.main([recipe(tmp_path, text_data), *words])
-    with pytest.raises(UserError, match=r"holds another run:\nn_embd: 16 \(there\), 32"):
-        compare.main([recipe(tmp_path, text_data, n_embd=32), *words])
 
 
 @pytest.mark.parametrize(

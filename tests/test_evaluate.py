@@ -176,12 +176,11 @@ def test_the_formats_are_the_harnesses():
     assert len(squad.options) == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_model_that_knows_nothing_scores_at_chance(seed):
+def test_a_model_that_knows_nothing_scores_at_chance():
     """Random weights on 400 items with blindly drawn answers: within 3.5 standard errors."""
-    gpt = GPT(GPTConfig(vocab_size=256, block_size=256, n_layer=1, n_head=1, n_embd=16), seed)
+    gpt = GPT(GPTConfig(vocab_size=256, block_size=256, n_layer=1, n_head=1, n_embd=16), seed=0)
     for number, name in enumerate(CHOICES):
-        items = [TASKS[name].item(row) for row in random_rows(name, 400, seed=10 * seed + number)]
+        items = [TASKS[name].item(row) for row in random_rows(name, 400, seed=number)]
         result = summarize(TASKS[name], score(gpt, TOKENIZER, items, 64, CPU))
         assert result.chance == pytest.approx(0.5 if name == "boolq" else 0.25)
         spread = math.sqrt(result.chance * (1 - result.chance) / 400)

@@ -86,7 +86,7 @@ def test_a_short_run_needs_no_word_about_its_warm_up(words, tmp_path):
         ({"n_layer": 10**12}, "n_layer=1000000000000: expected at least 1 and at most"),
         ({"block_size": 10**9}, "block_size=1000000000: expected at least 1 and at most"),
         ({"n_embd": 2**18}, "GB for the weights alone"),
-        ({"batch_size": 2**20, "n_layer": 1000, "n_embd": 512}, "make batch_size or block_size"),
+        ({"batch_size": 2**20, "n_layer": 20, "n_embd": 512}, "make batch_size or block_size"),
         ({"device": "meta"}, "expected cuda, mps or cpu"),
         ({"dataset": ""}, "dataset='': expected the name of a folder"),
     ],

@@ -298,11 +298,12 @@ def test_going_on_after_interruptions_ends_with_the_same_bytes(
 
     monkeypatch.setattr(ShardWriter, "write", dying_write)
     wanted = prepare_config(tmp_path, dataset="cut", **settings)
-    deaths = 0
-    for _ in range(40):
+    deaths, ended = 0, False
+    while not ended:
         left = 1  # every life records one chunk and dies at the next
         try:
             prepare(wanted)
+            ended = True
         except Interrupted:
             deaths += 1
     assert deaths > 5

@@ -1,7 +1,10 @@
 """Fine-tuning a run: what the checkpoint decides, masked losses, processes and interruptions."""
 
+import contextlib
+import io
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,21 +53,37 @@ def base(data_dir, tmp_path_factory):
     return out_dir
 
 
-@pytest.fixture
-def config_file(tmp_path):
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
     """A config file like config/sft_default.py: it says nothing about the architecture."""
-    file = tmp_path / "sft.py"
+    file = tmp_path_factory.mktemp("config") / "sft.py"
     file.write_text("".join(f"{key} = {value!r}\n" for key, value in SFT.items()))
     return file
 
 
-@pytest.fixture
-def words(config_file, data_dir, base, tmp_path):
-    def build(name: str = "run", **changes) -> list[str]:
-        settings = {"init_from": base, "data_dir": data_dir, "out_dir": tmp_path / name} | changes
+@pytest.fixture(scope="module")
+def words_for(config_file, data_dir, base):
+    """Builds the command line of a fine-tuning, with changes."""
+
+    def build(out_dir: Path, **changes) -> list[str]:
+        settings = {"init_from": base, "data_dir": data_dir, "out_dir": out_dir} | changes
         return [str(config_file), *(f"--{key}={value}" for key, value in settings.items())]
 
     return build
+
+
+@pytest.fixture
+def words(words_for, tmp_path):
+    return lambda name="run", **changes: words_for(tmp_path / name, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(words_for, tmp_path_factory):
+    """A run of all steps, and what it printed."""
+    out_dir = tmp_path_factory.mktemp("whole")
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        train.main(words_for(out_dir))
+    return out_dir, shown.getvalue()
 
 
 def plain_losses(base, data_dir, steps: int) -> list[float]:
@@ -96,13 +115,13 @@ def plain_losses(base, data_dir, steps: int) -> list[float]:
     return losses
 
 
-def test_fine_tuning_is_the_plain_loop_over_responses(words, base, data_dir, tmp_path, capsys):
-    train.main(words())
-    lines = metrics_of(tmp_path / "run")
+def test_fine_tuning_is_the_plain_loop_over_responses(whole, base, data_dir):
+    out_dir, shown = whole
+    lines = metrics_of(out_dir)
     expected = plain_losses(base, data_dir, 20)
     assert [line["train_loss"] for line in lines] == pytest.approx(expected, rel=1e-5)
     assert lines[-1]["val_loss"] < lines[4]["val_loss"]
-    record = read_checkpoint(tmp_path / "run" / "best.pt")[1]
+    record = read_checkpoint(out_dir / "best.pt")[1]
     was = read_checkpoint(base / "best.pt")[1]
     for name in (*BASE, "input_layer", "code_seed", "vocab_size"):
         assert record["config"][name] == was["config"][name], name
@@ -110,15 +129,13 @@ def test_fine_tuning_is_the_plain_loop_over_responses(words, base, data_dir, tmp
     assert record["base"]["out_dir"] == str(base)
     assert record["base"]["step"] == was["step"]
     assert record["tokenizer_sha256"] == was["tokenizer_sha256"]
-    shown = capsys.readouterr().out
     assert f"fine-tuning {base} as of step 8" in shown
     assert "conversations (" in shown
     assert "<|assistant|>" in shown
 
 
-def test_validation_counts_responses_only(words, data_dir, tmp_path):
-    train.main(words())
-    gpt = load_model(tmp_path / "run" / "last.pt")[0]
+def test_validation_counts_responses_only(whole, data_dir):
+    gpt = load_model(whole[0] / "last.pt")[0]
     rows = DataSet(data_dir / "sums").rows("val", 16)
     x, y, segments, _ = map(torch.from_numpy, rows.read(np.arange(rows.count)))
     nats, count, text_bytes = 0.0, 0, 0
@@ -128,7 +145,7 @@ def test_validation_counts_responses_only(words, data_dir, tmp_path):
         nats += torch.nn.functional.cross_entropy(logits, y[row, own], reduction="sum").item()
         count += int((y[row, own] != IGNORED).sum())
         text_bytes += sum(int((y[row, own] == ord(letter)).sum()) for letter in "cd")
-    last = metrics_of(tmp_path / "run")[-1]
+    last = metrics_of(whole[0])[-1]
     assert last["val_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert last["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
 
@@ -147,8 +164,7 @@ def test_two_processes_fine_tune_like_one(words, tmp_path):
 
 
 @pytest.mark.parametrize("again", ["resume", "resume,{base}"])
-def test_a_fine_tuning_cut_short_goes_on_to_the_same_weights(words, base, tmp_path, again):
-    train.main(words("whole"))
+def test_a_fine_tuning_cut_short_goes_on_to_the_same_weights(words, whole, base, tmp_path, again):
     interrupt = train.Trainer.keep
 
     def keep(trainer):
@@ -161,11 +177,11 @@ def test_a_fine_tuning_cut_short_goes_on_to_the_same_weights(words, base, tmp_pa
         train.main(words("cut", init_from=f"resume,{base}"))
     assert read_checkpoint(tmp_path / "cut" / "last.pt")[1]["step"] == 10
     train.main(words("cut", init_from=again.format(base=base)))
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    ours, theirs = (
-        read_checkpoint(tmp_path / name / "last.pt")[1]["base"] for name in ("cut", "whole")
+    assert_same_run(tmp_path / "cut", whole[0])
+    ours, expected = (
+        read_checkpoint(out_dir / "last.pt")[1]["base"] for out_dir in (tmp_path / "cut", whole[0])
     )
-    assert ours == theirs
+    assert ours == expected
 
 
 def test_what_contradicts_the_checkpoint_is_named(words, base, data_dir, tmp_path):

@@ -173,36 +173,32 @@ def test_a_second_writer_is_refused(words, tmp_path):
     train.main(words())
 
 
-@pytest.mark.parametrize("moment", ["micro-step", "evaluation"])
-def test_a_signal_stops_within_a_step_and_an_evaluation(
-    words, tmp_path, monkeypatch, capsys, moment
-):
+def test_a_signal_stops_within_a_step_and_an_evaluation(words, tmp_path, monkeypatch, capsys):
     """Whatever was half done is dropped, and done again by the resumed run."""
     accumulate = {"gradient_accumulation_steps": 4}
     train.main(words("whole", **accumulate))
-    module, name = {
-        "micro-step": (train.GPT, "forward"),
-        "evaluation": (validation, "target_nats"),
-    }[moment]
-    calls, function = itertools.count(1), getattr(module, name)
+    for module, name, stop_at, step in (
+        (train.GPT, "forward", 4 * 6 + 2, 6),
+        (validation, "target_nats", 2, 5),
+    ):
+        calls, function = itertools.count(1), getattr(module, name)
 
-    def kill(*args):
-        stop_at = 4 * 6 + 2 if moment == "micro-step" else 2
-        if next(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return function(*args)
+        def kill(*args, calls=calls, function=function, stop_at=stop_at):
+            if next(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, kill)
-        with pytest.raises(SystemExit) as ended:
-            train.main(words("stopped", **accumulate))
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert "--init_from=resume" in capsys.readouterr().out
-    record = read_checkpoint(tmp_path / "stopped" / "last.pt")[1]
-    assert record["step"] == {"micro-step": 6, "evaluation": 5}[moment]
-    assert bool(record["interrupted"]) == (moment == "evaluation")
-    train.main(words("stopped", **accumulate, init_from="resume"))
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, kill)
+            with pytest.raises(SystemExit) as ended:
+                train.main(words(name, **accumulate))
+        assert ended.value.code == 128 + signal.SIGTERM
+        assert "--init_from=resume" in capsys.readouterr().out
+        record = read_checkpoint(tmp_path / name / "last.pt")[1]
+        assert record["step"] == step
+        assert bool(record["interrupted"]) == (name == "target_nats")
+        train.main(words(name, **accumulate, init_from="resume"))
+        assert_same_run(tmp_path / name, tmp_path / "whole")
 
 
 @pytest.mark.slow
