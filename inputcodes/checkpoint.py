@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -43,6 +43,17 @@ from model import GPT, GPTConfig
 FORMAT = 2  # 1 had no SHA-256 at the end
 SEAL = b"\nsha256 "  # begins the last line of a checkpoint
 SEAL_BYTES = len(SEAL) + 64 + 1
+# What every record holds, and of what type.
+RECORD_PARTS: dict[str, Any] = {
+    "step": int,
+    "tokens": int,
+    "best_val_loss": (int, float),
+    "elapsed_s": (int, float),
+    "config": dict,
+    "tokenizer": str,
+    "tokenizer_sha256": str,
+    "data_sha256": str,
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -100,6 +111,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         record: dict[str, Any] = json.loads(state.pop("record"))
         if not sealed and record.get("format", 1) > 1:
             raise ValueError("its SHA-256 is missing")
+        check_record(record)
         record["config"] = present_names(record["config"])
     except UserError:
         raise
@@ -111,6 +123,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in ("columns", "shift", "codes"):  # once stored, though they follow from the settings
         state["model"].pop(f"input_layer.{name}", None)
     return state, record
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Raise ValueError, naming them, if parts of a checkpoint's record are missing or of no use."""
+    parts = {name: isinstance(record.get(name), kind) for name, kind in RECORD_PARTS.items()}
+    settings = record["config"] if parts["config"] else {}
+    parts |= {f"config[{name!r}]": name in settings for name in ("input_layer", "dataset", "seed")}
+    if bad := [name for name, is_there in parts.items() if not is_there]:
+        raise ValueError(f"its record lacks {', '.join(bad)}")
 
 
 def check_bytes(path: Path) -> bool:
@@ -156,6 +177,16 @@ def present_names(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+@contextlib.contextmanager
+def fitting_weights(path: Path) -> Iterator[None]:
+    """Turn the errors of weights that do not fit their model into a UserError that names `path`."""
+    try:
+        yield
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged: weights and settings differ ({reason})") from error
+
+
 def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dict[str, Any]]:
     """The model of a checkpoint, ready to use, and the checkpoint's record.
 
@@ -167,11 +198,8 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
             print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
         path = last
     state, record = read_checkpoint(path)
-    try:
+    with fitting_weights(path):
         model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])
-    except (ValueError, RuntimeError, LookupError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged: weights and settings differ ({reason})") from error
     return model.to(device or "cpu").eval(), record
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from inputcodes.checkpoint import check_record
 from inputcodes.configurator import UserError, from_record
 from inputcodes.files import read_json, system_errors
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
@@ -152,6 +153,10 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder} was not written by export.py: its config.json lacks {RECORD!r}")
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
     config = from_record(GPTConfig, record["config"])
     texts = Tokenizer.from_json(record["tokenizer"]).texts()
     weights = GPT(config, texts=texts).state_dict()

@@ -130,7 +130,10 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
                 f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"
                 f" an export, and there is no {path}"
             )
-        return Start(path, choice == "resume", *read_checkpoint(path))
+        start = Start(path, choice == "resume", *read_checkpoint(path))
+        if start.resuming and "optimizer" not in start.tensors:
+            raise UserError(f"{path} lacks the state of the optimizer; {other_checkpoint(path)}")
+        return start
     return None
 
 

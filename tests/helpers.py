@@ -211,6 +211,15 @@ def prepare_config(tmp_path: Path, **settings: Any) -> PrepareConfig:
     return made
 
 
+def record_of(config: dict[str, Any], tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """What a checkpoint says of itself, of a run with these settings."""
+    tokenizer = tokenizer or Tokenizer(256)
+    record = {"step": 7, "tokens": 700, "best_val_loss": 2.0, "elapsed_s": 1.0}
+    record |= {"tokenizer": tokenizer.to_json(), "tokenizer_sha256": tokenizer.sha256}
+    record |= {"data_sha256": "d" * 64, "code_sha256": "c" * 64}
+    return record | {"config": {"dataset": "tiny", "seed": 1, **config}}
+
+
 def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -> GPT:
     """A checkpoint of random weights of all sizes that training gives, and the record of a run."""
     config = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "compression": 4}
@@ -220,10 +229,8 @@ def write_run(out: Path, tokenizer: Tokenizer, chat: bool = False, **settings) -
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     config = dataclasses.asdict(model.config)
-    config |= {"dataset": "tiny", "learning_rate": 1e-3, "seed": 3, "out_dir": str(out)}
-    record = {"step": 7, "tokens": 700, "best_val_loss": 2.0, "elapsed_s": 1.0, "base": None}
-    record |= {"tokenizer": tokenizer.to_json(), "tokenizer_sha256": tokenizer.sha256}
-    record |= {"config": config, "chat": chat, "data_sha256": "d" * 64, "code_sha256": "c" * 64}
+    config |= {"learning_rate": 1e-3, "seed": 3, "out_dir": str(out)}
+    record = record_of(config, tokenizer) | {"chat": chat, "base": None}
     out.mkdir(parents=True, exist_ok=True)
     write_checkpoint(out / "best.pt", {"model": model.state_dict()}, record)
     return model.eval()

@@ -14,7 +14,9 @@ import torch
 from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.files import PARTIAL, locked, read_json_lines
+from inputcodes.resume import find_start
 from model import GPT, GPTConfig
+from tests.helpers import record_of
 
 CONFIG = {"vocab_size": 16, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
 CONFIG["input_layer"] = "learned"
@@ -24,7 +26,7 @@ CONFIG["input_layer"] = "learned"
 def checkpoint(tmp_path):
     """A small checkpoint, last.pt."""
     path = tmp_path / "last.pt"
-    write_checkpoint(path, {"model": GPT(GPTConfig(**CONFIG), 1).state_dict()}, {"config": CONFIG})
+    write_checkpoint(path, {"model": GPT(GPTConfig(**CONFIG), 1).state_dict()}, record_of(CONFIG))
     return path
 
 
@@ -33,7 +35,7 @@ def test_what_is_written_is_read(checkpoint):
     expected = GPT(GPTConfig(**CONFIG), 1).state_dict()
     assert tensors["model"].keys() == expected.keys()
     assert all(torch.equal(tensors["model"][key], expected[key]) for key in expected)
-    assert record["config"] == CONFIG
+    assert record["config"] == record_of(CONFIG)["config"]
     assert not list(checkpoint.parent.glob(f"*{PARTIAL}"))
 
 
@@ -81,7 +83,7 @@ def test_checkpoints_of_before_load_with_the_names_of_today(tmp_path):
     """Format 1: a torch file alone, with settings that have other names now."""
     config = CONFIG | {"input_layer": "random", "random_width": 6, "tf32": True}
     weights = GPT(GPTConfig(**CONFIG | {"input_layer": "random", "code_length": 6}), 1).state_dict()
-    record = json.dumps({"config": config, "step": 3})
+    record = json.dumps(record_of(config))
     torch.save({"model": weights, "record": record}, tmp_path / "best.pt")
     gpt, record = load_model(tmp_path / "best.pt")
     assert gpt.config.code_length == 6
@@ -117,7 +119,7 @@ def test_codes_that_were_stored_are_those_that_follow_from_the_settings(tmp_path
     weights = {k: v for k, v in learned.items() if not k.startswith("input_layer.")}
     weights |= {f"input_layer.{name}": value for name, value in stored.items()}
     config = CONFIG | {"input_layer": layer, "random_width": 6, "code_seed": 1}
-    write_checkpoint(tmp_path / "best.pt", {"model": weights}, {"config": config})
+    write_checkpoint(tmp_path / "best.pt", {"model": weights}, record_of(config))
     gpt, _ = load_model(tmp_path / "best.pt")
     assert torch.equal(gpt.input_layer(torch.arange(16)), rows.float())
 
@@ -184,7 +186,36 @@ def test_a_checkpoint_of_another_program_is_named_as_such(tmp_path):
         torch.save(foreign, file)
         with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of this program"):
             read_checkpoint(file)
-    record = {"config": {**CONFIG, "n_embd": 16}}
+    record = record_of({**CONFIG, "n_embd": 16})
     write_checkpoint(file, {"model": GPT(GPTConfig(**CONFIG), 1).state_dict()}, record)
     with pytest.raises(UserError, match=r"best\.pt is damaged: weights and settings differ"):
         load_model(file)
+
+
+@pytest.mark.parametrize("name", [*record_of({}), *record_of({})["config"], "input_layer"])
+def test_a_record_that_lacks_a_part_or_has_another_type_there_is_one_line(tmp_path, name):
+    if name == "code_sha256":
+        return  # write_checkpoint adds it
+    file, weights = tmp_path / "last.pt", {"model": GPT(GPTConfig(**CONFIG), 1).state_dict()}
+    records = [record_of(CONFIG), record_of(CONFIG)]
+    if name in records[0]:
+        records[0].pop(name)
+        records[1][name] = None
+    else:
+        records = [record_of(CONFIG)]
+        records[0]["config"].pop(name)
+        name = f"config['{name}']"
+    for record in records:
+        write_checkpoint(file, weights, record)
+        for use in (load_model, read_checkpoint, lambda path: find_start("resume", path.parent)):
+            with pytest.raises(
+                UserError, match=r"last\.pt is damaged \(its record lacks "
+            ) as caught:
+                use(file)
+            assert name in str(caught.value)
+            assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_without_the_optimizer_is_not_resumed(checkpoint):
+    with pytest.raises(UserError, match=r"last\.pt lacks the state of the optimizer; there is no"):
+        find_start("resume", checkpoint.parent)

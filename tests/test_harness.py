@@ -14,6 +14,7 @@ from inputcodes.distributed import Processes
 from inputcodes.tasks import TASKS, read_items, score, split_pair, summarize
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
+from tests.helpers import record_of
 
 CPU = Processes(torch.device("cpu"))
 CONTEXT = 128
@@ -59,8 +60,8 @@ def run(request, tmp_path_factory) -> Path:
     with torch.no_grad():
         gpt.head.weight *= 20
     out_dir = tmp_path_factory.mktemp("run")
-    record = {"step": 1, "tokenizer": tokenizer.to_json()}
-    record["config"] = {**shape, "vocab_size": request.param, "input_layer": config.input_layer}
+    settings = {**shape, "vocab_size": request.param, "input_layer": config.input_layer}
+    record = record_of(settings, tokenizer)
     write_checkpoint(out_dir / "best.pt", {"model": gpt.state_dict()}, record)
     return out_dir
 

@@ -16,7 +16,15 @@ from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
-from tests.helpers import Program, assert_same_run, metrics_of, weights_of, write_data_set
+from inputcodes.tokenizer import Tokenizer
+from tests.helpers import (
+    Program,
+    assert_same_run,
+    metrics_of,
+    weights_of,
+    write_data_set,
+    write_run,
+)
 
 FIVE = {"max_steps": 5, "warmup_steps": 1, "min_lr": 1e-3}  # a constant rate, whatever max_steps
 
@@ -174,6 +182,16 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_again(words, tmp_path):
     record = read_checkpoint(tmp_path / "run-again" / "last.pt")[1]
     assert (record["step"], record["config"]["dataset"]) == (5, "tiny")
     assert record["base"]["out_dir"] == str(tmp_path / "run")
+
+
+def test_weights_that_do_not_fit_their_settings_are_one_line(words, tmp_path):
+    write_run(tmp_path / "wide", Tokenizer(256))
+    tensors, record = read_checkpoint(tmp_path / "wide" / "best.pt")
+    record["config"]["n_embd"] = 32
+    write_checkpoint(tmp_path / "wide" / "best.pt", tensors, record)
+    argv = [w for w in words(init_from=tmp_path / "wide") if not w.startswith(("--n_", "--block"))]
+    with pytest.raises(UserError, match=r"best\.pt is damaged: weights and settings differ"):
+        train.main(argv)
 
 
 def test_a_checkpoint_of_before_a_setting_existed_resumes(words, tmp_path):
