@@ -400,8 +400,8 @@ def test_factored_data_asks_for_a_square():
 @pytest.mark.slow
 def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
     def fewer(protocol):
-        few = {"train_sequences": 150, "heldout_sequences": 50}
-        return protocol._replace(min_epochs=3, max_epochs=3, **few)
+        few = {"train_sequences": 40, "heldout_sequences": 20}
+        return protocol._replace(min_epochs=2, max_epochs=2, **few)
 
     monkeypatch.setattr(study.Protocol, "quick", fewer)
     words = ["--quick", "--seeds=2", "--workers=2", f"--out={tmp_path}/new/r.json"]
@@ -417,7 +417,7 @@ def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
     assert f"{len(record['runs'])}/{len(record['runs'])} runs" in done.err
     assert record["settings"]["seeds"] == [42, 43]
     assert record["settings"]["learning_rate"] == 0.001
-    assert {r["epochs"] for r in record["runs"]} == {3}
+    assert {r["epochs"] for r in record["runs"]} == {2}
     assert set(record["sections"]) == set(study.SECTIONS) - {"memory"}
     assert "<svg" in (tmp_path / "new" / "f.svg").read_text(encoding="utf-8")
 

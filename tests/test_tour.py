@@ -21,6 +21,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     for cell in code:
         source = "".join(cell["source"])
         source = source.replace('"out/tour"', repr(os.fspath(tmp_path)))
+        source = source.replace("eval_tokens=50000", "eval_tokens=5000")
         exec(source.replace("max_steps = 200", "max_steps = 12"), namespace)
     printed = capsys.readouterr().out
     assert "CKA" in printed
