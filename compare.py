@@ -40,6 +40,7 @@ from inputcodes.data import DataSet
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
+from inputcodes.tables import starting_table
 from model import GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
@@ -263,7 +264,10 @@ def check_before(study: Study) -> None:
             if key not in known:
                 known[key] = DataSet(prepare_missing(*key))
             data = known[key]
-            fact = dataclasses.asdict(config.for_data(data, study.config.nproc))
+            config = config.for_data(data, study.config.nproc)
+            if any(study.stored_run(variant, seed) is None for seed in study.config.seed_list):
+                starting_table(config, data)
+            fact = dataclasses.asdict(config)
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
         if lines := runs.differences(facts, runs.FREE_FIELDS | INPUT_FIELDS):

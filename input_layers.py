@@ -36,6 +36,14 @@ class InputConfig(Settings):
     compression: int = of_input_layer(
         8, "compressed: n_embd over the width of the learned codes", least=1
     )
+    table_of: str = of_input_layer(
+        "",
+        "compressed: folder of a run; the table starts as the principal components of its input "
+        "vectors, with sd table_std over all numbers; empty: as random numbers",
+    )
+    train_table: bool = of_input_layer(
+        True, "learned, compressed: train the table; False keeps it as it starts"
+    )
     code_length: int = of_input_layer(
         0, "codeword, spelling, random: positions of the code, tiled to n_embd; 0: n_embd", least=0
     )
@@ -88,23 +96,30 @@ class InputLayer(nn.Module):
 
 
 class LearnedInput(InputLayer):
-    """The standard lookup: a trainable V x C table."""
+    """The standard lookup: a V x C table, trained unless `train_table` is off."""
 
     def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
+        table = torch.empty(config.vocab_size, self.table_width(config))
+        self.weight = nn.Parameter(table, requires_grad=config.train_table)
+
+    @staticmethod
+    def table_width(config: InputConfig) -> int:
+        return config.n_embd
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
 
 
-class CompressedInput(InputLayer):
-    """A trainable V x C / compression table, tiled to width C (Bee, section 3)."""
+class CompressedInput(LearnedInput):
+    """A V x C / compression table, tiled to width C (Bee, section 3).
 
-    def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:
-        super().__init__(config)
-        width = config.n_embd // config.compression
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, width))
+    It starts as random numbers, or as the table of another run compressed (`table_of`).
+    """
+
+    @staticmethod
+    def table_width(config: InputConfig) -> int:
+        return config.n_embd // config.compression
 
     @staticmethod
     def problems(config: InputConfig) -> list[str]:
@@ -113,7 +128,7 @@ class CompressedInput(InputLayer):
         return []
 
     def forward(self, ids: Tensor) -> Tensor:
-        return codes.tile(F.embedding(ids, self.weight), self.config.n_embd)
+        return codes.tile(super().forward(ids), self.config.n_embd)
 
 
 class FixedInput(InputLayer):

@@ -225,6 +225,7 @@ def count_parameters(config: GPTConfig) -> tuple[int, int]:
     """Trainable parameters (in all, in the input layer), without allocating any."""
     with torch.device("meta"):
         model = GPT(config)
-    counts = {name: weight.numel() for name, weight in model.named_parameters()}
+    trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
+    counts = {name: weight.numel() for name, weight in trained}
     inputs = sum(n for name, n in counts.items() if name.startswith("input_layer."))
     return sum(counts.values()), inputs

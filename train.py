@@ -38,6 +38,7 @@ from inputcodes.files import locked
 from inputcodes.memory import peak_mb
 from inputcodes.progress import Progress, close, describe, missing_package, open_dashboard
 from inputcodes.resume import OTHER_NAMES, Start, check_base, configure_run, fitted_to_data
+from inputcodes.tables import starting_table
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
 from prepare_data import prepare_missing
@@ -165,6 +166,8 @@ class Trainer:
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
             self._load(start)
+        elif (table := starting_table(config, data)) is not None:
+            self.raw_model.input_layer.load_state_dict({"weight": table})
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inputcodes.configurator import UserError
 from inputcodes.files import system_errors
-from inputcodes.hf import input_table
+from inputcodes.tables import input_table
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, ROPE_BASE, GPTConfig
 

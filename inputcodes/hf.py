@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from inputcodes.checkpoint import check_record
 from inputcodes.configurator import UserError, from_record
 from inputcodes.files import read_json, system_errors
+from inputcodes.tables import input_table
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -49,13 +49,6 @@ def module_names(n_layer: int) -> dict[str, str]:
         for ours, theirs in BLOCK.items()
     }
     return names | {"norm": "gpt_neox.final_layer_norm"}
-
-
-@torch.no_grad()
-def input_table(model: GPT) -> Tensor:
-    """The vectors (V, C) of all ids."""
-    ids = torch.arange(model.config.vocab_size, device=model.head.weight.device)
-    return torch.cat([model.input_layer(part) for part in ids.split(8192)])
 
 
 def neox_weights(model: GPT) -> dict[str, Tensor]:
