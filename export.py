@@ -14,6 +14,7 @@ the byte, n-gram and 65,536 layouts. llama.cpp computes GELU by its tanh approxi
 precision: logits differ by about 0.2% of their spread, greedy texts seldom.
 """
 
+import inputcodes  # noqa: F401  # isort: skip
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,6 +9,7 @@ Everything a step computes follows from the configuration, the seed and the step
 from the number of processes (up to rounding), nor from evaluations, nor from interruptions.
 """
 
+import inputcodes  # noqa: F401  # isort: skip
 import contextlib
 import copy
 import dataclasses
@@ -192,8 +193,7 @@ class Trainer:
         # The moments of the checkpoint with the rates of the configuration, which may be new. A
         # copy: they are mapped from a file that will be replaced, which Windows forbids.
         moments = copy.deepcopy(start.tensors["optimizer"]["state"])
-        state = {**self.optimizer.state_dict(), "state": moments}
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
     @property
     def elapsed_s(self) -> float:

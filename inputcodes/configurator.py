@@ -209,12 +209,22 @@ def run_main(
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # one of several processes
-            print("stopped", file=err)
-        sys.exit(130)  # 128 + SIGINT, as shells expect
+        exit_interrupted()
     finally:
         out.flush()
     sys.exit(0)
+
+
+def exit_interrupted(at_once: bool = False) -> NoReturn:
+    """End as Ctrl-C asks: one line, of the first of several processes, and 128 + SIGINT.
+
+    `at_once`: without the exception that other code might catch.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print("stopped", file=Output(sys.stderr or io.StringIO()), flush=True)
+    if at_once:
+        os._exit(130)
+    sys.exit(130)
 
 
 def command(script: str, *words: str) -> str:

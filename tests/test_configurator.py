@@ -3,12 +3,15 @@
 import io
 import os
 import shlex
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 
 import pytest
 
 from inputcodes.configurator import (
+    ROOT,
     Output,
     Settings,
     UserError,
@@ -115,6 +118,42 @@ def test_the_end_of_a_program_is_a_line_and_a_status(monkeypatch, error, status)
     with pytest.raises(SystemExit) as ended:
         run_main(main, Example, "usage: example")
     assert ended.value.code == status
+
+
+# Stands for a library whose import takes long, and which catches everything, as some do.
+SLOW_IMPORT = """
+import sys, time
+sys.stdout.write("importing\\n")
+sys.stdout.flush()
+try:
+    time.sleep(60)
+except BaseException:
+    pass
+raise ImportError("cannot load module more than once per process")
+"""
+
+
+@pytest.mark.parametrize(
+    "program", ["train", "sample", "evaluate", "compare", "export", "bench", "prepare_data"]
+)
+def test_control_c_during_the_imports_is_one_line(tmp_path, program):
+    for library in ("torch", "numpy"):
+        (tmp_path / f"{library}.py").write_text(SLOW_IMPORT)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / f"{program}.py", "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "stopped\n")
+    assert process.returncode == 130
+
+
+def test_importing_the_package_leaves_control_c_to_other_programs():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_command_to_paste_is_quoted(monkeypatch, tmp_path):
