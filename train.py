@@ -25,13 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from inputcodes.checkpoint import (
-    Metrics,
-    fitting_weights,
-    read_checkpoint,
-    write_checkpoint,
-    write_run_json,
-)
+from inputcodes.checkpoint import Metrics, read_checkpoint, write_checkpoint, write_run_json
 from inputcodes.configurator import UserError, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
@@ -176,8 +170,7 @@ class Trainer:
 
     def _load(self, start: Start) -> None:
         """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
-        with fitting_weights(start.path):
-            self.raw_model.load_state_dict(start.tensors["model"])
+        start.load_weights(self.raw_model)
         if not start.resuming:
             return
         self.step, best = start.record["step"], self.out_dir / "best.pt"
@@ -189,7 +182,7 @@ class Trainer:
                 # The losses to come are of other tokens: measure the best weights on those, too.
                 self.raw_model.load_state_dict(read_checkpoint(best)[0]["model"])
                 self.best_loss = self.evaluate().loss
-                self.raw_model.load_state_dict(start.tensors["model"])
+                start.load_weights(self.raw_model)
         # The moments of the checkpoint with the rates of the configuration, which may be new. A
         # copy: they are mapped from a file that will be replaced, which Windows forbids.
         moments = copy.deepcopy(start.tensors["optimizer"]["state"])

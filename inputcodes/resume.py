@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from inputcodes.checkpoint import other_checkpoint, read_checkpoint
+from inputcodes.checkpoint import fitting_weights, other_checkpoint, read_checkpoint
 from inputcodes.configurator import (
     Settings,
     UserError,
@@ -75,6 +75,11 @@ class Start:
             "sha256": file_sha256(self.path),
             **{name: self.record[name] for name in kept},
         }
+
+    def load_weights(self, model: torch.nn.Module) -> None:
+        """Give `model` the checkpoint's weights; UserError if they do not fit."""
+        with fitting_weights(self.path):
+            model.load_state_dict(self.tensors["model"])
 
     def inherited(self, cls: type[Settings], architecture_only: bool) -> dict[str, Any]:
         """The checkpoint's settings, but for those that say where a run is; or its architecture."""
