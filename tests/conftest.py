@@ -20,6 +20,12 @@ for _number in (signal.SIGINT, signal.SIGHUP):  # ignored in background jobs, an
         signal.signal(_number, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test draws the same from PyTorch's own generator whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data_dir with the data set `tiny`: 20,000 bytes that a model can learn from."""

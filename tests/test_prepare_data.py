@@ -25,9 +25,8 @@ from inputcodes.configurator import UserError, configure, help_text
 from inputcodes.shards import ShardWriter
 from inputcodes.tokenizer import Tokenizer
 from prepare_data import PrepareConfig, main, prepare
-from tests.helpers import prepare_config, write_json_lines, write_parquet
+from tests.helpers import ROOT, prepare_config, write_json_lines, write_parquet
 
-ROOT = Path(__file__).parent.parent
 WORDS = ["alpha", "beta", "gamma", "ζήτα", "中文", "שלום", "café", "😀", "<|endoftext|>", "end."]
 
 
@@ -321,8 +320,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     duration = time.monotonic() - started
     command = [sys.executable, "prepare_data.py", *words, "--dataset=cut"]
     progress = tmp_path / "cut" / "progress.json"
-    draw = random.Random()
-    killed = 0
+    print("seed", seed := random.randrange(2**32))
+    draw, killed = random.Random(seed), 0
     for _ in range(3):
         process = subprocess.Popen(command, cwd=ROOT)
         while process.poll() is None and not progress.is_file():

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ import input_layers
 from inputcodes.configurator import configure, given_values
 from model import GPT
 from prepare_data import PrepareConfig
+from tests.helpers import ROOT
 from train import TrainConfig
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -34,7 +34,7 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
     """One command in a restart loop, killed without notice until it gets through."""
     changes = {"max_steps": 200, "eval_interval": 20}
     train.main(words("whole", **changes))
-    print("seed:", seed := random.randrange(2**32))
+    print("seed", seed := random.randrange(2**32))
     rng, kills = random.Random(seed), 0
     while True:
         process = Program(tmp_path / "log", words("killed", init_from="resume", **changes))

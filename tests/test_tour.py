@@ -2,11 +2,12 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).parent.parent / "docs" / "tour.ipynb"
+from tests.helpers import ROOT
+
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 
 
 @pytest.mark.slow
