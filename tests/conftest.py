@@ -1,5 +1,6 @@
 """A data set on disk, written here by hand rather than by prepare_data.py; one thread a test."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -18,6 +19,10 @@ torch.set_num_threads(1)  # the models are tiny, and CI may share its cores
 for _number in (signal.SIGINT, signal.SIGHUP):  # ignored in background jobs, and inherited
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now stays, and need not be looked through again
 
 
 @pytest.fixture(autouse=True)

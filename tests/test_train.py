@@ -177,7 +177,7 @@ def test_a_second_writer_is_refused(words, tmp_path):
 
 def test_a_signal_stops_within_a_step_and_an_evaluation(words, tmp_path, monkeypatch, capsys):
     """Whatever was half done is dropped, and done again by the resumed run."""
-    accumulate = {"gradient_accumulation_steps": 4}
+    accumulate = {"gradient_accumulation_steps": 4, "max_steps": 10}
     train.main(words("whole", **accumulate))
     for module, name, stop_at, step in (
         (train.GPT, "forward", 4 * 6 + 2, 6),
