@@ -4,7 +4,7 @@
     python autoenc_study.py --protocol=trained   # the same comparisons, trained until they learn
     python autoenc_study.py --quick              # fewer seeds, sizes and sequences
 
-Standard library (and inputcodes/stats.py) only, Python 3.11 and newer. The paper is M. Bee,
+Standard library only, as are the two files imported from inputcodes. The paper is M. Bee,
 "Learning Token Encodings During Training Achieves Equivalent Performance with Dramatic Memory
 Savings" (2025); its section numbers are used below. It leaves much open. What was chosen here:
 
@@ -32,7 +32,6 @@ Shapes: V tokens, C = 32 / ratio, H = 32. A matrix is a list of tuples. A layer 
 of its outputs: the weights, then the bias.
 """
 
-import argparse
 import json
 import math
 import os
@@ -40,16 +39,17 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from itertools import repeat
 from operator import mul, sub
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from inputcodes import stats
+from inputcodes.configurator import Settings, configure, run_main, setting
 
 Row = tuple[float, ...]
 Matrix = list[Row]
@@ -62,7 +62,7 @@ KL_WEIGHT = 0.1  # beside the relative squared error; at 1 most code dimensions 
 SEQUENCE_TOKENS = 33  # 32 bigrams
 FIRST_SEED = 42
 NOISE = {"simple": 0.05, "complex": 0.1, "structured": 0.1, "semi-random": 0.5, "factored": 0.1}
-SECTIONS = ("compression", "vocabulary", "data", "baselines", "controls", "memory")
+SECTIONS = ("compression", "vocabulary", "data", "baselines", "controls")
 AUTOENCODERS = ("standard", "deep", "variational")  # of random embeddings
 TRAINED = ("trained autoencoder", "trained pca")  # of embeddings trained on the task
 TUNED = ", tuned"  # behind one of TRAINED: the codes go on learning with the task model
@@ -153,6 +153,10 @@ def network(rng: Random, *sizes: int) -> list[Matrix]:
     ]
 
 
+def minus(a: Matrix, b: Matrix) -> Matrix:
+    return [tuple(map(sub, x, y)) for x, y in zip(a, b, strict=True)]
+
+
 def squares(matrix: Matrix) -> float:
     return sum(sum(map(mul, row, row)) for row in matrix)
 
@@ -227,7 +231,7 @@ def autoencoder_loss(params: list[Matrix], table: Matrix, noise: Matrix | None =
     sampled = sample_codes(encoded[-1], noise) if noise else encoded[-1]
     decoded = forward(params[half:], sampled)
     scale = 1 / (len(table) * len(table[0]))
-    errors = [tuple(map(sub, row, table[i])) for i, row in enumerate(decoded[-1])]
+    errors = minus(decoded[-1], table)
     loss = scale * squares(errors)
     d = [tuple([2 * scale * x for x in row]) for row in errors]
     decoder_gradients, d = backward(params[half:], decoded, d)
@@ -487,9 +491,7 @@ def encode(
 def reconstruction_error(coder: list[Matrix], codes: Matrix, table: Matrix) -> float:
     """The share of the table's sum of squares that decoding misses."""
     decoded = forward(coder[len(coder) // 2 :], codes)[-1]
-    return squares([tuple(map(sub, row, table[i])) for i, row in enumerate(decoded)]) / squares(
-        table
-    )
+    return squares(minus(decoded, table)) / squares(table)
 
 
 # The paper's figures (5.2 to 5.4): learned, traditional, and what it says of their difference.
@@ -520,18 +522,19 @@ AT_CHANCE = """All losses lie within 1% of a uniform guess (ln V), as the paper'
 learned, and the methods must look alike. The paper's level is reproduced, its differences are
 not: none of them was significant there, {different} of {rows} rows are here, because the standard
 deviation over seeds is {here:.4f} in the mean here and {paper:.4f} there."""
-PAPER_EXAMPLES = (  # what, V, d, ratio, the paper's parameters (5.5, 6.3.1, 6.3.2)
-    ("1,000 x 32 at 8:1", 1_000, 32, 8, "32,000 → 4,000, 87.5%"),
+PARAMETERS = (  # what, V, d, ratio, the paper's parameters (5.5, 6.3.1, 6.3.2)
+    ("V = 100 at 8:1, here", 100, 32, 8, "-"),
+    ("V = 1,000 at 8:1", 1_000, 32, 8, "32,000 → 4,000, 87.5%"),
     ("50K x 4,096 at 8:1", 50_000, 4_096, 8, "204.8M → 25.6M, 87.5%"),
     ("genomic, 8 x 256 at 4:1", 8, 256, 4, "2,048 → 512"),
 )
+USAGE = "usage: python autoenc_study.py [--name=value ...]"
 TITLES = {
     "compression": "Compression (5.2): V = 100, simple patterns",
     "vocabulary": "Vocabulary (5.3): 8:1, simple patterns",
     "data": "Data (5.4): V = 100, 8:1",
     "baselines": "Baselines (4.3): V = 100, 8:1, simple patterns",
     "controls": "Controls (ours): V = 100",
-    "memory": "Parameters and memory (5.5)",
 }
 
 
@@ -548,31 +551,21 @@ def section_pairs(section: str, quick: bool) -> dict[str, Pair]:
         rows = {data: Condition(100, 8, data, "standard") for data in NOISE}
     else:
         rows = {method: Condition(100, 8, "simple", method) for method in AUTOENCODERS}
-        if section == "memory" and not quick:
-            rows["standard, V = 1000"] = Condition(1000, 8, "simple", "standard")
     return {label: (row._replace(method="learned"), row) for label, row in rows.items()}
 
 
 def control_pairs() -> dict[str, Pair]:
     """Is it the autoencoder, the initial scale, or the embeddings that it is given?"""
-    rows: dict[str, Pair] = {}
-
-    def add(ratio: int, data: str, first: str, second: str) -> None:
-        names = [name.replace("standard", "autoencoder") for name in (first, second)]
+    rows = [(ratio, "simple", "standard", "random") for ratio in (8, 32)]
+    rows += [(ratio, "simple", "learned, sd 1", "standard") for ratio in (8, 32)]
+    others = ("random", *(source + tuned for source in TRAINED for tuned in ("", TUNED)))
+    rows += [(8, data, "learned", other) for data in ("simple", "factored") for other in others]
+    pairs: dict[str, Pair] = {}
+    for ratio, data, first, second in rows:
+        label = f"{data} {ratio}:1, {first} - {second}".replace("standard", "autoencoder")
         condition = Condition(100, ratio, data, first)
-        label = f"{data} {ratio}:1, {names[0]} - {names[1]}"
-        rows[label] = condition, condition._replace(method=second)
-
-    add(8, "simple", "standard", "random")
-    add(32, "simple", "standard", "random")
-    add(8, "simple", "learned, sd 1", "standard")
-    add(32, "simple", "learned, sd 1", "standard")
-    for data in ("simple", "factored"):
-        add(8, data, "learned", "random")
-        for source in TRAINED:
-            add(8, data, "learned", source)
-            add(8, data, "learned", source + TUNED)
-    return rows
+        pairs[label] = condition, condition._replace(method=second)
+    return pairs
 
 
 def run_all(
@@ -583,11 +576,11 @@ def run_all(
     slowest_first = sorted(jobs, key=lambda job: -job[0].vocab)
     results, start = {}, time.perf_counter()
     with ProcessPoolExecutor(workers) as pool:
-        futures = {pool.submit(run, *job, protocol): job for job in slowest_first}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            elapsed = time.perf_counter() - start
+        done = pool.map(run, *zip(*slowest_first, strict=True), repeat(protocol))
+        for job, result in zip(slowest_first, done, strict=True):
+            results[job] = result
             if sys.stderr.isatty() or len(results) == len(jobs):  # a log gets the last line alone
+                elapsed = time.perf_counter() - start
                 line = f"\r{len(results)}/{len(jobs)} runs, {elapsed:.0f} s"
                 print(line, end="", file=sys.stderr)
     print(file=sys.stderr)
@@ -655,23 +648,29 @@ def compare(runs: Runs, pairs: dict[str, Pair], margin_share: float) -> dict[str
 
 
 def comparison_table(section: str, lines: dict[str, Line]) -> str:
-    names = "|first|second" if section == "controls" else "|learned|autoencoder"
-    header = names + "|difference [95% CI]|d|p|TOST p|verdict|chance|floor"
+    ours = section == "controls"
+    header = "|first|second" if ours else "|learned|autoencoder"
+    header += "|difference [95% CI]|d|p|TOST p|verdict|chance|floor"
     header += "|robustness" if section == "data" else ""
-    header += "" if section == "controls" else "|paper: learned, traditional, difference"
+    header += "" if ours else "|paper: learned, traditional, difference"
     rows = []
     for label, line in lines.items():
-        difference = line.paired
-        row = [label, f"{line.first_mean:.4f} ± {line.first_sd:.4f}"]
-        row += [f"{line.second_mean:.4f} ± {line.second_sd:.4f}"]
-        row += [
-            f"{difference.difference / line.second_mean:+.2%}: {difference.difference:+.4f}"
-            f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+        paired, second = line.paired, line.second_mean
+        row = [
+            label,
+            f"{line.first_mean:.4f} ± {line.first_sd:.4f}",
+            f"{second:.4f} ± {line.second_sd:.4f}",
+            f"{paired.difference / second:+.2%}: {paired.difference:+.4f}"
+            f" [{paired.low:+.4f}, {paired.high:+.4f}]",
+            f"{line.cohens_d:+.2f}",
+            f"{line.paired_p:.2g}",
+            f"{line.tost_p:.2g}",
+            line.verdict,
+            f"{line.chance:.3f}",
+            f"{line.floor:.3f}",
         ]
-        row += [f"{line.cohens_d:+.2f}", f"{line.paired_p:.2g}", f"{line.tost_p:.2g}"]
-        row += [line.verdict, f"{line.chance:.3f}", f"{line.floor:.3f}"]
-        row += [f"{line.second_mean / line.first_mean:.3f}"] if section == "data" else []
-        row += [] if section == "controls" else [PAPER.get(label, "-")]
+        row += [f"{second / line.first_mean:.3f}"] if section == "data" else []
+        row += [] if ours else [PAPER.get(label, "-")]
         rows.append(row)
     return stats.markdown_table(header, rows)
 
@@ -688,123 +687,70 @@ def note_at_chance(lines: Sequence[Line]) -> str:
     )
 
 
-def memory_table(runs: Runs, quick: bool) -> str:
-    """Counted from the models that ran; then the paper's worked examples, by arithmetic."""
+def memory_table() -> str:
+    """Trained numbers of a table with its autoencoder, and of learned codes, by arithmetic."""
     header = "|table, V d|codes, V C|autoencoder|saved by the paper's formula|saved, autoencoder"
     header += " counted|saved, task model counted too|MB of 4-byte numbers|paper"
-    cases: list[tuple[Any, ...]] = []
-    for label, (learned, other) in section_pairs("memory", quick).items():
-        ran, codes = runs[other][0], runs[learned][0]["codes"]
-        cases.append(
-            (f"ran: {label}", ran["table"], codes, ran["autoencoder"], ran["task_model"], "")
-        )
-    for label, vocab, d, ratio, claim in PAPER_EXAMPLES:
-        c = d // ratio
-        cases.append((label, vocab * d, vocab * c, (d + 1) * c + (c + 1) * d, None, claim))
     rows = []
-    for label, table, codes, coder, task, claim in cases:
+    for label, vocab, d, ratio, claim in PARAMETERS:
+        c = d // ratio
+        table, codes, coder = vocab * d, vocab * c, (d + 1) * c + (c + 1) * d
+        task = (c + 1) * HIDDEN + (HIDDEN + 1) * vocab
         before = table + coder
         row = [label, f"{table:,}", f"{codes:,}", f"{coder:,}", f"{1 - codes / table:.1%}"]
-        row += [f"{1 - codes / before:.1%}"]
-        row += [f"{1 - (codes + task) / (before + task):.1%}" if task else "-"]
-        row += [f"{before * 4e-6:.4g} → {codes * 4e-6:.4g}", claim or "-"]
+        row += [f"{1 - codes / before:.1%}", f"{1 - (codes + task) / (before + task):.1%}"]
+        row += [f"{before * 4e-6:.4g} → {codes * 4e-6:.4g}", claim]
         rows.append(row)
     return stats.markdown_table(header, rows)
 
 
-def draw_figure(path: Path, sections: dict[str, dict[str, Line]], protocol: str) -> None:
-    """Loss against compression and vocabulary, with chance and floor."""
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class StudyConfig(Settings):
+    """What is compared, how often, and where the numbers go."""
 
-    shown = [name for name in ("compression", "vocabulary") if name in sections]
-    figure = Figure(figsize=(5 * len(shown), 3.6), layout="constrained")
-    for panel, name in enumerate(shown):
-        lines = sections[name]
-        axes = figure.add_subplot(1, len(shown), panel + 1)
-        for method, part, style in (("learned", "first", "o-"), ("autoencoder", "second", "s--")):
-            means = [getattr(line, f"{part}_mean") for line in lines.values()]
-            deviations = [getattr(line, f"{part}_sd") for line in lines.values()]
-            axes.errorbar(list(lines), means, deviations, fmt=style, capsize=3, label=method)
-        for bound, style in (("chance", ":"), ("floor", "-.")):
-            values = [getattr(line, bound) for line in lines.values()]
-            axes.plot(list(lines), values, style, color="grey", label=bound)
-        axes.set(title=TITLES[name], ylabel="held-out loss (nats per token)", ylim=(0, None))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(f"{protocol} protocol, mean ± standard deviation over seeds")
-    figure.savefig(path)
+    protocol: str = setting("paper", "how long to train", choices=tuple(PROTOCOLS))
+    section: str = setting("all", "of the comparisons", choices=("all", *SECTIONS))
+    seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2)
+    workers: int = setting(os.cpu_count() or 1, "processes", least=1)
+    margin: float = setting(0.01, "of TOST, a share of the loss", above=0, below=1)
+    out: str = setting("", "JSON file of all numbers; empty: out/autoenc_PROTOCOL.json")
+    quick: bool = setting(False, "a look in half a minute: fewer seeds, sizes and sequences")
+
+    @classmethod
+    def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with the defaults that depend on it."""
+        out = given.get("out") or f"out/autoenc_{given.get('protocol', cls.protocol)}.json"
+        return {"seeds": 3 if given.get("quick") else cls.seeds, **given, "out": out}
 
 
-class Parser(argparse.ArgumentParser):
-    """Argument errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="autoenc_study.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper")
-    parser.add_argument("--section", choices=("all", *SECTIONS), default="all")
-    parser.add_argument("--seeds", type=int, help="how many, from 42 on (default 10; quick: 3)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--margin", type=float, default=0.01, help="of TOST, a share of the loss")
-    parser.add_argument("--out", type=Path, help="JSON (default out/autoenc_PROTOCOL.json)")
-    parser.add_argument("--plot", type=Path, help="figure, .svg or .png; needs matplotlib")
-    parser.add_argument("--quick", action="store_true", help="a look in under a minute")
-    args = parser.parse_args(argv)
-    args.out = args.out or Path(f"out/autoenc_{args.protocol}.json")
-    if args.seeds is None:
-        args.seeds = 3 if args.quick else 10
-    if args.seeds < 2:
-        parser.error(f"--seeds={args.seeds}: a standard deviation needs 2 or more")
-    if args.workers < 1:
-        parser.error(f"--workers={args.workers}: expected 1 or more processes")
-    if not 0 < args.margin < 1:
-        parser.error(f"--margin={args.margin}: expected a share of the loss between 0 and 1")
-    if args.plot and args.plot.suffix not in (".svg", ".png"):
-        parser.error(f"--plot={args.plot}: expected a name that ends in .svg or .png")
-    if args.plot and args.section not in ("all", "compression", "vocabulary"):
-        parser.error(f"--plot draws compression and vocabulary, not --section={args.section}")
-    if args.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install matplotlib")
-    try:
-        for path in filter(None, (args.out, args.plot)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()  # not after the minutes that the study takes
-    except OSError as error:
-        parser.error(f"{path} cannot be written: {error.strerror}")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    protocol, start = PROTOCOLS[args.protocol], time.perf_counter()
-    if args.quick:
+def main(argv: list[str]) -> None:
+    """Run the comparisons and print them; see the module's docstring."""
+    config = configure(StudyConfig, argv)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.open("a").close()  # an error now, not after the minutes that the study takes
+    protocol, start = PROTOCOLS[config.protocol], time.perf_counter()
+    if config.quick:
         protocol = protocol.quick()
-    names = SECTIONS if args.section == "all" else (args.section,)
-    wanted = {name: section_pairs(name, args.quick) for name in names}
+    names = SECTIONS if config.section == "all" else (config.section,)
+    wanted = {name: section_pairs(name, config.quick) for name in names}
     pairs = [pair for rows in wanted.values() for pair in rows.values()]
     conditions = list(dict.fromkeys(condition for pair in pairs for condition in pair))
-    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    runs = run_all(conditions, seeds, protocol, args.workers)
+    seeds = range(FIRST_SEED, FIRST_SEED + config.seeds)
+    runs = run_all(conditions, seeds, protocol, config.workers)
 
-    name = f"{args.protocol}, quick" if args.quick else args.protocol
-    print(PREAMBLE.format(protocol=name, first=seeds[0], last=seeds[-1], margin=args.margin))
+    name = f"{config.protocol}, quick" if config.quick else config.protocol
+    print(PREAMBLE.format(protocol=name, first=seeds[0], last=seeds[-1], margin=config.margin))
     sections = {}
     for name, rows in wanted.items():
-        print(f"\n## {TITLES[name]}\n")
-        if name == "memory":
-            print(memory_table(runs, args.quick))
-        else:
-            sections[name] = compare(runs, rows, args.margin)
-            print(comparison_table(name, sections[name]))
+        sections[name] = compare(runs, rows, config.margin)
+        print(f"\n## {TITLES[name]}\n\n{comparison_table(name, sections[name])}")
+    print(f"\n## Parameters and memory (5.5)\n\n{memory_table()}")
     papers = [
         line for lines in sections.values() for label, line in lines.items() if label in PAPER
     ]
     print(f"\n{note_at_chance(papers)}")
-    if args.plot:
-        draw_figure(args.plot, sections, args.protocol)
-    asked = {k: v for k, v in vars(args).items() if k not in ("out", "plot")}  # not where it goes
+    asked = {name: value for name, value in asdict(config).items() if name != "out"}
     record = {
         "settings": {**asked, **protocol._asdict(), "seeds": list(seeds)},
         "versions": {"python": platform.python_version(), "machine": platform.machine()},
@@ -816,12 +762,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
         "runs": [r for c in conditions for r in runs[c]],
     }
-    args.out.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(
-        f"\n{record['elapsed_s']:.0f} s with {args.workers} workers, {record['cpu_s']:.0f} s of"
-        f" processor time; all numbers in {args.out}"
+        f"\n{record['elapsed_s']:.0f} s with {config.workers} workers, {record['cpu_s']:.0f} s of"
+        f" processor time; all numbers in {out}"
     )
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, StudyConfig, USAGE)
