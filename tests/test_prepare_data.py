@@ -517,8 +517,6 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=2,-1"], "positive"),
         (["--source=hub", "--hub=a", "--dataset=c", "--probabilities=nan"], "positive"),
         (["--vocab_size=255"], "expected 256"),
-        (["--vocab_size=70000"], "expected 256"),
-        (["--max_ngram=4"], "max_ngram=4"),
         (["--val_fraction=1"], "val_fraction=1.0"),
         (["--shard_tokens=0"], "shard_tokens=0"),
         (["--max_tokens=-1"], "max_tokens=-1"),

@@ -10,7 +10,6 @@ import pytest
 import prepare_data
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet
-from inputcodes.tokenizer import Tokenizer
 from tests.helpers import documents
 
 
@@ -96,9 +95,3 @@ def test_number_order_and_words_reach_the_vocabulary(words, tmp_path) -> None:
 def test_what_cannot_go_together_is_named(words, more, message) -> None:
     with pytest.raises(UserError, match=message):
         prepare_data.main([*words, *more])
-
-
-def test_a_tokenizer_is_used_again(words, tmp_path) -> None:
-    Tokenizer(300, ["the", "en "]).save(tmp_path / "other.json")
-    data, used = prepared(words, tmp_path, f"--tokenizer={tmp_path}/other.json")
-    assert (data.vocab_size, used) == (300, ["the", "en "])

@@ -1,4 +1,4 @@
-"""sample.py and evaluate.py on a trained checkpoint, as a user runs them."""
+"""sample.py on a trained checkpoint, as a user runs it."""
 
 import io
 import sys
@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 
-import evaluate
 import sample
 import train
 from inputcodes.checkpoint import load_model
@@ -78,24 +77,9 @@ def test_bad_requests_are_refused(out_dir, argv, words):
         write(out_dir, *argv)
 
 
-def test_no_checkpoint_says_what_makes_one(tmp_path):
-    with pytest.raises(UserError, match=r"no checkpoint .*best.pt: .*python train.py") as caught:
-        write(tmp_path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
 def test_a_prompt_with_a_lone_surrogate_is_refused(out_dir):
     with pytest.raises(UserError, match="surrogate"):
         write(out_dir, "--prompt=a\ud800")
-
-
-def test_evaluate_gives_the_result_of_training(out_dir, text_data, capsys):
-    evaluate.main([f"--out_dir={out_dir}", f"--data_dir={text_data}", "--device=cpu"])
-    table = capsys.readouterr().out
-    record = load_model(out_dir / "best.pt")[1]
-    assert f" {record['best_val_loss']:.4f} |" in table
-    with pytest.raises(UserError, match="checkpoint='x'"):
-        evaluate.main(["--checkpoint=x"])
 
 
 def test_a_prompt_can_be_a_file(out_dir, tmp_path):
