@@ -79,7 +79,7 @@ class PrepareConfig(Settings):
     max_ngram: int = setting(3, "most characters of an n-gram that is counted", least=2, most=3)
     count_characters: int = setting(200_000_000, "characters to count n-grams in; 0: all", least=0)
     val_fraction: float = setting(0.035, "share of the text that is held out", least=0, below=1)
-    shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1)
+    shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1000)
     max_tokens: int = setting(0, "training tokens after which to stop; 0: read all", least=0)
     workers: int = free(0, "processes; 0: one per core", least=0, most=1024)
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
@@ -193,15 +193,16 @@ def prepare(config: PrepareConfig) -> Path:
     wanted = {"settings": _identity(config), "sources": [*corpus.describe(entries), *sources]}
     if config.overwrite or not shards.is_finished(folder, wanted):
         with locked(folder, wait=True):
-            column = None if config.chat else config.text_column
-            reading = corpus.Reading(column, config.separator, config.val_fraction)
-            if config.overwrite:  # but nothing is removed for an input that cannot be read
-                next(iter(corpus.Stream(entries, reading)), None)
-                _given_tokenizer(config)
-                shards.discard(folder)
-            if not shards.is_finished(folder, wanted):  # perhaps made while this one waited
-                writer = shards.open_folder(folder, config.shard_tokens, wanted)
-                _Preparation(config, entries, reading, writer).run()
+            shards.take_over(folder)  # an earlier process may have died just before
+            if config.overwrite or not shards.is_finished(folder, wanted):  # made meanwhile?
+                started = time.monotonic()
+                open_writer = shards.open_new if config.overwrite else shards.open_folder
+                writer = open_writer(folder, config.shard_tokens, wanted)
+                meta = _Preparation(config, entries, writer).run()
+                shards.take_over(folder)
+                if not config.quiet:
+                    elapsed_s = time.monotonic() - started
+                    print(f"{shards.summary(folder, meta)}; {elapsed_s:.1f} s")
                 return folder
     if not config.quiet:
         print(f"{folder} is complete already")
@@ -266,11 +267,17 @@ class _Preparation:
 
     config: PrepareConfig
     entries: list[corpus.Entry]
-    reading: corpus.Reading
     writer: shards.ShardWriter
+    notes: list[str] = dataclasses.field(default_factory=list)  # on files that are left out
 
-    def run(self) -> None:
-        started, config, writer = time.monotonic(), self.config, self.writer
+    def __post_init__(self) -> None:
+        config = self.config
+        column = None if config.chat else config.text_column
+        self.reading = corpus.Reading(column, config.separator, config.val_fraction)
+
+    def run(self) -> dict[str, Any]:
+        """Make the data set and return its meta.json."""
+        config, writer = self.config, self.writer
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
         self.say(f"preparing {writer.folder}{resumed}")
@@ -283,8 +290,7 @@ class _Preparation:
         tokenizer = self.tokenizer()
         self.encode(tokenizer)
         self.check_splits()
-        meta = writer.finish(tokenizer.vocab_size)
-        self.say(f"{shards.summary(writer.folder, meta)}; {time.monotonic() - started:.1f} s")
+        return writer.finish(tokenizer.vocab_size)
 
     def say(self, text: str) -> None:
         if not self.config.quiet:
@@ -350,6 +356,9 @@ class _Preparation:
         bar = shards.progress_bar("encoding", done, not config.quiet)
         with bar, contextlib.closing(results):
             for chunk, encoded in results:
+                for note in filter(None, (item.note for item in chunk.items)):
+                    self.notes.append(note)
+                    self.say(f"note: left out: {note}")
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
                     encoded = encoded.until(left, tokenizer.end_of_text, whole)
@@ -368,17 +377,16 @@ class _Preparation:
 
     def check_splits(self) -> None:
         """Refuse a data set without training documents, or without the validation asked for."""
-        config, folder, progress = self.config, self.writer.folder, self.writer.progress
+        config, progress = self.config, self.writer.progress
         counts = {split: progress["splits"][split]["documents"] for split in SPLITS}
         if counts["train"] and (counts["val"] or not (config.val_fraction or config.val_source)):
             return
-        shards.discard(folder)
-        side = "validation" if counts["train"] else "training"
-        advice = ", or pass --val_fraction=0 to hold out nothing" if counts["train"] else ""
-        raise UserError(
-            f"no {side} document for {folder} (left out: {shards.left_out(progress)}): "
-            f"give more text{advice}"
-        )
+        shards.discard(self.writer.folder)
+        side, advice = "training", "; ".join(self.notes[:1]) or "give more text"
+        if counts["train"]:
+            side, advice = "validation", "give more text, or pass --val_fraction=0 to hold out none"
+        left_out = shards.left_out(progress)
+        raise UserError(f"no {side} document for {config.name} (left out: {left_out}): {advice}")
 
 
 def main(argv: list[str]) -> None:

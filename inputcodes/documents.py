@@ -49,13 +49,15 @@ CHAT_COLUMNS = (
 class Item(NamedTuple):
     """A document (text, bytes or the row of a conversation), or a part of a long text.
 
-    `split` is "" where the hash of the document decides; `ends` is false if further parts follow.
+    `split` is "" where the hash of the document decides; `ends` is false if further parts follow;
+    `note` says why a file that is no text is left out.
     """
 
     value: Any
     split: str = ""
     is_part: bool = False
     ends: bool = True
+    note: str = ""
 
 
 class Turn(NamedTuple):

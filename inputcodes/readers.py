@@ -11,6 +11,7 @@ import glob
 import io
 import json
 import os
+import shlex
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,21 @@ SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null",
               "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
+OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins with that of UTF-16
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 PART = 1 << 20  # characters of a text that are read at a time, up to the end of a line
+
+
+class NotText(UserError):
+    """A file is no text in UTF-8, which the bytes `bad` show."""
+
+    def __init__(self, message: str, bad: bytes = b"\xff") -> None:
+        super().__init__(message)
+        self.bad = bad
 
 
 def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
@@ -167,13 +182,17 @@ def reason(error: Exception) -> str:
 
 
 def _open(path: str) -> io.BufferedReader:
-    """The bytes of a file, unpacked, without a byte order mark."""
+    """The bytes of a file, unpacked, without a byte order mark; NotText if that is of UTF-16."""
     import pyarrow
 
     compression = COMPRESSIONS.get(os.path.splitext(path.lower())[1])
     file = io.BufferedReader(pyarrow.input_stream(path, compression=compression))
-    if file.peek(3).startswith(codecs.BOM_UTF8):
-        file.read(3)
+    start = file.peek(4)
+    if start.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    for mark, encoding in OTHER_MARKS.items():
+        if start.startswith(mark):
+            raise NotText(f"{path} is {encoding}, not UTF-8: {_conversion(path, encoding)}")
     return file
 
 
@@ -214,9 +233,10 @@ _COUNTED = {".parquet": "row", ".json": "object"}
 
 def _read_text(path: str, separator: str, val_below: int, cut: float) -> Iterator[Item]:
     """The documents of a text file; the parts of a long one have the split of the first."""
-    bad, characters = _scan(path)
-    if bad:
-        yield Item(bad)
+    try:
+        characters = _scan(path)
+    except NotText as error:
+        yield Item(error.bad, note=str(error))
         return
     texts = _halves(path, int(characters * (1 - cut))) if cut else _documents(path, separator)
     inside, split = False, ""
@@ -227,20 +247,32 @@ def _read_text(path: str, separator: str, val_below: int, cut: float) -> Iterato
         inside = not ends
 
 
-def _scan(path: str) -> tuple[bytes, int]:
-    """Bytes that show that a file is no text (empty if it is one), and its characters."""
+def _scan(path: str) -> int:
+    """The characters of a file; NotText if it is no text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    characters, bad = 0, b""
+    characters, latin = 0, False
     with _open(path) as file:
         while block := file.read(PART):
             if b"\0" in block:
-                return b"\0", 0
+                raise NotText(f"{path} holds U+0000, as binary files do", b"\0")
             try:
                 characters += len(decoder.decode(block, final=not file.peek(1)))
             except UnicodeDecodeError:
-                bad = b"\xff"
+                latin = True
                 decoder.reset()
-    return bad, characters
+    if latin:
+        raise NotText(f"{path} is not UTF-8: {_conversion(path, 'LATIN1')}, if it is Latin-1")
+    return characters
+
+
+def _conversion(path: str, encoding: str) -> str:
+    """What to do with a text file of another encoding."""
+    stem, suffix = os.path.splitext(path)
+    unpack = "unpack it and " if suffix.lower() in COMPRESSIONS else ""
+    if unpack:
+        path, (stem, suffix) = stem, os.path.splitext(stem)
+    convert = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", path])
+    return f"{unpack}convert it with `{convert} > {shlex.quote(f'{stem}-utf8{suffix}')}`"
 
 
 def _blocks(path: str) -> Iterator[tuple[str, bool]]:

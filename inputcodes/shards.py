@@ -4,7 +4,8 @@ The stream is cut into chunks, each with the state of the stream after it; worke
 main process appends the tokens to the shards in order. `progress.json` is replaced whole, after the
 shards it describes have reached the disk. Opening an unfinished folder cuts every shard back to the
 size recorded there; what was written after the last save is made again, to the same bytes.
-`meta.json` is written last and makes the folder a data set:
+`meta.json` is written last and makes the folder a data set. To replace one, the new one is made in
+a folder within (NEW) and takes its place when it is complete. meta.json holds:
 
   format, vocab_size, tokenizer_sha256
   dtype         of the ids in the shards: uint16, or uint32 for more than 65,536 ids
@@ -23,12 +24,13 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import types
 import zipfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -51,6 +53,8 @@ from inputcodes.ngrams import Counts, merge_counts
 from inputcodes.tokenizer import TokenIds, Tokenizer
 
 FORMAT = 1
+NEW = "new"  # the folder within a data set's in which the one that replaces it is made
+OWN_FILES = ("meta.json", "progress.json", "tokenizer.json", "verified.json", "counts.npz")
 POOL_CHUNKS = 24  # less input than this is done sooner than worker processes start
 
 Result = TypeVar("Result")
@@ -204,16 +208,12 @@ class ShardWriter:
             np.savez(file, keys=counts[0], counts=counts[1], state=np.array(state))
 
     def load_counts(self) -> tuple[Counts, int, dict[str, Any] | None]:
-        """What `save_counts` kept, or nothing counted yet."""
-        path = self.folder / "counts.npz"
-        if not path.is_file():
-            return merge_counts([]), 0, None
-        try:
-            with system_errors("read", path), np.load(path) as file:
-                state = json.loads(str(file["state"]))
-                return (file["keys"], file["counts"]), state["characters"], state["stream"]
-        except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is damaged ({error}): start over with --overwrite") from error
+        """What `save_counts` kept; nothing if there is no such file or it is damaged."""
+        damage = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile)
+        with contextlib.suppress(*damage), np.load(self.folder / "counts.npz") as file:
+            state = json.loads(str(file["state"]))
+            return (file["keys"], file["counts"]), state["characters"], state["stream"]
+        return merge_counts([]), 0, None
 
     def finish(self, vocab_size: int) -> dict[str, Any]:
         """Close the last shards, write meta.json and return what it holds."""
@@ -249,9 +249,7 @@ class ShardWriter:
                 )
             with system_errors("write", path):
                 os.truncate(path, size)
-        for path in _shards_in(self.folder):
-            if path.name not in sizes:
-                path.unlink()
+        _remove(path for path in _shards_in(self.folder) if path.name not in sizes)
 
     def _path(self, split: str) -> Path:
         number = len(self.progress["splits"][split]["files"])
@@ -292,8 +290,7 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
             writer.cut_back()
             return writer
         discard(folder)  # nothing is written yet
-    elif any(p.name != "lock" and not p.name.endswith(PARTIAL) for p in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no data set: choose another --dataset=NAME")
+    check_foreign(folder, ())
     empty = {split: {"tokens": 0, "documents": 0, "bytes": 0, "files": []} for split in SPLITS}
     progress = {"tokenizer_sha256": "", "stream": None, "splits": empty, "skipped": {}}
     writer = ShardWriter(folder, shard_tokens, wanted | progress)
@@ -304,18 +301,63 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
 def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
     """Whether the wanted data set is there, complete; UserError if it is another one."""
     path = folder / "meta.json"
-    if not path.is_file():
+    if not path.is_file() or (folder / NEW / "meta.json").is_file():  # which is to take over
         return False
     if changes := _changes(path, read_json(path, "start over with --overwrite"), wanted):
         raise _differs(folder, "a finished data set", changes)
     return True
 
 
+def open_new(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
+    """A writer for the data set that is to replace the one in `folder`, new or unfinished."""
+    check_foreign(folder, own_files(folder))
+    new = folder / NEW
+    with system_errors("write in", new):
+        new.mkdir(exist_ok=True)
+    try:
+        return open_folder(new, shard_tokens, wanted)
+    except UserError:  # of other settings, or damaged
+        discard(new)
+        return open_folder(new, shard_tokens, wanted)
+
+
+def take_over(folder: Path) -> None:
+    """Put a complete new data set, if there is one, in the place of the old one.
+
+    A process that dies meanwhile leaves the rest to the next one.
+    """
+    new = folder / NEW
+    if not (new / "meta.json").is_file():
+        return
+    if any((folder / name).is_file() for name in ("meta.json", "progress.json")):  # the old one's
+        _remove(reversed(own_files(folder)))
+    with system_errors("write in", folder):
+        for path in reversed(own_files(new)):
+            os.replace(path, folder / path.name)
+        shutil.rmtree(new)
+
+
 def discard(folder: Path) -> None:
     """Remove a data set, finished or not; `meta.json` first, so that no half of one is left."""
-    names = ("meta.json", "progress.json", "tokenizer.json", "verified.json", "counts.npz")
-    with system_errors("remove", folder):
-        for path in [*(folder / name for name in names), *_shards_in(folder)]:
+    _remove(own_files(folder))
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files of a data set, finished or not; `meta.json` and `progress.json` first."""
+    named = [path for name in OWN_FILES if (path := folder / name).is_file()]
+    return [*named, *_shards_in(folder)]
+
+
+def check_foreign(folder: Path, own: Sequence[Path]) -> None:
+    """Raise UserError if `folder` holds anything besides the files `own`."""
+    names = {"lock", NEW, *(path.name for path in own)}
+    if any(p.name not in names and not p.name.endswith(PARTIAL) for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no data set: choose another --dataset=NAME")
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with system_errors("remove", path):
             path.unlink(missing_ok=True)
 
 

@@ -1,9 +1,11 @@
 """Data preparation: the files against a plain reading of the same documents, and its failures."""
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
+import os
 import random
 import re
 import signal
@@ -48,7 +50,12 @@ def read_split(folder: Path, split: str) -> tuple[list[str], list[int]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+    """The files of a folder, those in folders within as if they were one."""
+    return {
+        path.relative_to(folder).parts[0]: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
 
 
 def test_the_default_is_the_standard_library(tmp_path: Path) -> None:
@@ -400,16 +407,93 @@ def test_a_damaged_unfinished_set_is_refused(
             prepare(wanted)
 
 
-def test_overwrite_removes_nothing_for_an_input_that_cannot_be_read(tmp_path: Path) -> None:
-    files = write_parquet(tmp_path / "a.parquet", texts_of(50, seed=8))
-    folder = prepare(prepare_config(tmp_path, files=files))
+def test_overwrite_removes_nothing_before_the_new_set_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong settings, bad rows wherever they are, and deaths at any time."""
+
+    def whole(folder: Path) -> dict[str, bytes]:
+        return {name: raw for name, raw in contents(folder).items() if name != shards.NEW}
+
+    monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 9000)
+    files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=8))
+    folder = prepare(prepare_config(tmp_path, files=files, shard_tokens=2000))
     before = contents(folder)
-    lines = tmp_path / "b.jsonl"
-    lines.write_text('{"body": "a text"}\n')
-    for wrong in ({"files": str(lines)}, {"files": files, "tokenizer": "none.json"}):
+    rows = [json.dumps({"text": text}) for text in texts_of(300, seed=9)]
+    late = tmp_path / "late.jsonl"
+    late.write_text("\n".join([*rows, "{"]))
+    (tmp_path / "empty.txt").write_text("")
+    for wrong in (
+        {"files": files, "text_column": "body"},
+        {"files": files, "tokenizer": "none.json"},
+        {"files": str(tmp_path / "empty.txt")},
+        {"files": str(late), "save_every_s": 0.0},
+    ):
         with pytest.raises(UserError):
             prepare(prepare_config(tmp_path, overwrite=True, **wrong))
-        assert contents(folder) == before
+        assert whole(folder) == before
+    late.write_text("\n".join(rows))
+    settings = {"files": str(late), "vocab_size": 280, "save_every_s": 0.0, "shard_tokens": 1500}
+    expected = contents(prepare(prepare_config(tmp_path, dataset="other", **settings)))
+    write, written = ShardWriter.write, 0
+
+    def dying_write(*arguments: Any) -> None:
+        nonlocal written
+        written += 1
+        if written % 2 == 0:  # every life records one chunk and dies at the next
+            raise Interrupted
+        write(*arguments)
+
+    monkeypatch.setattr(ShardWriter, "write", dying_write)
+    wanted = prepare_config(tmp_path, overwrite=True, **settings)
+    deaths = 0
+    while True:
+        try:
+            prepare(wanted)
+            break
+        except Interrupted:
+            deaths += 1
+            assert whole(folder) == before
+    assert deaths > 5
+    assert contents(folder) == expected
+
+
+def test_a_process_that_dies_while_a_new_set_takes_over_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file it was at, the next command ends with the new set."""
+    files = write_parquet(tmp_path / "a.parquet", texts_of(20, seed=8))
+    settings = {"files": files, "shard_tokens": 3000, "val_fraction": 0.2}
+    expected = contents(prepare(prepare_config(tmp_path, dataset="other", **settings)))
+    steps = {name: getattr(os, name) for name in ("replace", "unlink")}
+    take_over, left = shards.take_over, 0
+
+    def die(name: str, *arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Interrupted
+        return steps[name](*arguments)
+
+    def dying_take_over(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in steps:
+                patch.setattr(os, name, functools.partial(die, name))
+            take_over(folder)
+
+    for last in range(100):
+        prepare(prepare_config(tmp_path, files=files, shard_tokens=1000, overwrite=True))
+        left = last
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "take_over", dying_take_over)
+            try:
+                folder = prepare(prepare_config(tmp_path, overwrite=True, **settings))
+                break
+            except Interrupted:
+                pass
+        folder = prepare(prepare_config(tmp_path, **settings))
+        assert contents(folder) == expected
+    assert last > len(expected)
 
 
 def test_documents_that_are_not_text_are_counted(tmp_path: Path) -> None:
@@ -429,7 +513,7 @@ def test_documents_that_are_not_text_are_counted(tmp_path: Path) -> None:
     assert read_split(folder, "train")[0] == ["bom", "yes", "😀 pair", "row"]
     skipped = json.loads((folder / "meta.json").read_text())["skipped"]
     assert {reason: number for reason, number in skipped.items() if number} == {
-        "empty": 5, "binary": 4, "not_utf8": 3, "surrogate": 1, "not_text": 2,
+        "empty": 5, "binary": 3, "not_utf8": 4, "surrogate": 1, "not_text": 2,
     }  # fmt: skip
 
 
@@ -518,7 +602,7 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--source=hub", "--hub=a", "--dataset=c", "--probabilities=nan"], "positive"),
         (["--vocab_size=255"], "expected 256"),
         (["--val_fraction=1"], "val_fraction=1.0"),
-        (["--shard_tokens=0"], "shard_tokens=0"),
+        (["--shard_tokens=1"], "shard_tokens=1: expected at least 1,000"),
         (["--max_tokens=-1"], "max_tokens=-1"),
         (["--dataset=../up"], "plain name"),
         (["--datset=x"], "did you mean 'dataset'"),

@@ -298,10 +298,26 @@ def test_a_single_text_is_cut_at_a_line(
         assert train == before
 
 
-def test_a_single_text_that_is_not_utf8_is_refused_by_reason(tmp_path: Path) -> None:
-    (tmp_path / "old.txt").write_bytes(play(1).encode() + "café".encode("latin-1"))
-    with pytest.raises(UserError, match=r"no training document .*\(left out: 1 not_utf8\)"):
-        prepare(prepare_config(tmp_path, files=f"{tmp_path}/old.txt"))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["an old.txt", "an old.csv"])
+def test_text_in_another_encoding_is_one_line_whose_command_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    rows = "".join(f"café {n}\n" for n in range(500))
+    Path(name).write_bytes(f"{mark}text\n{rows}".encode(encoding))
+    with pytest.raises(UserError) as caught:
+        prepare(prepare_config(tmp_path, files=name))
+    (line,) = str(caught.value).splitlines()
+    if name.endswith("csv") and encoding == "latin-1":  # not known before the byte is read
+        assert "an old.csv: UnicodeDecodeError" in line
+        return
+    known = "" if encoding == "latin-1" else encoding[:6].upper() + ", "
+    assert f"{name} is {known}not UTF-8: convert it with `iconv " in line
+    subprocess.run(line.split("`")[1], shell=True, check=True)
+    folder = prepare(prepare_config(tmp_path, files=name.replace(".", "-utf8.")))
+    assert "café" in texts_in(folder, "train")[0]
 
 
 def test_off_a_terminal_progress_is_plain_lines(
