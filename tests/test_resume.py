@@ -39,7 +39,7 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(words, tmp_path):
     while True:
         process = Program(tmp_path / "log", words("killed", init_from="resume", **changes))
         metrics = tmp_path / "killed" / "metrics.jsonl"
-        target = rng.randint(kills * 90, kills * 90 + 80)
+        target = rng.randint(kills * 60, kills * 60 + 50)
         while kills < 2 and process.running:
             if metrics.is_file() and metrics.read_text().count("\n") > target:
                 time.sleep(rng.random() * 0.05)
