@@ -45,9 +45,16 @@ from inputcodes.configurator import (
 )  # fmt: skip
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk
 from inputcodes.files import file_sha256, locked
-from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, read_ngrams
+from inputcodes.ngrams import (
+    ORDERS,
+    check_vocab_size,
+    choose_ngrams,
+    merge_counts,
+    ngram_places,
+    read_ngrams,
+)
 from inputcodes.readers import SUFFIXES
-from inputcodes.tokenizer import Tokenizer, check_vocab_size, ngram_places
+from inputcodes.tokenizer import Tokenizer
 
 USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=value ...]"
 SOURCES = ("", "stdlib", "files", "hub")

@@ -1,8 +1,19 @@
-"""N-grams for a vocabulary: counted in texts, chosen and put in order, or read from a file.
+"""N-gram vocabularies: the n-grams counted, chosen or read from a file, and the ids laid out.
 
-How many there are, and in which order their ids go, decides the regime that a model works in: the
-paper's tokenizer gives English 676 bigrams and trigrams, so most tokens are single characters,
-while 8,192 of them make tokens almost twice as long.
+The vocabulary size chooses the layout:
+
+  256            id = byte value. UTF-8 never contains the bytes 0xF5 to 0xFF, so these eleven ids
+                 are the special tokens: 255 ends a text, 254 to 251 are role marks.
+  257 to 65,535  the 256 above, then n-grams.
+  65,536         id = code point for U+0000 to U+D7FF and U+F900 to U+FFFF; the ids of surrogates
+                 and of private use, which text hardly needs, hold the rest: 0xE000 to 0xE07F the
+                 bytes 0x80 to 0xFF (how any other character is spelled), 0xE080 to 0xE0FF the
+                 special tokens, 0xD800 to 0xDFFF and 0xE100 to 0xF8FF the n-grams.
+
+An n-gram has two or three characters (below 65,536 also one, if UTF-8 spells it with several
+bytes). How many there are, and in which order their ids go, decides the regime that a model works
+in: the paper's tokenizer gives English 676 bigrams and trigrams, so most tokens are single
+characters, while 8,192 of them make tokens almost twice as long.
 """
 
 import json
@@ -16,8 +27,12 @@ from numpy.typing import NDArray
 
 from inputcodes.configurator import UserError
 from inputcodes.files import system_errors
-from inputcodes.tokenizer import MAX_NGRAM, UNICODE_SIZE, has_own_id, ngram_places
 
+UNICODE_SIZE = 65536
+BYTE_SPECIALS = range(255, 0xF4, -1)
+UNICODE_SPECIALS = range(0xE080, 0xE100)
+UNICODE_NGRAMS = (*range(0xD800, 0xE000), *range(0xE100, 0xF900))
+MAX_NGRAM = 3  # characters
 ORDERS = ("frequency", "text")
 APOSTROPHES = "'\u2019"
 COUNT_BLOCK = 1 << 20  # characters counted at a time, to bound memory
@@ -121,3 +136,82 @@ def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
     if len(ngrams) < max(number, 1):
         raise UserError(f"{path} has {len(ngrams):,} n-grams, expected at least {max(number, 1):,}")
     return ngrams[: number or len(ngram_places(vocab_size))]
+
+
+# ---------------------------------------------------------------------------------------------
+# Vocabularies
+
+
+def check_vocab_size(vocab_size: int) -> int:
+    """The size itself; UserError for one that no layout has."""
+    if not 256 <= vocab_size <= UNICODE_SIZE:
+        raise UserError(f"vocab_size={vocab_size}: expected 256 (bytes) to {UNICODE_SIZE}")
+    return vocab_size
+
+
+def ngram_places(vocab_size: int) -> Sequence[int]:
+    """The ids that a layout has for n-grams, in the order in which they are given."""
+    return UNICODE_NGRAMS if vocab_size == UNICODE_SIZE else range(256, vocab_size)
+
+
+def has_own_id(code: Any) -> Any:
+    """Whether the 65,536 layout has an id for the code point; for an int or an array of them."""
+    return (code < 0xD800) | (code >= 0xF900) & (code < 0x10000)
+
+
+def lay_out(vocab_size: int, ngrams: Sequence[str]) -> tuple[dict[bytes, int], list[int]]:
+    """The id of every text, and the ids of special tokens; UserError for what cannot be."""
+    if check_vocab_size(vocab_size) == UNICODE_SIZE:
+        ranks = {chr(code).encode(): code for code in range(vocab_size) if has_own_id(code)}
+        ranks |= {bytes([value]): 0xE000 + value - 0x80 for value in range(0x80, 0x100)}
+        specials, shortest = UNICODE_SPECIALS, 2
+    else:
+        ranks = {bytes([value]): value for value in range(256) if value not in BYTE_SPECIALS}
+        specials, shortest = BYTE_SPECIALS, 1
+    left = _add_ngrams(ranks, ngrams, ngram_places(vocab_size), shortest)
+    return ranks, [*specials, *left]
+
+
+def _add_ngrams(
+    ranks: dict[bytes, int], ngrams: Sequence[str], ids: Sequence[int], shortest: int
+) -> Sequence[int]:
+    """Give the n-grams their ids, in order; returns the ids that are left over."""
+    if len(ngrams) > len(ids):
+        raise UserError(f"{len(ngrams):,} n-grams do not fit: there are {len(ids):,} places")
+    for ngram, token_id in zip(ngrams, ids, strict=False):
+        utf8 = ngram.encode(errors="surrogatepass")
+        broken = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in ngram)
+        if not shortest <= len(ngram) <= MAX_NGRAM or utf8 in ranks or broken:
+            raise UserError(
+                f"n-gram {ngram!r}: expected {shortest} to {MAX_NGRAM} characters, none U+0000 or a"
+                " surrogate, that have no other id"
+            )
+        ranks[utf8] = token_id
+    return ids[len(ngrams) :]
+
+
+def pattern_of(ngrams: Sequence[str]) -> str:
+    """A regular expression that matches the longest n-gram, else one character.
+
+    The alternatives share their beginnings as in a trie: a flat list of 8,192 can be a hundred
+    times slower.
+    """
+    trie: dict[str, Any] = {}
+    for ngram in ngrams:
+        node = trie
+        for character in ngram:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    branches = _branches(trie)
+    return f"(?s:{branches}|.)" if branches else "(?s:.)"
+
+
+def _branches(node: dict[str, Any]) -> str:
+    """The expression for what may follow in the trie; optional where an n-gram may end."""
+    same: dict[str, list[str]] = {}  # next characters by what follows them
+    for character in sorted(node.keys() - {""}):
+        same.setdefault(_branches(node[character]), []).append(f"\\x{{{ord(character):x}}}")
+    choices = [f"[{''.join(characters)}]{rest}" for rest, characters in same.items()]
+    if not choices:
+        return ""
+    return f"(?:{'|'.join(choices)}){'?' if '' in node else ''}"

@@ -1,18 +1,8 @@
-"""The tokenizers: bytes, n-grams, the paper's 65,536-id layout, and encodings of other libraries.
+"""The tokenizers: bytes, n-grams, the paper's layout, and encodings of other libraries.
 
-The vocabulary size chooses the layout; nothing is downloaded.
-
-  256            id = byte value. UTF-8 never contains the bytes 0xF5 to 0xFF, so these eleven ids
-                 are the special tokens: 255 ends a text, 254 to 251 are role marks.
-  257 to 65,535  the 256 above, then n-grams.
-  65,536         id = code point for U+0000 to U+D7FF and U+F900 to U+FFFF; the ids of surrogates
-                 and of private use, which text hardly needs, hold the rest: 0xE000 to 0xE07F the
-                 bytes 0x80 to 0xFF (how any other character is spelled), 0xE080 to 0xE0FF the
-                 special tokens, 0xD800 to 0xDFFF and 0xE100 to 0xF8FF the n-grams.
-
-Encoding is greedy: at every position the longest n-gram wins, else the character. An n-gram has two
-or three characters (below 65,536 also one, if UTF-8 spells it with several bytes); ngrams.py counts
-and chooses them. Ids left over become reserved special tokens, so every id is assigned and every id
+The vocabulary size chooses the layout, bytes and n-grams or the paper's 65,536 ids (ngrams.py);
+nothing is downloaded. Encoding is greedy: at every position the longest n-gram wins, else the
+character. Ids left over become reserved special tokens, so every id is assigned and every id
 decodes.
 
 Encodings of tiktoken (`gpt2`, `cl100k_base`) and files of the `tokenizers` library have any number
@@ -38,13 +28,9 @@ from numpy.typing import NDArray
 
 from inputcodes.configurator import UserError
 from inputcodes.files import system_errors, write_text
+from inputcodes.ngrams import lay_out, pattern_of
 
 SPECIAL_NAMES = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endofturn|>")
-UNICODE_SIZE = 65536
-BYTE_SPECIALS = range(255, 0xF4, -1)
-UNICODE_SPECIALS = range(0xE080, 0xE100)
-UNICODE_NGRAMS = (*range(0xD800, 0xE000), *range(0xE100, 0xF900))
-MAX_NGRAM = 3  # characters
 MAX_IDS = 1 << 24  # of other libraries' vocabularies
 TokenIds = NDArray[np.unsignedinteger[Any]]
 EXACT_PROBES = (  # texts that a tokenizer with a normalizer or without some bytes changes
@@ -60,19 +46,18 @@ class Tokenizer:
     Attributes: `vocab_size`; `special`, the id of every special token by name (the five of
     SPECIAL_NAMES in every vocabulary, then others); `end_of_text`, the id after each document;
     `dtype` of ids in shards, uint16 for up to 65,536 of them, else uint32; `pattern`, the regular
-    expression that cuts a text into the pieces that are looked up; `library_file`, the JSON of a
+    expression that cuts a text into the pieces that are looked up; `library_json`, the JSON of a
     tokenizer of the `tokenizers` library, which has no pattern here. Raises UserError for a size or
     n-grams that no layout can hold.
     """
 
-    pattern = library_file = ""
+    pattern = library_json = ""
 
     def __init__(self, vocab_size: int, ngrams: Sequence[str] = ()) -> None:
-        lay_out = _unicode_layout if vocab_size == UNICODE_SIZE else _byte_layout
-        ranks, special_ids = lay_out(check_vocab_size(vocab_size), ngrams)
+        ranks, special_ids = lay_out(vocab_size, ngrams)
         by_id = {token_id: text for text, token_id in ranks.items()}
         self._assign(by_id, _name_specials(special_ids), {"ngrams": list(ngrams)}, {})
-        self.pattern = _pattern(ngrams)
+        self.pattern = pattern_of(ngrams)
         self._to_ids = _tiktoken_ids(self.pattern, ranks) if vocab_size > 256 else _byte_ids
 
     @classmethod
@@ -133,7 +118,7 @@ class Tokenizer:
                 by_id[token_id] = bytes(value_of[character] for character in token)
         self = cls.__new__(cls)
         self._assign(by_id, _completed(by_id, special), {"library": "tokenizers"}, {"file": file})
-        self.library_file = file
+        self.library_json = file
         self._to_ids = lambda text: library.encode(text, add_special_tokens=False).ids
         for text in (*EXACT_PROBES, *(f"a {token.content} b" for token in added.values())):
             if (back := self.decode_bytes(self.encode(text))) != text.encode():
@@ -270,54 +255,6 @@ class Tokenizer:
         return _sha256(self._json({}))
 
 
-def check_vocab_size(vocab_size: int) -> int:
-    """The size itself; UserError for one that no layout has."""
-    if not 256 <= vocab_size <= UNICODE_SIZE:
-        raise UserError(f"vocab_size={vocab_size}: expected 256 (bytes) to {UNICODE_SIZE}")
-    return vocab_size
-
-
-def ngram_places(vocab_size: int) -> Sequence[int]:
-    """The ids that a layout has for n-grams, in the order in which they are given."""
-    return UNICODE_NGRAMS if vocab_size == UNICODE_SIZE else range(256, vocab_size)
-
-
-def has_own_id(code: Any) -> Any:
-    """Whether the 65,536 layout has an id for the code point; for an int or an array of them."""
-    return (code < 0xD800) | (code >= 0xF900) & (code < 0x10000)
-
-
-def _byte_layout(vocab_size: int, ngrams: Sequence[str]) -> tuple[dict[bytes, int], list[int]]:
-    ranks = {bytes([value]): value for value in range(256) if value not in BYTE_SPECIALS}
-    left = _add_ngrams(ranks, ngrams, ngram_places(vocab_size), shortest=1)
-    return ranks, [*BYTE_SPECIALS, *left]
-
-
-def _unicode_layout(vocab_size: int, ngrams: Sequence[str]) -> tuple[dict[bytes, int], list[int]]:
-    ranks = {chr(code).encode(): code for code in range(vocab_size) if has_own_id(code)}
-    ranks |= {bytes([value]): 0xE000 + value - 0x80 for value in range(0x80, 0x100)}
-    left = _add_ngrams(ranks, ngrams, ngram_places(vocab_size), shortest=2)
-    return ranks, [*UNICODE_SPECIALS, *left]
-
-
-def _add_ngrams(
-    ranks: dict[bytes, int], ngrams: Sequence[str], ids: Sequence[int], shortest: int
-) -> Sequence[int]:
-    """Give the n-grams their ids, in order; returns the ids that are left over."""
-    if len(ngrams) > len(ids):
-        raise UserError(f"{len(ngrams):,} n-grams do not fit: there are {len(ids):,} places")
-    for ngram, token_id in zip(ngrams, ids, strict=False):
-        utf8 = ngram.encode(errors="surrogatepass")
-        broken = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in ngram)
-        if not shortest <= len(ngram) <= MAX_NGRAM or utf8 in ranks or broken:
-            raise UserError(
-                f"n-gram {ngram!r}: expected {shortest} to {MAX_NGRAM} characters, none U+0000 or a"
-                " surrogate, that have no other id"
-            )
-        ranks[utf8] = token_id
-    return ids[len(ngrams) :]
-
-
 def _name_specials(ids: Sequence[int]) -> dict[str, int]:
     reserved = (f"<|reserved_{number}|>" for number in range(len(ids) - len(SPECIAL_NAMES)))
     return dict(zip((*SPECIAL_NAMES, *reserved), ids, strict=True))
@@ -373,30 +310,3 @@ def _unpacked(fields: Mapping[str, Any], name: str) -> str:
     if _sha256(text) != fields[f"{name}_sha256"]:
         raise UserError(f"not a whole tokenizer: its {name} were altered")
     return text
-
-
-def _pattern(ngrams: Sequence[str]) -> str:
-    """A regular expression that matches the longest n-gram, else one character.
-
-    The alternatives share their beginnings as in a trie: a flat list of 8,192 can be a hundred
-    times slower.
-    """
-    trie: dict[str, Any] = {}
-    for ngram in ngrams:
-        node = trie
-        for character in ngram:
-            node = node.setdefault(character, {})
-        node[""] = {}
-    branches = _branches(trie)
-    return f"(?s:{branches}|.)" if branches else "(?s:.)"
-
-
-def _branches(node: dict[str, Any]) -> str:
-    """The expression for what may follow in the trie; optional where an n-gram may end."""
-    same: dict[str, list[str]] = {}  # next characters by what follows them
-    for character in sorted(node.keys() - {""}):
-        same.setdefault(_branches(node[character]), []).append(f"\\x{{{ord(character):x}}}")
-    choices = [f"[{''.join(characters)}]{rest}" for rest, characters in same.items()]
-    if not choices:
-        return ""
-    return f"(?:{'|'.join(choices)}){'?' if '' in node else ''}"
