@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inputcodes import corpus, shards
+from inputcodes import shards
 from inputcodes.configurator import (
     ROOT,
     Settings,
@@ -43,18 +43,13 @@ from inputcodes.configurator import (
     run_main,
     setting,
 )  # fmt: skip
+from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk
 from inputcodes.files import file_sha256, locked
-from inputcodes.ngrams import (
-    ORDERS,
-    check_vocab_size,
-    choose_ngrams,
-    merge_counts,
-    ngram_places,
-    read_ngrams,
-)
+from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, ngram_places, read_ngrams
 from inputcodes.readers import SUFFIXES
 from inputcodes.tokenizer import Tokenizer
+from inputcodes.workers import map_chunks, progress_bar
 
 USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=value ...]"
 SOURCES = ("", "stdlib", "files", "hub")
@@ -164,7 +159,7 @@ def _vocabulary_problems(config: PrepareConfig) -> list[str]:
     ngrams = ("ngrams", "ngram_file", *counting)
     vocab_size = config.vocab_size or 256
     try:
-        places = len(ngram_places(check_vocab_size(vocab_size)))
+        places = len(ngram_places(vocab_size))
     except UserError as error:
         return [str(error)]
     names: Sequence[str] = ()
@@ -194,10 +189,10 @@ def prepare(config: PrepareConfig) -> Path:
     making it, this one waits and then uses what is there. Raises UserError.
     """
     folder = Path(config.data_dir) / config.name
-    entries = corpus.find_entries(config.kind, config.entries, _split_list(config.val_source))
+    entries = find_entries(config.kind, config.entries, _split_list(config.val_source))
     tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
     sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
-    wanted = {"settings": _identity(config), "sources": [*corpus.describe(entries), *sources]}
+    wanted = {"settings": _identity(config), "sources": [*describe(entries), *sources]}
     if config.overwrite or not shards.is_finished(folder, wanted):
         with locked(folder, wait=True):
             shards.take_over(folder)  # an earlier process may have died just before
@@ -205,7 +200,9 @@ def prepare(config: PrepareConfig) -> Path:
                 started = time.monotonic()
                 open_writer = shards.open_new if config.overwrite else shards.open_folder
                 writer = open_writer(folder, config.shard_tokens, wanted)
-                meta = _Preparation(config, entries, writer).run()
+                column = None if config.chat else config.text_column
+                how = config.separator, config.val_fraction, config.chances, config.seed
+                meta = _Preparation(config, Corpus(entries, column, *how), writer).run()
                 shards.take_over(folder)
                 if not config.quiet:
                     elapsed_s = time.monotonic() - started
@@ -273,14 +270,9 @@ class _Preparation:
     """Writes what is missing of a data set."""
 
     config: PrepareConfig
-    entries: list[corpus.Entry]
+    corpus: Corpus
     writer: shards.ShardWriter
     notes: list[str] = dataclasses.field(default_factory=list)  # on files that are left out
-
-    def __post_init__(self) -> None:
-        config = self.config
-        column = None if config.chat else config.text_column
-        self.reading = corpus.Reading(column, config.separator, config.val_fraction)
 
     def run(self) -> dict[str, Any]:
         """Make the data set and return its meta.json."""
@@ -288,10 +280,9 @@ class _Preparation:
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
         self.say(f"preparing {writer.folder}{resumed}")
-        if config.val_fraction and corpus.is_split_by_hash(self.entries, self.reading):
-            stream, fraction = self.stream(), config.val_fraction
-            val_below, note = corpus.find_threshold(stream, fraction, config.chat)
-            self.reading = dataclasses.replace(self.reading, val_below=val_below)
+        if config.val_fraction and self.corpus.is_split_by_hash:
+            val_below, note = find_threshold(self.corpus)
+            self.corpus = dataclasses.replace(self.corpus, val_below=val_below)
             if note:
                 self.say(f"note: {note}")
         tokenizer = self.tokenizer()
@@ -302,11 +293,6 @@ class _Preparation:
     def say(self, text: str) -> None:
         if not self.config.quiet:
             print(text, flush=True)
-
-    def stream(self, state: dict[str, Any] | None = None) -> corpus.Stream:
-        """The documents, from `state` on."""
-        chances, seed = self.config.chances, self.config.seed
-        return corpus.Stream(self.entries, self.reading, chances, seed, state)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of an unfinished run, or a new one beside the shards to come."""
@@ -329,38 +315,35 @@ class _Preparation:
         if vocab_size == 256:
             return []
         config = self.config
-        job = functools.partial(count_chunk, config.max_ngram, self.reading.val_below, config.chat)
+        job = functools.partial(count_chunk, config.max_ngram, self.corpus.val_below, config.chat)
         total, characters, state = self.writer.load_counts()
-        results = shards.map_chunks(job, chunks_of(self.stream(state)), config.workers)
+        results = map_chunks(job, chunks_of(Stream(self.corpus, state)), config.workers)
         parts = [total]
         enough = config.count_characters or sys.maxsize
-        saved = time.monotonic()
-        bar = shards.progress_bar("counting", characters, not config.quiet)
+        bar = progress_bar("counting", characters, not config.quiet)
         with bar, contextlib.closing(results):
             while characters < enough and (result := next(results, None)):
                 chunk, counts = result
                 parts.append(counts)
                 characters += chunk.size
                 bar.update(chunk.size)
-                due = time.monotonic() - saved >= config.save_every_s
-                if due or len(parts) == 16:
+                if (due := self.writer.is_due(config.save_every_s)) or len(parts) == 16:
                     parts = [merge_counts(parts)]
                 if due:
                     self.writer.save_counts(parts[0], characters, chunk.state)
-                    saved = time.monotonic()
         counts, order = merge_counts(parts), config.ngram_order
         return choose_ngrams(counts, vocab_size, config.ngrams, order, config.ngram_within_words)
 
     def encode(self, tokenizer: Tokenizer) -> None:
         """Write the documents that are still to be written."""
         config, writer = self.config, self.writer
-        job = functools.partial(encode_chunk, tokenizer, self.reading.val_below, config.chat)
-        stream = self.stream(writer.progress["stream"])
-        results = shards.map_chunks(job, chunks_of(stream), config.workers)
-        splits, saved = writer.progress["splits"], time.monotonic()
+        job = functools.partial(encode_chunk, tokenizer, self.corpus.val_below, config.chat)
+        stream = Stream(self.corpus, writer.progress["stream"])
+        results = map_chunks(job, chunks_of(stream), config.workers)
+        splits = writer.progress["splits"]
         done = sum(counts["bytes"] for counts in splits.values())
-        whole = not corpus.is_one_text(self.entries, self.reading)
-        bar = shards.progress_bar("encoding", done, not config.quiet)
+        whole = not self.corpus.is_one_text
+        bar = progress_bar("encoding", done, not config.quiet)
         with bar, contextlib.closing(results):
             for chunk, encoded in results:
                 for note in filter(None, (item.note for item in chunk.items)):
@@ -376,9 +359,8 @@ class _Preparation:
                 bar.update(int(encoded.text_bytes.sum()))
                 if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded.ends[-1]:
                     return
-                if time.monotonic() - saved >= config.save_every_s:
+                if self.writer.is_due(config.save_every_s):
                     writer.save(chunk.state)
-                    saved = time.monotonic()
         if stream.used_up:
             self.say(stream.used_up)
 

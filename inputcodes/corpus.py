@@ -20,7 +20,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,17 +71,44 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How entries are read.
+class Corpus:
+    """What is read, and how.
 
     `column` is the column or key of texts, None for conversations; `separator` stands between the
-    documents of a text file; a document whose hash is below `val_below` is for validation.
+    documents of a text file; `probabilities`, if any, mix the entries by draws from `seed`; a
+    document whose hash is below `val_below` is for validation.
     """
 
+    entries: Sequence[Entry]
     column: str | None
     separator: str
     val_fraction: float
+    probabilities: Sequence[float] = ()
+    seed: int = 0
     val_below: int = 0
+
+    @property
+    def is_one_text(self) -> bool:
+        """Whether a single text is read, which is split within itself."""
+        paths = [path for e in self.entries for path in (("",) if e.paths is None else e.paths)]
+        plain = self.column is not None and not self.separator
+        return plain and len(paths) == 1 and suffix_of(paths[0]) in TEXT_SUFFIXES
+
+    @property
+    def is_split_by_hash(self) -> bool:
+        """Whether the hash of a document decides its side, not its place or its source."""
+        return not self.is_one_text and not any(e.split or e.is_stdlib for e in self.entries)
+
+    def open(self, entry: Entry) -> "Iterator[Item] | IterableDataset":
+        """The documents of an entry; of the hub's, the rows."""
+        column, paths = self.column, entry.paths
+        if paths is None:
+            return _open_hub(entry, column)
+        if entry.is_stdlib:
+            return _read_stdlib(paths, stdlib_splits(paths, self.val_fraction), column)
+        check_files(paths, column)
+        cut = self.val_fraction if self.is_one_text else 0.0
+        return read_files(paths, column, self.separator, self.val_below, cut)
 
 
 class Stream:
@@ -89,46 +116,47 @@ class Stream:
 
     Entries of validation documents come first, one after the other. With probabilities the stream
     ends when the entry drawn has no document left, so that the proportions hold to the end. A
-    stream opened on the same entries with the `state` of another goes on from there. Raises
+    stream opened on the same corpus with the `state` of another goes on from there. Raises
     UserError for what cannot be read.
     """
 
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        reading: Reading,
-        probabilities: Sequence[float] = (),
-        seed: int = 0,
-        state: dict[str, Any] | None = None,
-    ) -> None:
-        self._column, self._seed = reading.column, seed
-        cut = reading.val_fraction if is_one_text(entries, reading) else 0.0
-        self._sources = [(entry, _open(entry, reading, cut)) for entry in entries]
-        self._bounds = list(itertools.accumulate(probabilities))
-        self._drawn = 0
-        if state:
-            self._drawn = state["drawn"]
-            for (_, rows), position in zip(self._sources, state["sources"], strict=True):
-                rows.load_state_dict(position)
+    def __init__(self, corpus: Corpus, state: dict[str, Any] | None = None) -> None:
+        self._corpus = corpus
+        self._rows: list[Any] = [corpus.open(entry) for entry in corpus.entries]
+        self._bounds = list(itertools.accumulate(corpus.probabilities))
+        self._drawn = state["drawn"] if state else 0
+        # Of local files, how many items were handed out; of the hub's, what `datasets` says.
+        self._places = state["sources"] if state else [0 for _ in self._rows]
+        for number, (rows, place) in enumerate(zip(self._rows, self._places, strict=True)):
+            if isinstance(place, dict):
+                rows.load_state_dict(place)
+            else:
+                self._rows[number] = itertools.islice(rows, place, None) if place else rows
         self.used_up = ""  # once a mixture has ended: which entry, and how much of the others
 
     def state(self) -> dict[str, Any]:
         """How many documents were drawn, and where each entry stands, as JSON values."""
-        return {"drawn": self._drawn, "sources": [rows.state_dict() for _, rows in self._sources]}
+        places = [
+            rows.state_dict() if entry.paths is None else place
+            for entry, rows, place in zip(
+                self._corpus.entries, self._rows, self._places, strict=True
+            )
+        ]
+        return {"drawn": self._drawn, "sources": places}
 
     def __iter__(self) -> Iterator[Item]:
         mixed = []
-        for entry, rows in self._sources:
+        for number, entry in enumerate(self._corpus.entries):
             if self._bounds and entry.split != "val":
-                mixed.append((entry.name, self._items(entry, rows)))
+                mixed.append((entry.name, self._items(number)))
             else:
-                yield from self._items(entry, rows)
+                yield from self._items(number)
         if mixed:
             yield from self._mixture(*zip(*mixed, strict=True))
 
     def _mixture(self, names: Sequence[str], items: Sequence[Iterator[Item]]) -> Iterator[Item]:
         # datasets.interleave_datasets does this too, at 30 MB/s where this loop reaches 250.
-        draw = random.Random(self._seed)
+        draw = random.Random(self._corpus.seed)
         draws = (bisect.bisect(self._bounds[:-1], draw.random()) for _ in itertools.count())
         used = Counter(itertools.islice(draws, self._drawn))
         for chosen in draws:
@@ -145,40 +173,21 @@ class Stream:
             f"the mixture ends because {names[chosen]} is used up, after {', '.join(amounts)}"
         )
 
-    def _items(self, entry: Entry, rows: Iterable[Any]) -> Iterator[Item]:
+    def _items(self, number: int) -> Iterator[Item]:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""
+        entry = self._corpus.entries[number]
         try:
-            for row in rows:
-                item = row if isinstance(row, Item) else item_of(row, self._column, entry.name)
+            for row in self._rows[number]:
+                if isinstance(row, Item):
+                    self._places[number] += 1
+                    item = row
+                else:
+                    item = item_of(row, self._corpus.column, entry.name)
                 yield item._replace(split=entry.split or item.split)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"cannot read any further in {entry.name}: {reason(error)}") from error
-
-
-def is_one_text(entries: Sequence[Entry], reading: Reading) -> bool:
-    """Whether a single text is read, which is split within itself."""
-    paths = [path for e in entries for path in (("",) if e.paths is None else e.paths)]
-    plain = reading.column is not None and not reading.separator
-    return plain and len(paths) == 1 and suffix_of(paths[0]) in TEXT_SUFFIXES
-
-
-def is_split_by_hash(entries: Sequence[Entry], reading: Reading) -> bool:
-    """Whether the hash of a document decides its side, not its place or its source."""
-    decided = any(entry.split or entry.is_stdlib for entry in entries)
-    return not decided and not is_one_text(entries, reading)
-
-
-def _open(entry: Entry, reading: Reading, cut: float) -> "_Items | IterableDataset":
-    column, paths = reading.column, entry.paths
-    if paths is None:
-        return _open_hub(entry, column)
-    if entry.is_stdlib:
-        splits = stdlib_splits(paths, reading.val_fraction)
-        return _Items(_read_stdlib(paths, splits, column))
-    check_files(paths, column)
-    return _Items(read_files(paths, column, reading.separator, reading.val_below, cut))
 
 
 def _open_hub(entry: Entry, column: str | None) -> "IterableDataset":
@@ -195,43 +204,24 @@ def _open_hub(entry: Entry, column: str | None) -> "IterableDataset":
     return rows
 
 
-class _Items:
-    """The items of local files; how many were handed out is where reading stands."""
-
-    def __init__(self, items: Iterator[Item]) -> None:
-        self._items, self._count = items, 0
-
-    def __iter__(self) -> Iterator[Item]:
-        for item in self._items:
-            self._count += 1
-            yield item
-
-    def state_dict(self) -> int:
-        return self._count
-
-    def load_state_dict(self, count: Any) -> None:
-        if not isinstance(count, int):  # of `datasets`, which read local files formerly
-            raise UserError("an earlier version left this data set: start over with --overwrite")
-        self._count, self._items = count, itertools.islice(self._items, count, None)
-
-
-def find_threshold(stream: Stream, val_fraction: float, chat: bool) -> tuple[int, str]:
+def find_threshold(corpus: Corpus) -> tuple[int, str]:
     """The hash below which documents are for validation, and a sentence if that was mended.
 
     The documents of a small set may all have hashes on one side; then the one with the lowest
     is the validation text. Reading ends as soon as there are documents on both sides.
     """
+    val_fraction = corpus.val_fraction
     below = math.ceil(val_fraction * 2**64)
     low, high, inside = 2**64, -1, False
-    for item in itertools.islice(stream, SMALL_SET):
-        document = read_chat(item.value) if chat else read_text(item.value)
+    for item in itertools.islice(Stream(corpus), SMALL_SET):
+        document = read_chat(item.value) if corpus.column is None else read_text(item.value)
         if not document.skipped and not inside:
             digest = split_hash(document.utf8)
             low, high = min(low, digest), max(high, digest)
         if low < below <= high:
             return below, ""
         inside = not item.ends
-    if low >= high or not val_fraction:
+    if low >= high:
         return below, ""
     side = "train" if low < below else "val"
     return low + 1, (

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from inputcodes.ngrams import Counts, count_ngrams
 from inputcodes.tokenizer import TokenIds, Tokenizer
 
-TEXT_SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text")
-CHAT_SKIPS = ("not_chat", "unknown_role", "not_only_text", "no_answer")
-SKIPS = (*TEXT_SKIPS, *CHAT_SKIPS)  # why a document is left out
+# Why a document is left out: texts, then conversations besides.
+SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text",
+         "not_chat", "unknown_role", "not_only_text", "no_answer")  # fmt: skip
 SPLITS = ("train", "val")
 CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
 CHUNK_DOCUMENTS = 4096

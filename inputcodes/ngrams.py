@@ -142,15 +142,13 @@ def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
 # Vocabularies
 
 
-def check_vocab_size(vocab_size: int) -> int:
-    """The size itself; UserError for one that no layout has."""
+def ngram_places(vocab_size: int) -> Sequence[int]:
+    """The ids that a layout has for n-grams, in the order in which they are given.
+
+    Raises UserError for a size that no layout has.
+    """
     if not 256 <= vocab_size <= UNICODE_SIZE:
         raise UserError(f"vocab_size={vocab_size}: expected 256 (bytes) to {UNICODE_SIZE}")
-    return vocab_size
-
-
-def ngram_places(vocab_size: int) -> Sequence[int]:
-    """The ids that a layout has for n-grams, in the order in which they are given."""
     return UNICODE_NGRAMS if vocab_size == UNICODE_SIZE else range(256, vocab_size)
 
 
@@ -161,14 +159,15 @@ def has_own_id(code: Any) -> Any:
 
 def lay_out(vocab_size: int, ngrams: Sequence[str]) -> tuple[dict[bytes, int], list[int]]:
     """The id of every text, and the ids of special tokens; UserError for what cannot be."""
-    if check_vocab_size(vocab_size) == UNICODE_SIZE:
+    places = ngram_places(vocab_size)
+    if vocab_size == UNICODE_SIZE:
         ranks = {chr(code).encode(): code for code in range(vocab_size) if has_own_id(code)}
         ranks |= {bytes([value]): 0xE000 + value - 0x80 for value in range(0x80, 0x100)}
         specials, shortest = UNICODE_SPECIALS, 2
     else:
         ranks = {bytes([value]): value for value in range(256) if value not in BYTE_SPECIALS}
         specials, shortest = BYTE_SPECIALS, 1
-    left = _add_ngrams(ranks, ngrams, ngram_places(vocab_size), shortest)
+    left = _add_ngrams(ranks, ngrams, places, shortest)
     return ranks, [*specials, *left]
 
 

@@ -1,7 +1,7 @@
-"""Documents to token shards: encoded in worker processes, written so that a run can resume.
+"""Token shards, written so that a run can resume.
 
-The stream is cut into chunks, each with the state of the stream after it; workers encode them; the
-main process appends the tokens to the shards in order. `progress.json` is replaced whole, after the
+The stream of documents is cut into chunks, each with the state of the stream after it; their tokens
+are appended to the shards in order. `progress.json` is replaced whole, after the
 shards it describes have reached the disk. Opening an unfinished folder cuts every shard back to the
 size recorded there; what was written after the last save is made again, to the same bytes.
 `meta.json` is written last and makes the folder a data set. To replace one, the new one is made in
@@ -16,31 +16,22 @@ a folder within (NEW) and takes its place when it is complete. meta.json holds:
   data_sha256   of the line-separated hashes: the tokenizer's, then those of all files in order
 """
 
-import collections
 import contextlib
 import hashlib
-import io
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
-import threading
-import types
+import time
 import zipfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import SKIPS, SPLITS, Chunk, Encoded, Item
+from inputcodes.documents import SKIPS, SPLITS, Encoded
 from inputcodes.files import (
     PARTIAL,
     atomic_write,
@@ -55,99 +46,6 @@ from inputcodes.tokenizer import TokenIds, Tokenizer
 FORMAT = 1
 NEW = "new"  # the folder within a data set's in which the one that replaces it is made
 OWN_FILES = ("meta.json", "progress.json", "tokenizer.json", "verified.json", "counts.npz")
-POOL_CHUNKS = 24  # less input than this is done sooner than worker processes start
-
-Result = TypeVar("Result")
-Job = Callable[[list[Item]], Result]
-_job: Job[Any]  # in a worker: what it does with a chunk
-
-
-def map_chunks(
-    job: Job[Result], chunks: Iterator[Chunk], workers: int
-) -> Generator[tuple[Chunk, Result]]:
-    """Each chunk with its result, in order; at most two chunks per worker are in memory.
-
-    `workers` = 0 means one for each core. Input of fewer than POOL_CHUNKS is done in this process.
-    """
-    workers = workers or _cores()
-    head = list(itertools.islice(chunks, POOL_CHUNKS))
-    few = workers == 1 or len(head) < POOL_CHUNKS
-    chunks = itertools.chain(head, chunks)
-    del head  # or its chunks would stay in memory to the end
-    if few:
-        yield from ((chunk, job(chunk.items)) for chunk in chunks)
-        return
-    waiting: collections.deque[tuple[Chunk, Future[Result]]] = collections.deque()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _start_worker, (job,)) as pool:
-        try:
-            for chunk in chunks:
-                with _hidden_main():
-                    waiting.append((chunk, pool.submit(_work, chunk.items)))
-                if len(waiting) >= 2 * workers:
-                    chunk, future = waiting.popleft()
-                    yield chunk, future.result()
-            yield from ((chunk, future.result()) for chunk, future in waiting)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died, perhaps for lack of memory: start the same command again "
-                "with --workers=1"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Workers started inside do not import the script that runs, which may have no main guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores this process may use
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _start_worker(job: Job[Any]) -> None:
-    """In a new process: keep the job, leave Ctrl-C to the parent and end when the parent does."""
-    global _job
-    _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only workers run this"
-    parent.join()
-    os._exit(1)
-
-
-def _work(items: list[Item]) -> Any:
-    return _job(items)
-
-
-class _Lines(io.TextIOBase):
-    """A log instead of a terminal: each state of a progress bar is a line of its own."""
-
-    def write(self, text: str) -> int:
-        if line := text.strip():
-            print(line, file=sys.stderr, flush=True)
-        return len(text)
-
-
-def progress_bar(what: str, done: int, shown: bool) -> Any:
-    """A bar in bytes; where there is no terminal, a plain line every 30 seconds."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=what, initial=done, unit="B", unit_scale=True, disable=not shown, ncols=80,
-        file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30,
-    )  # fmt: skip
 
 
 class ShardWriter:
@@ -161,7 +59,7 @@ class ShardWriter:
     def __init__(self, folder: Path, shard_tokens: int, progress: dict[str, Any]) -> None:
         self.folder = folder
         self.progress = progress
-        self._shard_tokens = shard_tokens
+        self._shard_tokens, self._saved = shard_tokens, time.monotonic()
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -191,6 +89,13 @@ class ShardWriter:
             tokens = tokens[room:]
             if counts["tokens"] % self._shard_tokens == 0:
                 self._close(split)
+
+    def is_due(self, every_s: float) -> bool:
+        """Whether it is time to save, `every_s` seconds after the last True."""
+        if time.monotonic() - self._saved < every_s:
+            return False
+        self._saved = time.monotonic()
+        return True
 
     def save(self, stream: dict[str, Any] | None) -> None:
         """Put everything on disk and record that the reader stands at `stream`."""

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import prepare_data
-from inputcodes import corpus, documents, readers, shards
+from inputcodes import corpus, documents, readers, shards, workers
 from inputcodes.configurator import UserError, configure, help_text
 from inputcodes.shards import ShardWriter
 from inputcodes.tokenizer import Tokenizer
@@ -217,18 +217,18 @@ def test_a_mix_keeps_the_proportions_and_hub_folders_are_the_same(tmp_path: Path
 
 def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 4000)
-    monkeypatch.setattr(shards, "POOL_CHUNKS", 3)
+    monkeypatch.setattr(workers, "POOL_CHUNKS", 3)
     globs, _ = two_folders(tmp_path)
     made = [
         contents(
             prepare(
                 prepare_config(
-                    tmp_path, files=",".join(globs), probabilities="0.5,0.5", workers=workers,
-                    dataset=f"w{workers}", vocab_size=400, shard_tokens=3000,
+                    tmp_path, files=",".join(globs), probabilities="0.5,0.5", workers=number,
+                    dataset=f"w{number}", vocab_size=400, shard_tokens=3000,
                 )
             )
         )
-        for workers in (1, 2)
+        for number in (1, 2)
     ]  # fmt: skip
     assert made[0] == made[1]
 
@@ -236,7 +236,7 @@ def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
 def test_few_chunks_are_in_memory_and_results_keep_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shards, "POOL_CHUNKS", 3)
+    monkeypatch.setattr(workers, "POOL_CHUNKS", 3)
     taken = 0
 
     def chunks() -> Iterator[documents.Chunk]:
@@ -244,7 +244,7 @@ def test_few_chunks_are_in_memory_and_results_keep_their_order(
         for taken in range(1, 41):
             yield documents.Chunk(["x"] * taken, taken, {})
 
-    results = shards.map_chunks(len, chunks(), workers=2)
+    results = workers.map_chunks(len, chunks(), workers=2)
     for number, (chunk, length) in enumerate(results, start=1):
         assert length == chunk.size == number
         assert taken <= number + 4
