@@ -190,6 +190,9 @@ def prepare(config: PrepareConfig) -> Path:
     """
     folder = Path(config.data_dir) / config.name
     entries = find_entries(config.kind, config.entries, _split_list(config.val_source))
+    said_before = [entry.name for entry in entries if entry.paths == []]
+    if said_before and (config.chances or all(e.paths == [] for e in entries if e.split != "val")):
+        raise UserError(f"{said_before[0]}: its files are all named before it: leave it out")
     tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
     sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
     wanted = {"settings": _identity(config), "sources": [*describe(entries), *sources]}

@@ -125,7 +125,7 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (pyarrow.ArrowException, csv.Error, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
@@ -142,7 +142,7 @@ def columns_of(known: Mapping[str, Any], column: str | None, where: str) -> list
     for names in CHAT_COLUMNS if column is None else ((column,),):
         if all(name in known for name in names):
             return list(names)
-    listed = ", ".join(map(str, known))
+    listed = ", ".join(map(str, known)) or "none"
     if column is not None:
         raise UserError(f"{where}: no column {column!r}; there are {listed} (--text_column=NAME)")
     expected = ", or ".join(" and ".join(names) for names in CHAT_COLUMNS)
@@ -216,15 +216,18 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
 def _read_json(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     """The objects of an array, which is read whole, or of lines."""
     with _open(path) as file:
-        if file.peek(1).lstrip()[:1] == b"[":
-            yield from enumerate(json.loads(file.read().decode()), start=1)
-            return
+        is_first = True
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line.decode())
-                except ValueError as error:
-                    raise UserError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
+            if not line.strip():
+                continue
+            if is_first and line.lstrip().startswith(b"["):
+                yield from enumerate(json.loads((line + file.read()).decode()), start=1)
+                return
+            is_first = False
+            try:
+                yield number, json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
 
 
 _READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: _read_json

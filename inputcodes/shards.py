@@ -300,7 +300,8 @@ def _differs(folder: Path, what: str, changes: list[str]) -> UserError:
 
 def left_out(record: dict[str, Any]) -> str:
     """How many documents are left out, by reason."""
-    reasons = [f"{number:,} {reason}" for reason, number in record["skipped"].items() if number]
+    skipped = record.get("skipped", {})  # not in every data set
+    reasons = [f"{number:,} {reason}" for reason, number in skipped.items() if number]
     return ", ".join(reasons) or "nothing"
 
 

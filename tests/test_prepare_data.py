@@ -151,6 +151,14 @@ def test_duplicates_never_cross_the_split_and_order_does_not_matter(tmp_path: Pa
     assert 5 < len(sides[0][1]) < 40  # 20 expected
 
 
+def test_an_array_may_begin_anywhere(tmp_path: Path) -> None:
+    texts = texts_of(30, seed=3)
+    rows = json.dumps([{"text": text} for text in texts], indent=1)
+    (tmp_path / "a.json").write_text("\n" * 20_000 + rows)
+    folder = prepare(prepare_config(tmp_path, files=f"{tmp_path}/a.json", val_fraction=0.0))
+    assert read_split(folder, "train")[0] == texts
+
+
 def test_all_kinds_of_files(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"one\r\ndocument")
     (tmp_path / "c.md").write_text("# two", encoding="utf-8")
@@ -539,6 +547,10 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: not JSON in UTF-8"),
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1: no column 'text'; there are body"),
         ("a.jsonl", b"5\n", r"a\.jsonl, line 1: expected an object, found int"),
+        ("a.jsonl", b"\n" + b"[" * 10**5 + b"1" + b"]" * 10**5, r"cannot read .*a\.jsonl: Recurs"),
+        ("a.jsonl", b"{}\n" + b"[" * 10**5, r"a\.jsonl, line 1: no column 'text'; there are none"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 10**5, r"a\.jsonl, line 2: not JSON in UTF-8"),
+        ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
         ("a.parquet", b"", r"cannot read .*a\.parquet"),
         ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
         ("a.doc", b"text\nx\n", r"cannot read .*a\.doc: expected one of"),
@@ -580,6 +592,10 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
     for settings in ({"files": path}, {"source": "hub", "hub": str(tmp_path / "folder")}):
         with pytest.raises(UserError, match="no column 'body'; there are id, text"):
             prepare(prepare_config(tmp_path, text_column="body", **settings))
+    for twice in ({"files": f"{path},{path}", "probabilities": "0.5,0.5"},
+                  {"files": path, "val_source": path}):  # fmt: skip
+        with pytest.raises(UserError, match=r"a\.parquet: its files are all named before it"):
+            prepare(prepare_config(tmp_path, **twice))
     with pytest.raises(UserError, match="no file matches '/nowhere/"):
         prepare(prepare_config(tmp_path, files="/nowhere/*.txt"))
     with pytest.raises(UserError, match="cannot open the data set 'no/such-set:part'"):

@@ -186,6 +186,10 @@ def test_show_prints_counts_and_the_first_documents(
         texts = texts_in(folder, split)[:3]
         assert len(starts) == 3
         assert all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({k: meta[k] for k in meta if k != "skipped"}))
+    main([f"--show={folder}"])
+    assert "left out: nothing" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no data set in .*nothing"):
         main([f"--show={tmp_path}/nothing"])
 
