@@ -243,7 +243,7 @@ def read_study(given: dict[str, Any]) -> Study:
     try:
         variants = [runs.Variant(**variant) for variant in stored["variants"]]
         own = {**stored["compare"], "study_dir": str(file.parent)}
-        config = from_record(CompareConfig, own | given)
+        config = from_record(CompareConfig, own | given, file)
         if problems := config.problems():
             raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
         if any(type(v.label) is not str or type(v.settings) is not dict for v in variants):

@@ -199,7 +199,8 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
         path = last
     state, record = read_checkpoint(path)
     with fitting_weights(path):
-        model = GPT.from_weights(from_record(GPTConfig, record["config"]), state["model"])
+        config = from_record(GPTConfig, record["config"], path)
+        model = GPT.from_weights(config, state["model"])
     return model.to(device or "cpu").eval(), record
 
 

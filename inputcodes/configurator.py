@@ -140,11 +140,17 @@ def build(cls: type[S], values: Mapping[str, Any]) -> S:
     return config
 
 
-def from_record(cls: type[S], record: Mapping[str, Any]) -> S:
-    """The settings that a checkpoint recorded; those it does not know have their defaults."""
-    kinds = _kinds(cls)
-    known = {k: tuple(v) if kinds[k] is tuple else v for k, v in record.items() if k in kinds}
-    return cls(**known)
+def from_record(cls: type[S], record: Mapping[str, Any], file: Path) -> S:
+    """The settings that `file` recorded; those it does not know have their defaults.
+
+    Raises UserError, naming the file, for values of other types.
+    """
+    kinds, problems = _kinds(cls), list[str]()
+    known = {name: value for name, value in record.items() if name in kinds}
+    values = _checked(cls, known, f"in {file}", problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    return cls(**values)
 
 
 class Output:

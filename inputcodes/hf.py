@@ -150,7 +150,7 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         check_record(record)
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
-    config = from_record(GPTConfig, record["config"])
+    config = from_record(GPTConfig, record["config"], folder / "config.json")
     texts = Tokenizer.from_json(record["tokenizer"]).texts()
     weights = GPT(config, texts=texts).state_dict()
     try:

@@ -84,6 +84,7 @@ class Start:
     def inherited(self, cls: type[Settings], architecture_only: bool) -> dict[str, Any]:
         """The checkpoint's settings, but for those that say where a run is; or its architecture."""
         settings = GPTConfig if architecture_only else cls
+        from_record(settings, self.record["config"], self.path)  # of the right types
         names = {field.name for field in dataclasses.fields(settings)} - {"out_dir", "init_from"}
         return {k: v for k, v in self.record["config"].items() if k in names}
 
@@ -95,7 +96,7 @@ class Start:
         Raises UserError, naming each, for what cannot change or was not said on the command line.
         """
         cls, step = type(config), self.record["step"]
-        was = dataclasses.asdict(from_record(cls, self.record["config"]))
+        was = dataclasses.asdict(from_record(cls, self.record["config"], self.path))
         now = dataclasses.asdict(config)
         now["vocab_size"] = now["vocab_size"] or was["vocab_size"]
         changes, problems = [], []
@@ -219,7 +220,7 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
 def resumed(start: Start, config: Any, command_line: Mapping[str, Any]) -> Start:
     """`start` with what `config` changes of its recipe; UserError for what cannot change."""
     changes = start.find_changes(config, command_line)
-    was, step = from_record(type(config), start.record["config"]), start.record["step"]
+    was, step = from_record(type(config), start.record["config"], start.path), start.record["step"]
     if config.tokens_per_step != was.tokens_per_step:
         raise UserError(
             f"batch_size={config.batch_size} x gradient_accumulation_steps="

@@ -194,6 +194,16 @@ def test_weights_that_do_not_fit_their_settings_are_one_line(words, tmp_path):
         train.main(argv)
 
 
+@pytest.mark.parametrize("name", ["n_embd", "learning_rate", "log_to", "compile", "vocab_size"])
+def test_recorded_settings_of_other_types_are_one_line(words, tmp_path, name):
+    write_run(tmp_path / "wide", Tokenizer(256))
+    tensors, record = read_checkpoint(tmp_path / "wide" / "best.pt")
+    record["config"][name] = [1.5]
+    write_checkpoint(tmp_path / "wide" / "best.pt", tensors, record)
+    with pytest.raises(UserError, match=rf"^{name}=\[1.5\] in .*best\.pt: expected "):
+        train.main([f"--init_from={tmp_path / 'wide'}", f"--out_dir={tmp_path / 'tuned'}"])
+
+
 def test_a_checkpoint_of_before_a_setting_existed_resumes(words, tmp_path):
     train.main(words(**FIVE))
     last = tmp_path / "run" / "last.pt"
