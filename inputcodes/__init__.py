@@ -22,7 +22,8 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
+# Only where a command of this program runs (of `python -m`, argv is not yet complete here).
 _script = getattr(sys.modules["__main__"], "__file__", None)
-_is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-if _is_default and _script and Path(_script).resolve().parent == ROOT:  # others keep theirs
+_is_ours = sys.argv[:1] == ["-m"] or (_script and Path(_script).resolve().parent == ROOT)
+if _is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _on_interrupt)

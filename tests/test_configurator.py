@@ -133,14 +133,20 @@ raise ImportError("cannot load module more than once per process")
 """
 
 
-@pytest.mark.parametrize(
-    "program", ["train", "sample", "evaluate", "compare", "export", "bench", "prepare_data"]
-)
+COMMANDS = [
+    *([f"{name}.py"] for name in ("train", "sample", "evaluate", "compare", "export", "bench")),
+    ["prepare_data.py"],
+    *(["-m", f"inputcodes.{name}"] for name in ("harness", "inspect_codes")),
+]
+
+
+@pytest.mark.parametrize("program", COMMANDS, ids=" ".join)
 def test_control_c_during_the_imports_is_one_line(tmp_path, program):
     for library in ("torch", "numpy"):
         (tmp_path / f"{library}.py").write_text(SLOW_IMPORT)
     process = subprocess.Popen(
-        [sys.executable, ROOT / f"{program}.py", "--help"],
+        [sys.executable, *program, "--help"],
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
