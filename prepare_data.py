@@ -282,7 +282,7 @@ class _Preparation:
         config, writer = self.config, self.writer
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
-        self.say(f"preparing {writer.folder}{resumed}")
+        self.say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
         if config.val_fraction and self.corpus.is_split_by_hash:
             val_below, note = find_threshold(self.corpus)
             self.corpus = dataclasses.replace(self.corpus, val_below=val_below)

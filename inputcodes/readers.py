@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shlex
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from inputcodes.configurator import UserError
@@ -137,10 +137,15 @@ def item_of(row: Any, column: str | None, where: str) -> Item:
     return Item({name: row[name] for name in names} if column is None else row[column])
 
 
-def columns_of(known: Mapping[str, Any], column: str | None, where: str) -> list[str]:
-    """The names among `known` that hold a document; UserError if some are missing."""
+def columns_of(known: Iterable[str], column: str | None, where: str) -> list[str]:
+    """The names among `known` that hold a document; UserError if some are missing or double."""
+    known = list(known)
     for names in CHAT_COLUMNS if column is None else ((column,),):
         if all(name in known for name in names):
+            if twice := next((name for name in names if known.count(name) > 1), ""):
+                raise UserError(
+                    f"{where}: several columns are called {twice!r}: rename all but one"
+                )
             return list(names)
     listed = ", ".join(map(str, known)) or "none"
     if column is not None:
@@ -152,7 +157,7 @@ def columns_of(known: Mapping[str, Any], column: str | None, where: str) -> list
 def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
     """The columns of an Arrow schema that hold a document; UserError if texts are no texts."""
     types = {field.name: str(field.type) for field in schema}
-    names = columns_of(types, column, where)
+    names = columns_of(schema.names, column, where)
     texts = [name for name, kind in types.items() if kind.startswith(TEXT_TYPES)]
     if column is not None and column not in texts:
         advice = " or ".join(f"--text_column={name}" for name in texts)
@@ -209,7 +214,7 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit((1 << 31) - 1)
     with io.TextIOWrapper(_open(path), encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, strict=True)
-        columns_of(dict.fromkeys(rows.fieldnames or ()), column, path)
+        columns_of(rows.fieldnames or (), column, path)
         yield from ((rows.line_num, row) for row in rows)
 
 

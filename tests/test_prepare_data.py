@@ -550,6 +550,7 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.jsonl", b"\n" + b"[" * 10**5 + b"1" + b"]" * 10**5, r"cannot read .*a\.jsonl: Recurs"),
         ("a.jsonl", b"{}\n" + b"[" * 10**5, r"a\.jsonl, line 1: no column 'text'; there are none"),
         ("a.jsonl", b'{"text": "x"}\n' + b"[" * 10**5, r"a\.jsonl, line 2: not JSON in UTF-8"),
+        ("a.csv", b"text,text\n1,2\n", r"a\.csv: several columns are called 'text'"),
         ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
         ("a.parquet", b"", r"cannot read .*a\.parquet"),
         ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
@@ -592,6 +593,10 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
     for settings in ({"files": path}, {"source": "hub", "hub": str(tmp_path / "folder")}):
         with pytest.raises(UserError, match="no column 'body'; there are id, text"):
             prepare(prepare_config(tmp_path, text_column="body", **settings))
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "double.parquet")
+    with pytest.raises(UserError, match="several columns are called 'text'"):
+        prepare(prepare_config(tmp_path, files=f"{tmp_path}/double.parquet"))
     for twice in ({"files": f"{path},{path}", "probabilities": "0.5,0.5"},
                   {"files": path, "val_source": path}):  # fmt: skip
         with pytest.raises(UserError, match=r"a\.parquet: its files are all named before it"):
