@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inputcodes.configurator import UserError
 from inputcodes.documents import Item, read_chat, read_text, split_hash
@@ -38,9 +38,6 @@ from inputcodes.readers import (
     reason,
     suffix_of,
 )
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
 
 SMALL_SET = 100_000  # documents after which no side of the split is empty by chance
 # Distributions strip the tests; the others are not the library's own source.
@@ -99,8 +96,8 @@ class Corpus:
         """Whether the hash of a document decides its side, not its place or its source."""
         return not self.is_one_text and not any(e.split or e.is_stdlib for e in self.entries)
 
-    def open(self, entry: Entry) -> "Iterator[Item] | IterableDataset":
-        """The documents of an entry; of the hub's, the rows."""
+    def open(self, entry: Entry) -> Any:
+        """The Items of an entry; of the hub's, the rows of an IterableDataset."""
         column, paths = self.column, entry.paths
         if paths is None:
             return _open_hub(entry, column)
@@ -122,26 +119,20 @@ class Stream:
 
     def __init__(self, corpus: Corpus, state: dict[str, Any] | None = None) -> None:
         self._corpus = corpus
-        self._rows: list[Any] = [corpus.open(entry) for entry in corpus.entries]
+        self._rows = [corpus.open(entry) for entry in corpus.entries]
         self._bounds = list(itertools.accumulate(corpus.probabilities))
         self._drawn = state["drawn"] if state else 0
-        # Of local files, how many items were handed out; of the hub's, what `datasets` says.
-        self._places = state["sources"] if state else [0 for _ in self._rows]
-        for number, (rows, place) in enumerate(zip(self._rows, self._places, strict=True)):
-            if isinstance(place, dict):
+        places = state["sources"] if state else [0 for _ in self._rows]
+        for rows, place in zip(self._rows, places, strict=True):
+            if isinstance(place, dict):  # what `datasets` says of a data set of the hub
                 rows.load_state_dict(place)
-            else:
-                self._rows[number] = itertools.islice(rows, place, None) if place else rows
+        self._places = [0 if isinstance(place, dict) else place for place in places]  # items given
         self.used_up = ""  # once a mixture has ended: which entry, and how much of the others
 
     def state(self) -> dict[str, Any]:
         """How many documents were drawn, and where each entry stands, as JSON values."""
-        places = [
-            rows.state_dict() if entry.paths is None else place
-            for entry, rows, place in zip(
-                self._corpus.entries, self._rows, self._places, strict=True
-            )
-        ]
+        entries = zip(self._corpus.entries, self._rows, self._places, strict=True)
+        places = [r.state_dict() if e.paths is None else place for e, r, place in entries]
         return {"drawn": self._drawn, "sources": places}
 
     def __iter__(self) -> Iterator[Item]:
@@ -175,14 +166,12 @@ class Stream:
 
     def _items(self, number: int) -> Iterator[Item]:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""
-        entry = self._corpus.entries[number]
+        entry, rows = self._corpus.entries[number], self._rows[number]
         try:
-            for row in self._rows[number]:
-                if isinstance(row, Item):
-                    self._places[number] += 1
-                    item = row
-                else:
-                    item = item_of(row, self._corpus.column, entry.name)
+            if entry.paths is None:
+                rows = (item_of(row, self._corpus.column, entry.name) for row in rows)
+            for item in itertools.islice(rows, self._places[number], None):
+                self._places[number] += 1
                 yield item._replace(split=entry.split or item.split)
         except UserError:
             raise
@@ -190,7 +179,7 @@ class Stream:
             raise UserError(f"cannot read any further in {entry.name}: {reason(error)}") from error
 
 
-def _open_hub(entry: Entry, column: str | None) -> "IterableDataset":
+def _open_hub(entry: Entry, column: str | None) -> Any:
     from datasets import load_dataset  # a second of imports, which local files do without
 
     path, config, _ = _hub_name(entry.name)
