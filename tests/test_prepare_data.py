@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -322,6 +323,30 @@ def test_going_on_after_interruptions_ends_with_the_same_bytes(
             deaths += 1
     assert deaths > 5
     assert contents(tmp_path / "data" / "cut") == expected
+
+
+@pytest.mark.parametrize("probabilities", [(), (0.5, 0.5)])
+def test_a_stream_of_the_hub_goes_on_from_its_state(
+    monkeypatch: pytest.MonkeyPatch, probabilities: tuple[float, ...]
+) -> None:
+    """Seven documents a life, of data sets that are nowhere on this machine."""
+    datasets = pytest.importorskip("datasets")
+
+    def load(path: str, *_: Any, **__: Any) -> Any:
+        rows = {"id": list(range(50)), "text": [f"{path} {number}" for number in range(50)]}
+        return datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=3)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    entries = [corpus.Entry("a/b"), corpus.Entry("c/d")]
+    read = corpus.Corpus(entries, "text", "", 0.1, probabilities)
+    whole = [item.value for item in corpus.Stream(read)]
+    assert len(whole) > 50
+    parts, state = [], None
+    while not parts or len(parts[-1]) == 7:
+        stream = corpus.Stream(read, state)
+        parts.append([item.value for item in itertools.islice(stream, 7)])
+        state = json.loads(json.dumps(stream.state()))
+    assert [text for part in parts for text in part] == whole
 
 
 @pytest.mark.slow
