@@ -76,8 +76,10 @@ def field(row: Row, path: str, kind: type = str) -> Any:
 
 
 def texts(row: Row, path: str) -> tuple[str, ...]:
-    """The list of texts at `path` of a row, none of them empty."""
+    """The list of texts at `path` of a row: at least one, none of them empty."""
     values = field(row, path, list)
+    if not values:
+        raise ValueError(f"{path} is an empty list, expected texts")
     for value in values:
         if type(value) is not str or not value.strip():
             raise ValueError(f"{path} holds {value!r:.60}, expected texts that are not empty")

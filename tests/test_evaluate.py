@@ -301,6 +301,7 @@ DAMAGE = {
     "arc_challenge": [
         ("question", None),
         ("choices", []),
+        ("choices", {"text": [], "label": []}),
         ("choices.text", ["a", "b", 3, "d"]),
         ("choices.text", ["a", "b", "c", " "]),
         ("choices.text", ["a"]),
