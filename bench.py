@@ -35,9 +35,9 @@ import torch
 from inputcodes.checkpoint import made_by
 from inputcodes.configurator import UserError, configure, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
-from inputcodes.distributed import Processes, autocast, setup_device
+from inputcodes.distributed import Processes, autocast, peak_mb, setup_device
 from inputcodes.files import read_json, write_json
-from inputcodes.memory import peak_mb
+from inputcodes.resume import for_data
 from inputcodes.stats import markdown_table
 from model import GPT, INPUT_LAYERS, count_parameters
 from prepare_data import prepare_missing
@@ -362,12 +362,6 @@ def markdown(lines: Sequence[Line]) -> str:
     return markdown_table(header, rows)
 
 
-def add_to(path: Path, record: dict[str, Any]) -> None:
-    """Append `record` to the list in a JSON file, new or made here."""
-    records = read_json(path)["records"] if path.is_file() else []
-    write_json(path, {"records": [*records, record]})
-
-
 def main(argv: list[str]) -> None:
     """Measure what `argv` says; see the module's docstring."""
     config = configure(BenchConfig, argv)
@@ -376,7 +370,7 @@ def main(argv: list[str]) -> None:
         config = dataclasses.replace(config, dataset=f"stdlib-{config.vocab_size}")
         print(f"measuring on {config.dataset}, as the data set is not there")
     data = DataSet(prepare_missing(config.data_dir, config.dataset))
-    vocab_size = config.for_data(data).vocab_size
+    vocab_size = for_data(config, data).vocab_size
     config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)
     if not any(word.startswith("--gradient_accumulation_steps") for word in argv):
         config = dataclasses.replace(config, gradient_accumulation_steps=1)
@@ -392,7 +386,9 @@ def main(argv: list[str]) -> None:
             name: [dataclasses.asdict(line) for line in table] for name, table in tables.items()
         }
         record = {"made_by": facts, "config": dataclasses.asdict(config), "tables": lines}
-        add_to(Path(config.out), record)
+        out = Path(config.out)
+        records = read_json(out)["records"] if out.is_file() else []
+        write_json(out, {"records": [*records, record]})
 
 
 if __name__ == "__main__":

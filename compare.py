@@ -40,6 +40,7 @@ from inputcodes.data import DataSet
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
+from inputcodes.resume import for_data
 from inputcodes.tables import starting_table
 from model import GPTConfig
 from prepare_data import prepare_missing
@@ -264,7 +265,7 @@ def check_before(study: Study) -> None:
             if key not in known:
                 known[key] = DataSet(prepare_missing(*key))
             data = known[key]
-            config = config.for_data(data, study.config.nproc)
+            config = for_data(config, data, study.config.nproc)
             if any(study.stored_run(variant, seed) is None for seed in study.config.seed_list):
                 starting_table(config, data)
             fact = dataclasses.asdict(config)

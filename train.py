@@ -14,6 +14,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib.util
 import math
 import sys
 import time
@@ -28,11 +29,18 @@ from torch.nn.parallel import DistributedDataParallel
 from inputcodes.checkpoint import Metrics, read_checkpoint, write_checkpoint, write_run_json
 from inputcodes.configurator import UserError, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
-from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
+from inputcodes.distributed import (
+    Processes,
+    Stop,
+    Stopped,
+    autocast,
+    join_processes,
+    one_cause,
+    peak_mb,
+)
 from inputcodes.files import locked
-from inputcodes.memory import peak_mb
-from inputcodes.progress import Progress, close, describe, missing_package, open_dashboard
-from inputcodes.resume import OTHER_NAMES, Start, check_base, configure_run, fitted_to_data
+from inputcodes.progress import Progress, close, describe, open_dashboard
+from inputcodes.resume import OTHER_NAMES, Start, check_base, configure_run, for_data
 from inputcodes.tables import starting_table
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
@@ -114,17 +122,16 @@ class TrainConfig(GPTConfig):
             problems.append(f"min_lr ({self.min_lr}) is above learning_rate ({self.learning_rate})")
         if not self.dataset:
             problems.append("dataset='': expected the name of a folder in data_dir")
-        if missing := missing_package(self.log_to):
-            problems.append(missing)
+        if self.log_to != "none" and not importlib.util.find_spec(self.log_to):
+            package = self.log_to
+            problems.append(
+                f"log_to={package!r} needs the package {package}: pip install {package}"
+            )
         return problems
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.block_size * self.gradient_accumulation_steps
-
-    def for_data(self, data: DataSet, processes: int = 1) -> "TrainConfig":
-        """These settings with the vocabulary of `data`; UserError for all that now clashes."""
-        return fitted_to_data(self, data, processes)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -161,7 +168,7 @@ class Trainer:
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
             self._load(start)
-        elif (table := starting_table(config, data)) is not None:
+        elif config.table_of and (table := starting_table(config, data)) is not None:
             self.raw_model.input_layer.load_state_dict({"weight": table})
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
@@ -293,7 +300,16 @@ class Trainer:
                 speed = steps * config.tokens_per_step / seconds
                 steps, seconds = 0, 0.0
                 progress.log(self.step, speed)
-                self.log(self.log_line(loss, grad_norm, speed), evaluating, metrics, progress)
+                line = {
+                    "step": self.step,
+                    "tokens": self.step * config.tokens_per_step,
+                    "elapsed_s": self.elapsed_s,
+                    "train_loss": loss,
+                    "lr": learning_rate(self.step - 1, config),
+                    "grad_norm": grad_norm,
+                    "tokens_per_s": round(speed, 1),
+                }
+                self.log(line, evaluating, metrics, progress)
             if time.perf_counter() - self.saved_at > 60 * config.save_interval:
                 self.save("last")
 
@@ -312,18 +328,6 @@ class Trainer:
             metrics.write(line)
         if evaluating:
             self.keep()
-
-    def log_line(self, loss: float, grad_norm: float, tokens_per_s: float) -> dict[str, Any]:
-        """What metrics.jsonl says of the step just done; all but the times follow from the seed."""
-        return {
-            "step": self.step,
-            "tokens": self.step * self.config.tokens_per_step,
-            "elapsed_s": self.elapsed_s,
-            "train_loss": loss,
-            "lr": learning_rate(self.step - 1, self.config),
-            "grad_norm": grad_norm,
-            "tokens_per_s": round(tokens_per_s, 1),
-        }
 
     def keep(self) -> None:
         """Save the weights as `last`, and as `best` if no evaluation was better."""
@@ -360,7 +364,7 @@ def main(argv: list[str]) -> None:
         data = DataSet(Path(config.data_dir) / config.dataset, verify=processes.first)
         processes.wait()
         check_base(start, data, config.init_from, Path(config.data_dir))
-        config, first = config.for_data(data, processes.world), processes.first
+        config, first = for_data(config, data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
         if trainer.step >= config.max_steps and not trainer.interrupted:

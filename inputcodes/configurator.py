@@ -274,16 +274,13 @@ def _split(
             problems.append(f"cannot read {word!r}: write --name=value")
             continue
         try:
-            options[name] = _parse(kind, text)
+            if kind is tuple:
+                options[name] = tuple(part.strip() for part in text.split(";") if part.strip())
+            else:
+                options[name] = TRUE_WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
             problems.append(f"{name}={text!r} on the command line: expected {NOUNS[kind]}")
     return files, words, options
-
-
-def _parse(kind: type, text: str) -> Any:
-    if kind is tuple:
-        return tuple(part.strip() for part in text.split(";") if part.strip())
-    return TRUE_WORDS[text.lower()] if kind is bool else kind(text)
 
 
 def _read_file(file: str, problems: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import datetime
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -161,6 +162,26 @@ def setup_device(
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
     """The context in which `dtype` = "bfloat16" computes its products in bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory this process has held, in MB: on its GPU, else all that was resident.
+
+    0 where the system does not say (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, whose getrusage counts what the parent held, too
+        size = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if size:
+            return int(size[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 @contextlib.contextmanager

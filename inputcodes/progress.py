@@ -1,7 +1,7 @@
 """What a training run shows: its description, how far it is, its end, and its curves elsewhere."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import sys
 import time
@@ -15,14 +15,14 @@ import torch
 from tqdm import tqdm
 
 from inputcodes.configurator import command
-from inputcodes.distributed import autocast
+from inputcodes.distributed import Processes, autocast
 from inputcodes.documents import END_OF_TURN
 from inputcodes.files import read_json, write_text
-from inputcodes.memory import memory_report
-from inputcodes.resume import config_files
+from inputcodes.resume import config_files, memory_needed
 from model import count_parameters
 
 SAMPLE_TOKENS = 200  # of the sample that closes a run
+USABLE = 0.95  # of a GPU's memory; CUDA itself takes the rest
 CURVE_SECONDS = 10.0  # between two pictures: one takes about half a second
 
 Write = Callable[[dict[str, Any]], None]
@@ -111,6 +111,43 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
     return "\n".join([*lines, f"{doing} {config.out_dir}"])
 
 
+def memory_report(config: Any, processes: Processes) -> str:
+    """One line for the start of a run, and a second one where a GPU is too small for it."""
+    needed, device = memory_needed(config, processes.world), processes.device
+    size = f"{needed / 1e9:.1f} GB" if needed > 1e9 else f"{needed / 1e6:.0f} MB"
+    line = f"memory: about {size} besides the program itself"
+    if device.type != "cuda":
+        return line
+    there = torch.cuda.get_device_properties(device).total_memory
+    line += f", of {there / 1e9:.1f} GB ({torch.cuda.get_device_name(device)})"
+    if needed <= USABLE * there:
+        return line
+    recomputing = dataclasses.replace(config, recompute=True)
+    remedies = [split_that_fits(config, processes.world, USABLE * there)]
+    if memory_needed(recomputing, processes.world) <= USABLE * there:
+        remedies.append("--recompute")
+    elif split := split_that_fits(recomputing, processes.world, USABLE * there):
+        remedies.append(f"--recompute {split}")
+    words = " or ".join(words for words in remedies if words)
+    advice = f"the same steps fit with {words}" if words else "make the model smaller"
+    return f"{line}\nwarning: that will not fit; {advice}"
+
+
+def split_that_fits(config: Any, processes: int, limit: float) -> str:
+    """Words for the command line that split each step into more micro-steps, to fit in `limit`
+    bytes; empty if none do."""
+    share = config.batch_size // processes
+    for parts in range(1, share + 1):
+        split = {
+            "batch_size": config.batch_size // parts,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps * parts,
+        }
+        smaller = dataclasses.replace(config, **split)
+        if share % parts == 0 and memory_needed(smaller, processes) <= limit:
+            return " ".join(f"--{name}={value}" for name, value in split.items())
+    return ""
+
+
 def sample(trainer: Any) -> str:
     """A text, or the first prompt of the validation data and the reply to it."""
     model, tokenizer = trainer.raw_model, trainer.data.tokenizer
@@ -135,7 +172,10 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
     """Print how the run ended, a short sample, and what to try next."""
     if trainer.step < trainer.config.max_steps or trainer.interrupted:
         print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
-        print(f"  {resume_command(trainer, argv)}")
+        words = [word for word in argv if not word.startswith("--init_from=")]
+        choice = trainer.config.init_from
+        resume = choice if choice.startswith("resume") else "resume"
+        print(f"  {command('train.py', *words, f'--init_from={resume}')}")
         return
     if trainer.elapsed_s >= CURVE_SECONDS:
         _draw(trainer.out_dir)  # with the last evaluation, which may have come too soon
@@ -145,14 +185,6 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
     except Exception as error:  # the run is done and saved, whatever is wrong here
         print(f"(none: {type(error).__name__}: {error})")
     print("\nnext: " + "\n      ".join(next_commands(trainer, argv)))
-
-
-def resume_command(trainer: Any, argv: Sequence[str]) -> str:
-    """The command that resumes a run that was started by `argv`."""
-    choice = trainer.config.init_from
-    words = [word for word in argv if not word.startswith("--init_from=")]
-    resume = choice if choice.startswith("resume") else "resume"
-    return command("train.py", *words, f"--init_from={resume}")
 
 
 def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
@@ -179,13 +211,6 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------
 # Weights & Biases, TensorBoard, curve.png: of run.json and metrics.jsonl
-
-
-def missing_package(log_to: str) -> str:
-    """What to install for `log_to`, as a problem of the configuration, or ""."""
-    if log_to == "none" or importlib.util.find_spec(log_to):
-        return ""
-    return f"log_to={log_to!r} needs the package {log_to}: pip install {log_to}"
 
 
 def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:

@@ -7,6 +7,7 @@ another (`--init_from=out/fixed32`) takes the architecture, input layer included
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from inputcodes.data import DataSet, TrainingData, validation_batches
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256
 from inputcodes.hf import read_export, weights_file
-from inputcodes.memory import memory_problem
-from model import GPTConfig
+from inputcodes.loss import LOGITS_BYTES
+from model import GPTConfig, count_parameters
 
 # Settings of nanoGPT, and of this program before: what to use instead.
 OTHER_NAMES = {
@@ -237,7 +238,7 @@ def config_files(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if word.endswith(".py") and not word.startswith("-")]
 
 
-def fitted_to_data(config: Any, data: DataSet, processes: int) -> Any:
+def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:
     """A TrainConfig with the vocabulary of `data`; UserError for all that now clashes."""
     problems = []
     if config.vocab_size not in (0, data.vocab_size):
@@ -257,3 +258,44 @@ def fitted_to_data(config: Any, data: DataSet, processes: int) -> Any:
     rows, alone = data.rows("val", config.block_size), Processes(torch.device("cpu"))
     next(validation_batches(rows, config.eval_tokens, 1, alone))
     return config
+
+
+def memory_needed(config: Any, processes: int = 1) -> int:
+    """Bytes that a step of `config`, a TrainConfig, holds at its peak in one of `processes`.
+
+    An estimate for GPUs, within a tenth. With `recompute` a layer keeps its input alone.
+    """
+    parameters, _ = count_parameters(config)
+    half = config.dtype == "bfloat16"
+    # weight, gradient and AdamW's two moments; what DDP adds; the copy that autocast makes
+    weights = parameters * (16 + 4 * (processes > 1) + 2 * half)
+    # In a layer, for each token and position of the width: the states before and after each norm,
+    # queries, keys, values and their mix, and the four times wider states of the MLP.
+    tokens = config.batch_size // processes * config.block_size
+    of_layer = 38 if half else 64
+    layers = 4 * config.n_layer + of_layer if config.recompute else of_layer * config.n_layer
+    states = tokens * config.n_embd * layers
+    # The loss: logits, their copy in bfloat16, and the gradients of the head and its input.
+    logits = min(tokens * config.vocab_size * 4, LOGITS_BYTES)
+    gradients = (config.vocab_size + tokens) * config.n_embd * 4
+    return int(weights + states + logits * (1.5 if half else 1) + gradients)
+
+
+def memory_problem(config: Any) -> str:
+    """Why the weights cannot be made on this machine, or its CPU not do a step; else empty."""
+    needed = 4 * count_parameters(config)[0]
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not said, as on Windows
+        return ""
+    there_gb = f"and this machine has {there / 1e9:,.0f} GB"
+    if needed > there:
+        advice = "make n_layer or n_embd smaller"
+        return f"the model needs {needed / 1e9:,.0f} GB for the weights alone, {there_gb}: {advice}"
+    # An estimate, so that only what is far from it is refused. GPUs have a memory of their own.
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    step = memory_needed(config)
+    if step > 2 * there and (config.device == "cpu" or not gpu):
+        advice = "make batch_size or block_size smaller"
+        return f"a step needs about {step / 1e9:,.0f} GB, {there_gb}: {advice}"
+    return ""

@@ -9,7 +9,8 @@ import torch
 import model
 from inputcodes.configurator import configure
 from inputcodes.distributed import Processes
-from inputcodes.memory import memory_needed, memory_report
+from inputcodes.progress import memory_report
+from inputcodes.resume import memory_needed
 from train import TrainConfig
 
 GB = 1e9

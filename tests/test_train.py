@@ -22,9 +22,9 @@ from inputcodes import validation
 from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError, run_main
 from inputcodes.data import DataSet, TrainingData
-from inputcodes.distributed import Processes
+from inputcodes.distributed import Processes, peak_mb
 from inputcodes.files import locked
-from inputcodes.memory import peak_mb
+from inputcodes.resume import for_data
 from model import GPT, count_parameters
 from tests.helpers import (
     ROOT,
@@ -124,7 +124,7 @@ def test_gradients_are_reduced_once_a_step_and_during_the_backward_pass(text_dat
 @pytest.mark.slow
 def test_the_peak_of_memory_is_this_process_own():
     code = (
-        "import torch; from inputcodes.memory import peak_mb; cpu = torch.device('cpu');"
+        "import torch; from inputcodes.distributed import peak_mb; cpu = torch.device('cpu');"
         "before = peak_mb(cpu); x = torch.ones(25_000_000); print(before, peak_mb(cpu) - before)"
     )
     held = bytearray(200_000_000)  # by the parent, besides its own
@@ -303,12 +303,12 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
     data = DataSet(text_data / "tiny")
     config = TrainConfig(batch_size=3)
     with pytest.raises(UserError, match="batch_size=3 cannot be shared by 2 processes"):
-        config.for_data(data, processes=2)
+        for_data(config, data, processes=2)
     with pytest.raises(UserError, match=r"vocab_size=4096, but .*tiny has 256"):
-        TrainConfig(vocab_size=4096).for_data(data)
+        for_data(TrainConfig(vocab_size=4096), data)
     with pytest.raises(UserError, match="256 tokens need 8 bits"):
-        TrainConfig(n_embd=6, n_head=1).for_data(data)
-    assert config.for_data(data, processes=3).vocab_size == 256
+        for_data(TrainConfig(n_embd=6, n_head=1), data)
+    assert for_data(config, data, processes=3).vocab_size == 256
 
 
 @pytest.mark.parametrize(
