@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
-from inputcodes.configurator import Settings, UserError
+from inputcodes.configurator import Settings, UserError, from_record
 from inputcodes.distributed import PARENT, stop_signals
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
@@ -88,13 +88,13 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
     if not (path / "run.json").is_file():
         return None
     advice = "delete the directory and run the command again"
-    record, known = read_json(path / "run.json", advice), dataclasses.fields(settings)
+    record = read_json(path / "run.json", advice)
     kinds = {"config": dict, "tokenizer_sha256": str, "data_sha256": str}
     for name, kind in kinds.items():
         if type(record.get(name)) is not kind:
             raise UserError(f"{path / 'run.json'} is damaged (no {name}): {advice}")
-    config = {field.name: record["config"].get(field.name, field.default) for field in known}
-    return Run(path, record, config, read_metrics(path))
+    config = from_record(settings, record["config"], path / "run.json")
+    return Run(path, record, dataclasses.asdict(config), read_metrics(path))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -295,25 +295,21 @@ class Row:
     @property
     def code_length(self) -> int | None:
         """The positions of the code that come before it is tiled; None for other layers."""
-        config = _config(self.settings)
-        K = (config.vocab_size - 1).bit_length()
-        lengths = dict.fromkeys(("codeword", "random"), config.code_length or config.n_embd)
-        return (lengths | {"fixed": K, "affine": K}).get(config.input_layer)
+        settings = self.settings
+        K = (settings["vocab_size"] - 1).bit_length()
+        chosen = settings["code_length"] or settings["n_embd"]
+        lengths = {"codeword": chosen, "random": chosen, "fixed": K, "affine": K}
+        return lengths.get(settings["input_layer"])
 
 
 def present(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _config(settings: dict[str, Any]) -> GPTConfig:
-    names = {field.name for field in dataclasses.fields(GPTConfig)}
-    return GPTConfig(**{name: v for name, v in settings.items() if name in names})
-
-
 def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
     """What the runs of a variant measured."""
     runs = [run for run in by_seed if run]
-    config = _config(runs[0].config)
+    config = from_record(GPTConfig, runs[0].config, runs[0].path / "run.json")
     parameters, inputs = count_parameters(config)
 
     def last(name: str) -> BySeed:
