@@ -382,7 +382,7 @@ def main(argv: list[str]) -> None:
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
             progress = Progress(config.max_steps, trainer.step, first)
-            with trainer.stop.listening(), progress:
+            with trainer.stop.listening(), contextlib.closing(progress):
                 try:
                     trainer.run(metrics, progress)
                 except Stopped:

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -68,15 +67,8 @@ class Progress:
             self._bar.write(f"step {step:>6,}: {result}")
             sys.stdout.flush()
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
 
 
@@ -102,8 +94,8 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
         f"        {data.rows('val', config.block_size)} to validate",
         f"recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens:,}"
         f" ({epochs:.2f} epochs)",
+        memory_report(config, trainer.processes),
     ]
-    lines.append(memory_report(config, trainer.processes))
     for change in trainer.changes:
         lines.append(
             "        {name} {from} before step {step:,}, {to} from there on".format_map(change)
