@@ -283,25 +283,20 @@ def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:
 
 def run_missing(study: Study) -> list[str]:
     """Do the runs that are not complete; what there is to say of those that failed."""
-
-    def complete(path: Path) -> bool:
-        run = runs.read_run(path, TrainConfig)
-        return run is not None and run.complete
-
-    waiting = {}
+    waiting, files = dict[Path, int](), dict[Path, str]()
     for variant, seed, path in study.all_runs():
         run = study.stored_run(variant, seed)
         if run is None or not run.complete:
             config = study.run_config(variant, seed)
             waiting[path] = config.max_steps * config.tokens_per_step
+            lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
+            files[path / "config.py"] = "".join(lines)
     study.write()
-    for variant, seed, path in study.all_runs():
-        lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
-        if path in waiting:
-            write_text(path / "config.py", "".join(lines))
+    for file, text in files.items():
+        write_text(file, text)
     nproc = study.config.nproc
     jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc, len(waiting))
-    return runs.Runner(waiting, jobs, nproc, complete).run()
+    return runs.Runner(waiting, jobs, nproc).run()
 
 
 def main(argv: list[str]) -> None:

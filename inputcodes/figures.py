@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.files import atomic_write
+from inputcodes.files import atomic_write, read_json_lines
 from inputcodes.judging import Gap
 from inputcodes.report import Report, short_count
-from inputcodes.runs import Row, present, read_metrics
+from inputcodes.runs import Row, present
 from inputcodes.stats import mean
 
 LOSS = "validation loss (nats per token)"
@@ -41,7 +42,8 @@ MARKERS = "osD^vP*X<>"
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format that the suffix says."""
     kind = path.suffix[1:]
-    with atomic_write(path) as file:
+    # The same numbers give the same file: no date, and names in an SVG that are not drawn anew.
+    with atomic_write(path) as file, rc_context({"svg.hashsalt": path.stem}):
         extra: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 130}
         figure.savefig(file, format=kind, **extra)
 
@@ -93,7 +95,7 @@ def curve_figure(runs: Sequence[Path]) -> Figure:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for i, path in enumerate(runs):
-        lines = read_metrics(path)
+        lines = read_json_lines(path / "metrics.jsonl")
         if not lines:
             raise UserError(f"{path} holds no metrics: expected the directory of a run")
         name = f"{path.name}: " if len(runs) > 1 else ""
@@ -212,7 +214,7 @@ def price_figure(gaps: list[Gap], margin: float) -> Figure:
             bands = [point.interval for point in gap.points if point.interval]
             low, high = ([100 * band[end] for band in bands] for end in (0, 1))
             axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.15, linewidth=0)
-        draw_fits(axes, gap, style(i)["color"])
+        draw_fits(axes, gap, margin, style(i)["color"])
     axes.axhspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel(name)
@@ -227,16 +229,25 @@ def price_figure(gaps: list[Gap], margin: float) -> Figure:
         axes.grid(alpha=0.3)
     legend(figure, figure.axes[:1])
     note = "; bands: 95% intervals" if banded else ""
+    if any(gap.fits for gap in gaps):
+        note += "; crosses: where power laws reach it, with 95% intervals"
     figure.suptitle(f"grey: within {100 * margin:g}%{note}", fontsize="medium")
     return figure
 
 
-def draw_fits(axes: Axes, gap: Gap, color: str) -> None:
-    """The mean of the seeds' power laws, drawn on to the margin or MOST_AHEAD times as far."""
+def draw_fits(axes: Axes, gap: Gap, margin: float, color: str) -> None:
+    """The mean of the seeds' power laws, and where it reaches the margin, with its interval.
+
+    Nothing is drawn more than MOST_AHEAD times as far as the runs.
+    """
     last = gap.points[-1].tokens
+    start, most = 0.05 * last, MOST_AHEAD * last
     for fit in gap.fits:
-        end = min(MOST_AHEAD * last, 1.2 * max(last, fit.crossing or math.inf))
-        start = 0.05 * last
+        end = min(most, 1.2 * max(last, fit.crossing or math.inf))
+        if fit.crossing and fit.crossing < most:
+            axes.plot(fit.crossing, 100 * margin, "x", color=color)
+            ends = [max(start, min(tokens, most)) for tokens in fit.interval or ()]
+            axes.plot(ends, [100 * margin] * len(ends), color=color, marker="|", linewidth=1)
         xs = [start * (end / start) ** (i / 60) for i in range(61)]
         ys = [100 * mean([law.at(x) for law in fit.laws]) for x in xs]
         name = "power law with offset" if fit.with_offset else "power law"

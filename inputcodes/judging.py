@@ -360,13 +360,8 @@ def best_of_each(groups: list[list[Row]], margin: float) -> list[Gap]:
     most = max(len(present(row.losses)) for row in rows)
     whole = [row for row in rows if len(present(row.losses)) == most]
     kinds = dict.fromkeys(row.kind for row in whole)
-    first, *others = (min((r for r in whole if r.kind == k), key=lambda r: r.loss) for k in kinds)
-    table = contrasts([row.losses for row in (first, *others)])
-    claims = verdicts(table, [margin * first.loss] * len(others))
-    return [
-        gap_of(row, first, contrast, verdict, margin)
-        for row, contrast, verdict in zip(others, table, claims, strict=True)
-    ]
+    best = [min((r for r in whole if r.kind == kind), key=lambda r: r.loss) for kind in kinds]
+    return judge([best], margin)[0]
 
 
 def recodings_of(rows: list[Row]) -> list[Recodings]:

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,7 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
         if type(record.get(name)) is not kind:
             raise UserError(f"{path / 'run.json'} is damaged (no {name}): {advice}")
     config = from_record(settings, record["config"], path / "run.json")
-    return Run(path, record, dataclasses.asdict(config), read_metrics(path))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl in `path`; none if there is no such file.
-
-    A last line that is being written, or was when the run was killed, does not count. Raises
-    UserError, with the number of the line, for any other that is damaged.
-    """
-    return read_json_lines(path / "metrics.jsonl")
+    return Run(path, record, dataclasses.asdict(config), read_json_lines(path / "metrics.jsonl"))
 
 
 def differences(facts: Mapping[str, list[dict[str, Any]]], free: set[str]) -> list[str]:
@@ -169,10 +160,8 @@ def cores() -> int:
 class Runner:
     """Runs the config.py in each directory of `waiting`, given with the tokens it will train on."""
 
-    def __init__(
-        self, waiting: Mapping[Path, int], jobs: int, nproc: int, complete: Callable[[Path], bool]
-    ) -> None:
-        self.waiting, self.jobs, self.nproc, self.complete = list(waiting), jobs, nproc, complete
+    def __init__(self, waiting: Mapping[Path, int], jobs: int, nproc: int) -> None:
+        self.waiting, self.jobs, self.nproc = list(waiting), jobs, nproc
         self.count, self.total = len(waiting), sum(waiting.values())
         self.tokens = {path: tokens_of(path) for path in waiting}  # trained on so far
         self.active: dict[Path, subprocess.Popen[bytes]] = {}
@@ -213,7 +202,7 @@ class Runner:
         ended = [path for path, process in self.active.items() if process.poll() is not None]
         self.tokens |= {path: tokens_of(path) for path in self.active}
         for path in ended:
-            if self.active.pop(path).returncode or not self.complete(path):
+            if self.active.pop(path).returncode:
                 log = (path / "log.txt").read_text(encoding="utf-8", errors="replace")
                 lines = log.strip().splitlines()
                 errors = [line for line in lines if line.startswith("error:")] or lines[-3:]

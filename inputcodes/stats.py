@@ -5,8 +5,6 @@ the unit of the samples; that of `paired(a, b)` is mean(a) - mean(b). A large p-
 says that no difference was seen, not that there is none: that takes a margin.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

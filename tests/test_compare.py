@@ -14,7 +14,7 @@ import compare
 import train
 from inputcodes import runs
 from inputcodes.configurator import UserError
-from inputcodes.files import locked
+from inputcodes.files import locked, read_json_lines
 from tests.helpers import SMALL, Program, metrics_of
 
 SETTINGS = SMALL | {"max_steps": 12, "eval_interval": 4, "warmup_steps": 2}
@@ -110,13 +110,13 @@ def test_the_runs_of_a_killed_study_save_and_end(text_data, tmp_path):
     words = [file, "--seeds=1", "--variants=fixed", f"--study_dir={study}"]
     process = Program(tmp_path / "log", words, "compare.py")
     run = study / "fixed-s1"
-    while not runs.read_metrics(run):
+    while not read_json_lines(run / "metrics.jsonl"):
         assert process.running, process.finish()
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.finish()
     with locked(run, wait=True):  # which the run holds until it ends
-        stopped = len(runs.read_metrics(run))
+        stopped = len(read_json_lines(run / "metrics.jsonl"))
         assert (run / "last.pt").is_file()
         assert 0 < stopped < 100_000
 

@@ -9,7 +9,7 @@ import pytest
 
 from inputcodes import figures, report, runs, stats
 from inputcodes.configurator import UserError
-from inputcodes.files import write_json
+from inputcodes.files import read_json_lines, write_json
 from train import TrainConfig
 
 SHAPE = {"vocab_size": 256, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 16}
@@ -296,10 +296,10 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
     file = tmp_path / "metrics.jsonl"
     whole = file.read_text()
     file.write_text(whole + '{"step": 3, "tok')
-    assert len(runs.read_metrics(tmp_path)) == 2
+    assert len(read_json_lines(tmp_path / "metrics.jsonl")) == 2
     file.write_text(whole.replace('"step": 1,', '"step" 1,'))
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is damaged"):
-        runs.read_metrics(tmp_path)
+        read_json_lines(tmp_path / "metrics.jsonl")
     for damaged in ("{}", '{"config": 1}', "[]", ""):
         (tmp_path / "run.json").write_text(damaged)
         with pytest.raises(UserError, match=r"run.json is damaged"):
