@@ -117,6 +117,8 @@ class Program:
         with open(output, "ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # Whole lines, though PYTHONUNBUFFERED writes word by word: processes share the file.
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
         os.chdir(cwd)
         os.environ.update(environment)
         torch.set_num_threads(1)
