@@ -709,7 +709,7 @@ class StudyConfig(Settings):
     """What is compared, how often, and where the numbers go."""
 
     protocol: str = setting("paper", "how long to train", choices=tuple(PROTOCOLS))
-    section: str = setting("all", "of the comparisons", choices=("all", *SECTIONS))
+    section: str = setting("all", "which comparisons to make", choices=("all", *SECTIONS))
     seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2)
     workers: int = setting(os.cpu_count() or 1, "processes", least=1)
     margin: float = setting(0.01, "of TOST, a share of the loss", above=0, below=1)

@@ -14,7 +14,7 @@ FLOPs are the model's own: per token, 6 for every weight of a matrix product and
 for attention; the ceiling is a large square product, timed in the same turns.
 """
 
-import inputcodes  # noqa: F401  # isort: skip
+import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import contextlib
 import dataclasses
 import functools

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from input_layers import INPUT_FIELDS
 from inputcodes import runs
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import (
@@ -32,7 +33,6 @@ from inputcodes.configurator import (
     build,
     from_record,
     given_values,
-    names_where,
     run_main,
     setting,
 )
@@ -86,7 +86,6 @@ class CompareConfig(TrainConfig):
         return [int(word) for word in self.seeds.split(",")]
 
 
-INPUT_FIELDS = names_where(TrainConfig, "of_input_layer")
 OWN_FIELDS = {field.name for field in dataclasses.fields(CompareConfig)} - {
     field.name for field in dataclasses.fields(TrainConfig)
 }

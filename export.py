@@ -14,7 +14,7 @@ the byte, n-gram and 65,536 layouts. llama.cpp computes GELU by its tanh approxi
 precision: logits differ by about 0.2% of their spread, greedy texts seldom.
 """
 
-import inputcodes  # noqa: F401  # isort: skip
+import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from input_layers import INPUT_FIELDS
 from inputcodes.checkpoint import load_model
-from inputcodes.configurator import Settings, UserError, configure, names_where, run_main, setting
+from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import (
     atomic_write,
     read_json,
@@ -44,7 +45,7 @@ from inputcodes.hf import (
     tokenizer_json,
 )
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
-from model import GPT, GPTConfig, count_parameters
+from model import GPT, count_parameters
 
 USAGE = "usage: python export.py --to=DIR [--name=value ...]"
 SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it
@@ -186,9 +187,7 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     """README.md of the folder: what the model is and what made it."""
     settings, name = record["config"], Path(config.to).name
     total, inputs = count_parameters(model.config)
-    codes = ", ".join(
-        f"{key}={settings[key]!r}" for key in sorted(names_where(GPTConfig, "of_input_layer"))
-    )
+    codes = ", ".join(f"{key}={settings[key]!r}" for key in sorted(INPUT_FIELDS))
     rows = {
         "input layer": f"{settings['input_layer']} ({inputs:,} of {total:,} trained numbers)",
         "settings of the input layer": codes,

@@ -7,7 +7,7 @@ A chat takes a line at a time until Ctrl-D (or Ctrl-C) and skips empty ones. The
 whole conversation, or as much of its end as fits into the context.
 """
 
-import inputcodes  # noqa: F401  # isort: skip
+import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import codecs
 import itertools
 import os

@@ -9,7 +9,7 @@ Everything a step computes follows from the configuration, the seed and the step
 from the number of processes (up to rounding), nor from evaluations, nor from interruptions.
 """
 
-import inputcodes  # noqa: F401  # isort: skip
+import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import contextlib
 import copy
 import dataclasses
@@ -168,7 +168,7 @@ class Trainer:
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
             self._load(start)
-        elif config.table_of and (table := starting_table(config, data)) is not None:
+        elif (table := starting_table(config, data)) is not None:
             self.raw_model.input_layer.load_state_dict({"weight": table})
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:

@@ -99,8 +99,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         for token_id, name in sorted(special.items())
         if not name.startswith("<|reserved_")
     ]
-    if tokenizer.library_json:
-        file: dict[str, Any] = json.loads(tokenizer.library_json)
+    if tokenizer.tokenizers_json:
+        file: dict[str, Any] = json.loads(tokenizer.tokenizers_json)
         known = {token["content"] for token in file["added_tokens"]}
         file["added_tokens"] += [token for token in added if token["content"] not in known]
         return file

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inputcodes.configurator import UserError, names_where
+from input_layers import INPUT_FIELDS
+from inputcodes.configurator import UserError
 from inputcodes.judging import Fit, Gap, Interval, Recodings, best_of_each, judge, recodings_of
 from inputcodes.runs import (
     CIRCUMSTANCES,
@@ -21,9 +22,7 @@ from inputcodes.runs import (
     unmatched,
 )
 from inputcodes.stats import markdown_table, mean
-from model import GPTConfig
 
-INPUT_FIELDS = names_where(GPTConfig, "of_input_layer")
 Group = Sequence[tuple[Variant, Sequence[Run | None]]]
 
 

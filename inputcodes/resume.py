@@ -1,4 +1,5 @@
-"""How a training run starts: its configuration and the checkpoint that it goes on from.
+"""How a training run starts: its configuration, the checkpoint that it goes on from, and what is
+refused before the first step, such as a model that memory cannot hold.
 
 `--init_from` names the checkpoint that a run starts from. A run that is resumed keeps all that
 decided the batches and weights already made; the rest of its recipe may change when the command

@@ -161,7 +161,7 @@ class Runner:
     """Runs the config.py in each directory of `waiting`, given with the tokens it will train on."""
 
     def __init__(self, waiting: Mapping[Path, int], jobs: int, nproc: int) -> None:
-        self.waiting, self.jobs, self.nproc = list(waiting), jobs, nproc
+        self.wanted, self.waiting, self.jobs, self.nproc = waiting, list(waiting), jobs, nproc
         self.count, self.total = len(waiting), sum(waiting.values())
         self.tokens = {path: tokens_of(path) for path in waiting}  # trained on so far
         self.active: dict[Path, subprocess.Popen[bytes]] = {}
@@ -202,7 +202,7 @@ class Runner:
         ended = [path for path, process in self.active.items() if process.poll() is not None]
         self.tokens |= {path: tokens_of(path) for path in self.active}
         for path in ended:
-            if self.active.pop(path).returncode:
+            if self.active.pop(path).returncode or self.tokens[path] < self.wanted[path]:
                 log = (path / "log.txt").read_text(encoding="utf-8", errors="replace")
                 lines = log.strip().splitlines()
                 errors = [line for line in lines if line.startswith("error:")] or lines[-3:]

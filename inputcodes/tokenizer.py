@@ -46,12 +46,12 @@ class Tokenizer:
     Attributes: `vocab_size`; `special`, the id of every special token by name (the five of
     SPECIAL_NAMES in every vocabulary, then others); `end_of_text`, the id after each document;
     `dtype` of ids in shards, uint16 for up to 65,536 of them, else uint32; `pattern`, the regular
-    expression that cuts a text into the pieces that are looked up; `library_json`, the JSON of a
+    expression that cuts a text into the pieces that are looked up; `tokenizers_json`, the JSON of a
     tokenizer of the `tokenizers` library, which has no pattern here. Raises UserError for a size or
     n-grams that no layout can hold.
     """
 
-    pattern = library_json = ""
+    pattern = tokenizers_json = ""
 
     def __init__(self, vocab_size: int, ngrams: Sequence[str] = ()) -> None:
         ranks, special_ids = lay_out(vocab_size, ngrams)
@@ -118,7 +118,7 @@ class Tokenizer:
                 by_id[token_id] = bytes(value_of[character] for character in token)
         self = cls.__new__(cls)
         self._assign(by_id, _completed(by_id, special), {"library": "tokenizers"}, {"file": file})
-        self.library_json = file
+        self.tokenizers_json = file
         self._to_ids = lambda text: library.encode(text, add_special_tokens=False).ids
         for text in (*EXACT_PROBES, *(f"a {token.content} b" for token in added.values())):
             if (back := self.decode_bytes(self.encode(text))) != text.encode():
