@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from input_layers import INPUT_FIELDS
 from inputcodes import runs
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import (
@@ -42,7 +41,7 @@ from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
 from inputcodes.resume import for_data
 from inputcodes.tables import starting_table
-from model import GPTConfig
+from model import INPUT_FIELDS, GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
 

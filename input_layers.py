@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import codes
-from inputcodes.configurator import Settings, names_where, setting
+from inputcodes.configurator import Settings, setting
 
 MAX_SPELLING = 16  # bytes of a token's text that count, unless `spelling_bytes` says otherwise
 of_input_layer = functools.partial(setting, of_input_layer=True)
@@ -77,9 +77,6 @@ class InputConfig(Settings):
         if self.vocab_size == 1:
             return ["vocab_size=1: expected at least 2"]
         return INPUT_LAYERS[self.input_layer].problems(self)
-
-
-INPUT_FIELDS = names_where(InputConfig, "of_input_layer")  # what variants may differ in
 
 
 class InputLayer(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from input_layers import INPUT_FIELDS
 from inputcodes.configurator import UserError
 from inputcodes.judging import Fit, Gap, Interval, Recodings, best_of_each, judge, recodings_of
 from inputcodes.runs import (
@@ -22,6 +21,7 @@ from inputcodes.runs import (
     unmatched,
 )
 from inputcodes.stats import markdown_table, mean
+from model import INPUT_FIELDS
 
 Group = Sequence[tuple[Variant, Sequence[Run | None]]]
 
