@@ -39,8 +39,7 @@ from inputcodes.data import DataSet
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
-from inputcodes.resume import for_data
-from inputcodes.tables import starting_table
+from inputcodes.resume import for_data, starting_table
 from model import INPUT_FIELDS, GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig

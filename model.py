@@ -215,6 +215,12 @@ class GPT(nn.Module):
             return self.head(x)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
+    @torch.no_grad()
+    def input_vectors(self) -> Tensor:
+        """The input vectors (V, C) of all ids, in parts: the table that other formats want."""
+        ids = torch.arange(self.config.vocab_size, device=self.head.weight.device)
+        return torch.cat([self.input_layer(part) for part in ids.split(8192)])
+
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of what follows ids (B, T), which follow what is in the cache."""
         return self.head(self.hidden(ids, cache)[:, -1])

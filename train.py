@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from inputcodes import resume
 from inputcodes.checkpoint import Metrics, read_checkpoint, write_checkpoint, write_run_json
 from inputcodes.configurator import UserError, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
@@ -40,8 +41,7 @@ from inputcodes.distributed import (
 )
 from inputcodes.files import locked
 from inputcodes.progress import Progress, close, describe, open_dashboard
-from inputcodes.resume import OTHER_NAMES, Start, check_base, configure_run, for_data
-from inputcodes.tables import starting_table
+from inputcodes.resume import Start
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
 from prepare_data import prepare_missing
@@ -100,7 +100,7 @@ class TrainConfig(GPTConfig):
     recompute: bool = free(False, "recompute blocks in the backward pass: 1/3 of memory, 4/3 time")
     compile: bool = free(False, "torch.compile the model (needs a C++ compiler on a CPU)")
 
-    renamed: ClassVar[Mapping[str, str]] = OTHER_NAMES
+    renamed: ClassVar[Mapping[str, str]] = resume.OTHER_NAMES
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,10 +123,8 @@ class TrainConfig(GPTConfig):
         if not self.dataset:
             problems.append("dataset='': expected the name of a folder in data_dir")
         if self.log_to != "none" and not importlib.util.find_spec(self.log_to):
-            package = self.log_to
-            problems.append(
-                f"log_to={package!r} needs the package {package}: pip install {package}"
-            )
+            advice = f"pip install {self.log_to}"
+            problems.append(f"log_to={self.log_to!r} needs a package: {advice}")
         return problems
 
     @property
@@ -158,9 +156,10 @@ class Trainer:
         self.raw_model = GPT(config, config.seed, data.tokenizer.texts()).to(device)
         self.raw_model.recompute = config.recompute
         self.optimizer = make_optimizer(self.raw_model, config)
-        rows = data.rows("train", config.block_size)
-        self.rows = TrainingData(rows, config.batch_size, config.seed)
-        self.bigram = Bigram(self.rows, config.vocab_size)
+        self.rows = TrainingData(
+            data.rows("train", config.block_size), config.batch_size, config.seed
+        )
+        self.bigram: Bigram | None = None  # made at the first evaluation
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
         self.interrupted: dict[str, Any] | None = None  # the line of a stopped evaluation
@@ -168,7 +167,7 @@ class Trainer:
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
             self._load(start)
-        elif (table := starting_table(config, data)) is not None:
+        elif (table := resume.starting_table(config, data)) is not None:
             self.raw_model.input_layer.load_state_dict({"weight": table})
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
@@ -276,8 +275,9 @@ class Trainer:
         """The validation result of the weights as they are."""
         config, processes = self.config, self.processes
         batch_size = config.batch_size // processes.world
-        self.bigram.count(self.step * config.batch_size * config.gradient_accumulation_steps)
-        model, data, bigram, stop = self.raw_model, self.data, self.bigram, self.stop
+        self.bigram = bigram = self.bigram or Bigram(self.rows, config.vocab_size)
+        bigram.count(self.step * config.batch_size * config.gradient_accumulation_steps)
+        model, data, stop = self.raw_model, self.data, self.stop
         return validate(
             model, data, config.eval_tokens, batch_size, processes, config.dtype, bigram, stop, tick
         )
@@ -353,7 +353,7 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
 
 def main(argv: list[str]) -> None:
     """Train as `argv` says; see the module's docstring."""
-    config, start = configure_run(TrainConfig, argv)
+    config, start = resume.configure_run(TrainConfig, argv)
     stopped = 0  # the signal that ended the run before its time
     with join_processes(
         config.device, config.dtype, config.matmul_precision, config.deterministic
@@ -363,8 +363,8 @@ def main(argv: list[str]) -> None:
         processes.wait()
         data = DataSet(Path(config.data_dir) / config.dataset, verify=processes.first)
         processes.wait()
-        check_base(start, data, config.init_from, Path(config.data_dir))
-        config, first = for_data(config, data, processes.world), processes.first
+        resume.check_base(start, data, config.init_from, Path(config.data_dir))
+        config, first = resume.for_data(config, data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
         if trainer.step >= config.max_steps and not trainer.interrupted:

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from inputcodes.configurator import UserError, command
 from inputcodes.distributed import Processes
-from inputcodes.files import file_sha256, read_json, system_errors, write_json
+from inputcodes.files import file_sha256, read_json, sha256_of_all, system_errors, write_json
 from inputcodes.packing import ChatRows, Layout, segment_layout
-from inputcodes.shards import FORMAT, SPLITS, data_sha256
+from inputcodes.shards import FORMAT, SPLITS
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 
 
@@ -221,7 +221,7 @@ def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
         check(f"tokens of {split}", meta["splits"][split]["tokens"], total)
     for reason, number in meta.get("skipped", {}).items():
         check(reason, number, max(0, int(number)))
-    check("data_sha256", meta["data_sha256"], data_sha256(hashes))
+    check("data_sha256", meta["data_sha256"], sha256_of_all(hashes))
 
 
 class BatchOrder:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,3 +132,8 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with system_errors("read", path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(hashes: Sequence[str]) -> str:
+    """One hash of many, in their order: of a data set's tokenizer, then of all its shards."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

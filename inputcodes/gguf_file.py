@@ -14,7 +14,6 @@ from torch import Tensor
 
 from inputcodes.configurator import UserError
 from inputcodes.files import system_errors
-from inputcodes.tables import input_table
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -96,7 +95,10 @@ def gguf_weights(model: GPT) -> dict[str, Tensor]:
     names = {"norm": "output_norm"}
     for i in range(model.config.n_layer):
         names |= {f"blocks.{i}.{ours}": f"blk.{i}.{theirs}" for ours, theirs in BLOCK.items()}
-    weights = {"token_embd.weight": input_table(model), "output.weight": model.head.weight.detach()}
+    weights = {
+        "token_embd.weight": model.input_vectors(),
+        "output.weight": model.head.weight.detach(),
+    }
     for name, gguf_name in names.items():
         weight = model.get_parameter(f"{name}.weight").detach()
         weights[f"{gguf_name}.weight"] = weight

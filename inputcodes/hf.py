@@ -23,7 +23,6 @@ from torch import Tensor
 from inputcodes.checkpoint import check_record
 from inputcodes.configurator import UserError, from_record
 from inputcodes.files import read_json, system_errors
-from inputcodes.tables import input_table
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -54,7 +53,7 @@ def module_names(n_layer: int) -> dict[str, str]:
 def neox_weights(model: GPT) -> dict[str, Tensor]:
     """The weights of `model` by their GPT-NeoX names, zero biases included."""
     H = model.config.n_head
-    weights = {EMBEDDING: input_table(model)}
+    weights = {EMBEDDING: model.input_vectors()}
     for name, neox_name in module_names(model.config.n_layer).items():
         weight = model.get_parameter(f"{name}.weight").detach()
         if name.endswith("qkv"):  # (3 H D, C) to (H 3 D, C)

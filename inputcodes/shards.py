@@ -37,6 +37,7 @@ from inputcodes.files import (
     atomic_write,
     file_sha256,
     read_json,
+    sha256_of_all,
     system_errors,
     write_json,
 )
@@ -130,7 +131,7 @@ class ShardWriter:
         hashes = [progress["tokenizer_sha256"], *(file["sha256"] for file in files)]
         kept = ("tokenizer_sha256", "splits", "skipped", "sources", "settings")
         meta = {"format": FORMAT, "vocab_size": vocab_size, "dtype": self._dtype.name}
-        meta |= {name: progress[name] for name in kept} | {"data_sha256": data_sha256(hashes)}
+        meta |= {name: progress[name] for name in kept} | {"data_sha256": sha256_of_all(hashes)}
         write_json(self.folder / "meta.json", meta)
         for name in ("progress.json", "counts.npz"):
             (self.folder / name).unlink(missing_ok=True)
@@ -166,11 +167,6 @@ class ShardWriter:
         tokens = path.stat().st_size // self._dtype.itemsize
         entry = {"name": path.name, "tokens": tokens, "sha256": file_sha256(path)}
         self.progress["splits"][split]["files"].append(entry)
-
-
-def data_sha256(hashes: Sequence[str]) -> str:
-    """The hash of a data set, from those of its tokenizer and of all its shards in order."""
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _record_sha256(record: dict[str, Any]) -> str:

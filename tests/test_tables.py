@@ -11,7 +11,7 @@ import train
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet
-from inputcodes.tables import starting_table
+from inputcodes.resume import starting_table
 from inputcodes.tokenizer import Tokenizer
 from model import count_parameters
 from tests.helpers import weights_of, write_run
