@@ -186,7 +186,8 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     """README.md of the folder: what the model is and what made it."""
     settings, name = record["config"], Path(config.to).name
     total, inputs = count_parameters(model.config)
-    codes = ", ".join(f"{key}={settings[key]!r}" for key in sorted(INPUT_FIELDS))
+    codes = ", ".join(f"{k}={settings[k]!r}" for k in sorted(INPUT_FIELDS) if settings[k] != "")
+    step_tokens = record["tokens"] // max(1, record["step"])
     rows = {
         "input layer": f"{settings['input_layer']} ({inputs:,} of {total:,} trained numbers)",
         "settings of the input layer": codes,
@@ -198,8 +199,8 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
         "data": f"{settings['dataset']} (SHA-256 {record['data_sha256'][:16]})",
         "trained on": f"{record['tokens']:,} tokens in {record['step']:,} steps",
         "fine-tuned from": (record.get("base") or {}).get("out_dir", ""),
-        "peak learning rate": f"{settings['learning_rate']:g}",
-        "seed": str(settings["seed"]),
+        "recipe": f"AdamW, peak learning rate {settings['learning_rate']:g},"
+        f" {step_tokens:,} tokens per step, seed {settings['seed']}",
         **validation(Path(config.out_dir), record),
         "code": f"SHA-256 {record['code_sha256'][:16]}",
     }
@@ -219,7 +220,7 @@ GPT-NeoX. The format asks for an embedding table; {table_words(inputs)}
 {chr(10).join(f"| {key} | {value} |" for key, value in rows.items() if value)}
 
 {GGUF_USE if config.format == "gguf" else HF_USE.format(name=config.push or config.to)}
-A text begins behind `<|endoftext|>` in training; the context ends at {settings["block_size"]:,}
+In training every text begins after `<|endoftext|>`. The context ends at {settings["block_size"]:,}
 tokens. Weights: {config.dtype}.
 """
 
