@@ -22,6 +22,7 @@ from inputcodes.configurator import Settings, UserError, from_record
 from inputcodes.distributed import PARENT, stop_signals
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
+from inputcodes.workers import cores
 from model import GPTConfig, count_parameters
 
 BySeed = list[float | None]  # None where a seed has no such run
@@ -150,11 +151,6 @@ def jobs_at_once(device: str, nproc: int, runs: int) -> int:
     if device != "cpu" and (gpu or device != "auto"):
         return 1
     return max(1, min(cores() // nproc, runs))
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Runner:

@@ -34,7 +34,7 @@ def map_chunks(
 
     `workers` = 0 means one for each core. Input of fewer than POOL_CHUNKS is done in this process.
     """
-    workers = workers or _cores()
+    workers = workers or cores()
     head = list(itertools.islice(chunks, POOL_CHUNKS))
     few = workers == 1 or len(head) < POOL_CHUNKS
     chunks = itertools.chain(head, chunks)
@@ -73,8 +73,9 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores this process may use
+def cores() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
