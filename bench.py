@@ -2,7 +2,7 @@
 
     python bench.py --dataset=stdlib-65536 --n_head=8 --n_embd=256 --batch_size=8
     python bench.py --n_layer=4 --nanogpt=../nanoGPT --only=step,generate_1
-    python bench.py config/fixed32.py              # ten minutes on one H100
+    python bench.py config/fixed32.py              # on a GPU
 
 Each row is measured in a process of its own, with its own settings and its own peak of memory. On a
 CPU the processes of a table take turns, A B C A B C ..., so that whatever else the machine does

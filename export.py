@@ -11,7 +11,7 @@ GPT-NeoX. That format has no codes: the input layer is written out as its table,
 
 `--format=gguf` writes one file for llama.cpp, whose "rwkv" tokenizer is the greedy longest match of
 the byte, n-gram and 65,536 layouts. llama.cpp computes GELU by its tanh approximation in half
-precision: logits differ by about 0.2% of their spread, greedy texts seldom.
+precision: logits differ by about 0.2% of their spread, and greedy texts of trained models seldom.
 """
 
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads

@@ -2,7 +2,7 @@
 
 Two are trained tables; the others are codes that follow from the settings, without one trainable
 number. A new one is a subclass of `InputLayer` and a line of INPUT_LAYERS at the end; a setting of
-its own is a line of `InputConfig`. Nothing else in the program names them.
+its own is a line of `InputConfig`. No other file has to change.
 
 Shapes: B batch, T positions, C = n_embd model width, V vocabulary size, K bits of an id, n bytes
 of a token's text.

@@ -1,4 +1,4 @@
-"""Train a GPT: one process, or one a GPU under torchrun.
+"""Train a GPT: in one process, or one per GPU under torchrun.
 
     python train.py                                             # 5 to 8 minutes on two CPU cores
     python train.py config/fixed32.py --seed=2 --out_dir=out/fixed32-s2
