@@ -7,8 +7,8 @@ of all 2^K - 1 masks, whose codewords are orthogonal but for a constant: a rotat
 
 Source: Bochkov, "Language Models Without a Trainable Input Embedding Table", section 3 and
 appendix D. A vector over GF(2) is kept as one integer, bit j being component j (j = 0 the least
-significant), so a matrix is a tuple of integers, one per row, and all algebra is exact. Every choice
-is drawn from Python's `random`, which gives the same for one seed on every platform.
+significant), so a matrix is a tuple of integers, one per row, and all algebra is exact. Every
+choice is drawn from Python's `random`, which gives the same for one seed on every platform.
 
 Shapes: V vocabulary size, K bits of an id, d model width.
 """

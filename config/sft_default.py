@@ -1,5 +1,5 @@
-# Fine-tunes what `python train.py` made, in 1 to 2 minutes on two CPU cores: signatures in, docstrings
-# out. Any other small run of bytes does too: --init_from=out/RUN --out_dir=out/RUN/sft.
+# Fine-tunes what `python train.py` made, in 1 to 2 minutes on two CPU cores: signatures in,
+# docstrings out. Any other small run of bytes does too: --init_from=out/RUN --out_dir=out/RUN/sft.
 init_from = "out"
 dataset = "docstrings"
 
