@@ -130,8 +130,7 @@ def text_of(report: Report) -> str:
             f"Differences within seeds; margin {report.margin:.2%} of the baseline's loss; verdicts"
             " at 5%,\ncorrected for the number of rows. Data: how many times the baseline's tokens"
             " the variant\nneeds for its loss (further from 1 in truth, where the learning rate"
-            " decays).\n\n"
-            + gap_table(gaps)
+            " decays).\n\n" + gap_table(gaps)
         )
         parts.append(check_table([gap for gap in gaps if gap.paired]))
     parts.append(fit_table(fits, report.margin))
