@@ -59,6 +59,9 @@ class CompareConfig(TrainConfig):
         "input layer, name=value, or several of them",
     )
     seeds: str = setting("1,2,3", "seeds of the runs of every variant, separated by commas")
+    across: str = setting(
+        "", "settings in which compared variants may differ beside the input layer, as n_layer"
+    )
     margin: float = setting(
         0.01, "equivalent: closer than this share of the baseline's loss", above=0, below=1
     )
@@ -77,7 +80,15 @@ class CompareConfig(TrainConfig):
             problems.append(f"seeds={self.seeds!r}: expected whole numbers, as 1,2,3")
         elif len(set(self.seed_list)) < len(self.seed_list):
             problems.append(f"seeds={self.seeds!r}: expected each seed once")
+        known = {field.name for field in dataclasses.fields(TrainConfig)}
+        if unknown := ", ".join(sorted(self.may_differ - known)):
+            problems.append(f"across={self.across!r}: expected settings of train.py, not {unknown}")
         return problems
+
+    @property
+    def may_differ(self) -> set[str]:
+        """The settings in which variants that are compared with each other may differ."""
+        return INPUT_FIELDS | {word.strip() for word in self.across.split(",") if word.strip()}
 
     @property
     def seed_list(self) -> list[int]:
@@ -159,7 +170,7 @@ class Study:
             [(variant, [self.stored_run(variant, seed) for seed in seeds]) for variant in group]
             for group in grouped(self.variants)
         ]
-        report = make_report(groups, seeds, config.margin)
+        report = make_report(groups, seeds, config.margin, config.may_differ)
         text = text_of(report)
         write_json(self.directory / "report.json", report.to_json())
         write_text(self.directory / "report.md", text + "\n")
@@ -206,7 +217,7 @@ def configure_study(argv: Sequence[str]) -> Study:
     own[0]["study_dir"] = own[0].get("study_dir") or f"out/studies/{'-'.join(stems)}"
     base = architecture_of(base_of(runs.Variant("", recipes[0])))
     config = build(CompareConfig, base | recipes[0] | own[0])
-    variants = [variant_of(text, recipes[0]) for text in config.variants]
+    variants = [variant_of(text, recipes[0], config.may_differ) for text in config.variants]
     if len(files) > 1:
         variants = [runs.Variant(stem, recipe) for stem, recipe in zip(stems, recipes, strict=True)]
     study = Study(config, variants)
@@ -217,15 +228,18 @@ def configure_study(argv: Sequence[str]) -> Study:
     return study
 
 
-def variant_of(text: str, recipe: dict[str, Any]) -> runs.Variant:
-    """A variant from its words, as "affine code_seed=2": what it changes of the recipe."""
+def variant_of(text: str, recipe: dict[str, Any], may_differ: set[str]) -> runs.Variant:
+    """A variant from its words, as "affine code_seed=2": what it changes of the recipe.
+
+    What it changes besides the settings in `may_differ` is its group.
+    """
     words = [word if "=" in word else f"input_layer={word}" for word in text.split()]
     changes = given_values(TrainConfig, [f"--{word}" for word in words])
-    group = [f"{k}={v}" for k, v in sorted(changes.items()) if k not in INPUT_FIELDS]
+    group = [f"{k}={v}" for k, v in sorted(changes.items()) if k not in may_differ]
     kind = [
         word
         for word, full in zip(text.split(), words, strict=True)
-        if full.partition("=")[0] in INPUT_FIELDS
+        if full.partition("=")[0] in may_differ
     ]
     return runs.Variant(" ".join(text.split()), recipe | changes, " ".join(group), " ".join(kind))
 
@@ -268,7 +282,7 @@ def check_before(study: Study) -> None:
             fact = dataclasses.asdict(config)
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
-        if lines := runs.differences(facts, runs.FREE_FIELDS | INPUT_FIELDS):
+        if lines := runs.differences(facts, runs.FREE_FIELDS | study.config.may_differ):
             raise runs.not_matched(lines)
 
 

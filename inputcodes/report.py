@@ -46,7 +46,12 @@ class Report:
         return result
 
 
-def make_report(groups: Sequence[Group], seeds: Sequence[int], margin: float) -> Report:
+def make_report(
+    groups: Sequence[Group],
+    seeds: Sequence[int],
+    margin: float,
+    may_differ: set[str] = INPUT_FIELDS,
+) -> Report:
     """Measure and judge; a variant's runs are by seed, None where there is none.
 
     Runs that are not complete are left out, and said. Raises UserError if runs that should be
@@ -58,7 +63,7 @@ def make_report(groups: Sequence[Group], seeds: Sequence[int], margin: float) ->
         if not used:
             notes.append(f"Nothing to compare with: {group[0][0].label} has no complete run.")
             continue
-        lines = unmatched({v.label: [run for run in runs if run] for v, runs in used}, INPUT_FIELDS)
+        lines = unmatched({v.label: [run for run in runs if run] for v, runs in used}, may_differ)
         if lines:
             raise not_matched(lines)
         rows.append([measure(variant, runs) for variant, runs in used])

@@ -161,6 +161,26 @@ def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data
 
 
 @pytest.mark.slow
+def test_variants_may_differ_in_what_across_names(text_data, tmp_path):
+    file = recipe(tmp_path, text_data, max_steps=4, variants=["learned", "fixed n_layer=3"])
+    runs_dir, found = f"--runs_dir={tmp_path / 'runs'}", {}
+    for across in ("", "n_layer"):
+        study = tmp_path / f"study{across}"
+        words = [file, "--seeds=1", f"--across={across}", f"--study_dir={study}", runs_dir]
+        compare.main(words)
+        compare.main([f"--report={study}"])
+        found[across] = json.loads((study / "report.json").read_text())
+    assert [len(group) for group in found[""]["groups"]] == [1, 1]  # nothing is compared
+    (learned, fixed), (gap,) = found["n_layer"]["groups"][0], found["n_layer"]["gaps"][0]
+    assert gap["variant"] == fixed["variant"] == "fixed n_layer=3"
+    assert gap["nats"] == pytest.approx(fixed["losses"][0] - learned["losses"][0])
+    with pytest.raises(
+        UserError, match=r"across='n_layr': expected settings of train\.py, not n_layr"
+    ):
+        compare.main([file, "--across=n_layr"])
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, capsys):
     file = recipe(tmp_path, text_data, grad_clip=0.0, max_steps=40, eval_interval=20)
     study = tmp_path / "study"
