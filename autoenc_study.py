@@ -519,9 +519,10 @@ standard deviation; a difference is the first column minus the second, seed by s
 section (Holm). The paper's text has a vocabulary of 20 in 5.2 and 5.4, but its losses fit 100
 (ln 100 = 4.605), so 100 here."""
 AT_CHANCE = """All losses lie within 1% of a uniform guess (ln V), as the paper's do: nothing was
-learned, and the methods must look alike. The paper's level is reproduced, its differences are
+learned, and the methods must look alike. The paper's level is reproduced"""
+DIFFERENT = """, its differences are
 not: none of them was significant there, {different} of {rows} rows are here, because the standard
-deviation over seeds is {here:.4f} in the mean here and {paper:.4f} there."""
+deviation over seeds is {here:.4f} in the mean here and {paper:.4f} there"""
 PARAMETERS = (  # what, V, d, ratio, the paper's parameters (5.5, 6.3.1, 6.3.2)
     ("V = 100 at 8:1, here", 100, 32, 8, "-"),
     ("V = 1,000 at 8:1", 1_000, 32, 8, "32,000 → 4,000, 87.5%"),
@@ -682,9 +683,10 @@ def note_at_chance(lines: Sequence[Line]) -> str:
     spreads = [float(text) for figures in PAPER.values() for text in SPREAD.findall(figures)]
     here = stats.mean([sd for line in lines for sd in (line.first_sd, line.second_sd)])
     different = sum(line.paired_p < 0.05 for line in lines)
-    return AT_CHANCE.format(
-        different=different, rows=len(lines), here=here, paper=stats.mean(spreads)
-    )
+    if not different:
+        return f"{AT_CHANCE}."
+    numbers = {"rows": len(lines), "here": here, "paper": stats.mean(spreads)}
+    return f"{AT_CHANCE}{DIFFERENT.format(different=different, **numbers)}."
 
 
 def memory_table() -> str:

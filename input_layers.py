@@ -203,7 +203,7 @@ class SpellingInput(CodewordInput):
     def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
         assert texts or self.masks.is_meta, "GPT(config, seed, tokenizer.texts())"
-        longest = max(map(len, texts), default=MAX_SPELLING)
+        longest = max(map(len, texts), default=1)
         n = config.spelling_bytes or min(longest, MAX_SPELLING)
         table = codes.spelling_table(texts or [b""] * config.vocab_size, n, config.spelling_id)
         self.register_buffer("spellings", table)  # stored with the model, V x (1 + n) bytes

@@ -110,7 +110,8 @@ def names_where(cls: type[Settings], role: str) -> set[str]:
 def configure(cls: type[S], argv: Sequence[str], positional: str = "") -> S:
     """Build `cls` from its defaults, the config files and the `--name=value` words of `argv`.
 
-    Other words fill the setting `positional`, if any. Raises UserError with all problems.
+    Other words go before what the setting `positional`, if any, has. Raises UserError with all
+    problems.
     """
     return build(cls, given_values(cls, argv, positional))
 
@@ -122,7 +123,7 @@ def given_values(cls: type[Settings], argv: Sequence[str], positional: str = "")
     for file in files:
         values |= _checked(cls, _read_file(file, problems), f"in {file}", problems)
     if words and positional:
-        options[positional] = tuple(words)
+        options[positional] = (*words, *(values | options).get(positional, ()))
     else:
         advice = "a config file ends in .py, a setting is --name=value"
         problems += [f"cannot read {word!r}: {advice}" for word in words]

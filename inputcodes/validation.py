@@ -109,7 +109,16 @@ class Bigram:
         self._unigram = (single + kinds / V) / (single.sum() + kinds)
 
     def nats(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
-        """The sum of -log p(y | x) over pairs of tokens, each (N,)."""
+        """The sum of -log p(y | x) over pairs of tokens, each (N,).
+
+        Each is rounded to a multiple of 2^-24, so that sums are exact, in whichever order.
+        """
+        return float(np.rint(-np.log(self._p(x, y)) * 2**24).sum() / 2**24)
+
+    def _p(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
+        """p(y | x) of pairs of tokens, (N,)."""
+        if not len(self._pairs):
+            return np.full(len(x), 1 / self.vocab_size)
         pairs = x * self.vocab_size + y
         places = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
         counts = np.where(self._pairs[places] == pairs, self._counts[places], 0)
@@ -117,7 +126,7 @@ class Bigram:
         # p = (count + kinds * unigram) / (seen + kinds); an unseen context leaves the unigram.
         weight = np.divide(kinds, seen + kinds, out=np.ones(len(x)), where=seen > 0)
         share = counts / np.maximum(seen + kinds, 1)
-        return float(-np.log(share + weight * self._unigram[y]).sum())
+        return share + weight * self._unigram[y]
 
 
 @torch.no_grad()

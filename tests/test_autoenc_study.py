@@ -332,6 +332,14 @@ def test_verdicts():
     assert line_of(near, learned, 100).verdict == "learned higher"
 
 
+def test_differences_at_chance_are_spoken_of_where_there_are_some():
+    noise, chance = [4.61, 4.6, 4.62], math.log(100)
+    same, apart = (line_of(noise, second, 100) for second in (noise, [x - 0.01 for x in noise]))
+    assert study.note_at_chance([same]).endswith("The paper's level is reproduced.")
+    assert "significant there, 1 of 2 rows are here" in study.note_at_chance([same, apart])
+    assert not study.note_at_chance([same, line_of([chance / 2] * 3, noise, 100)])
+
+
 def test_p_values_are_corrected_for_the_rows_of_a_section():
     first, second = [1.0, 1.01, 0.99, 1.0], [1.05, 1.03, 1.06, 1.04]
     alone = line_of(first, second, 100)

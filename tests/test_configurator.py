@@ -64,6 +64,19 @@ def test_words_are_read_as_the_type_of_their_field():
     assert configure(Example, ["--out_dir="]).out_dir == ""
 
 
+def test_words_join_what_else_the_setting_has(tmp_path):
+    @dataclass(frozen=True)
+    class Reader(Settings):
+        files: tuple[str, ...] = setting((), "what to read")
+
+    file = write(tmp_path / "e.py", "files = ['a.py']\n")
+    assert configure(Reader, ["b", "c"], "files").files == ("b", "c")
+    assert configure(Reader, [file, "b"], "files").files == ("b", "a.py")
+    assert configure(Reader, [file, "b", "--files=c.py;d", "e"], "files").files == (
+        "b", "e", "c.py", "d",
+    )  # fmt: skip
+
+
 def test_all_problems_are_reported_together(tmp_path):
     file = write(tmp_path / "c.py", "n_layers = 2\nlearning_rate = 'fast'\nn_layer = True\n")
     found = problems_of(file, "--compile=perhaps", "--n_layer=2.5", "--out_dri=x", "-x", "none.py")

@@ -235,6 +235,14 @@ def test_a_code_too_short_for_places_and_bytes_says_what_it_needs():
         INPUT_LAYERS["spelling"](config, Tokenizer(1000, ["\u4e2d\u6587\u5b57"]).texts())
 
 
+def test_parameters_are_counted_wherever_some_texts_fit_the_code():
+    config = GPTConfig(vocab_size=256, n_embd=16, input_layer="spelling", code_length=8)
+    total = sum(w.numel() for w in GPT(config, 1, Tokenizer(256).texts()).parameters())
+    assert count_parameters(config) == (total, 0)
+    with pytest.raises(UserError, match="code_length=8: 9 bits need at least 9 positions"):
+        count_parameters(dataclasses.replace(config, spelling_bytes=2))
+
+
 @pytest.mark.parametrize("input_layer", INPUT_LAYERS)
 def test_every_input_layer_compiles_as_one_graph(input_layer):
     layer, ids = small_gpt(input_layer=input_layer).input_layer, random_ids((2, 8))
