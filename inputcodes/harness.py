@@ -104,7 +104,8 @@ class Adapter:
         until, most = settings.get("until") or [], settings.get("max_gen_toks", 256)
         stops = [until] if isinstance(until, str) else until
         temperature = settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0
-        room = max(1, self.gpt.config.block_size - most)
+        length = self.gpt.config.block_size
+        room = max(1, length // 2, length - most)  # `generate` drops the start where it is full
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         x, written, text = torch.tensor([ids], device=self.processes.device), [], ""
         for token in self.gpt.generate(x, most, temperature=temperature):

@@ -156,6 +156,16 @@ def test_the_adapter_scores_pairs_whole_texts_and_greedy_continuations(run):
     assert cut == [written[0][: written[0].find(stop)]]
 
 
+@pytest.mark.parametrize(("most", "read"), [({}, 64), ({"max_gen_toks": 28}, 100)])
+def test_a_generation_reads_at_least_half_a_context_of_its_prompt(run, monkeypatch, most, read):
+    model, tokenizer = load(run)
+    seen = []
+    monkeypatch.setattr(model, "generate", lambda x, *_, **__: seen.extend(x[0].tolist()) or [])
+    text = rows_of("boolq")[0]["passage"] * 8
+    harness.Adapter(model, tokenizer, 4, "cpu")._generate(text, most)
+    assert seen == tokenizer.encode(text)[-read:]
+
+
 def test_an_option_whose_start_is_in_a_token_with_the_end_of_the_prompt_keeps_it():
     """What the harness's own pairing loses: "r:" and " a" are tokens, ": a" is one, too."""
     tokenizer = Tokenizer(300, NGRAMS)
