@@ -88,9 +88,10 @@ def prompt_text(prompt: str) -> str:
     return text
 
 
-def write_sample(model: GPT, tokenizer: Tokenizer, config: SampleConfig, number: int) -> None:
+def write_sample(
+    model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, number: int
+) -> None:
     """Print the prompt and its continuation as it comes."""
-    prompt = prompt_text(config.prompt)
     print(prompt, end="", flush=True)
     ids = tokenizer.encode(prompt)
     written = write_on(model, tokenizer, ids, config, number)
@@ -123,6 +124,8 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            raise UserError(f"the input is not {error.encoding} text: {error.reason}") from error
 
 
 def write_on(
@@ -175,10 +178,11 @@ def main(argv: list[str]) -> None:
     if config.chat:
         chat(model, tokenizer, config)
         return
+    prompt = prompt_text(config.prompt)  # once: it may be a pipe
     for number in range(config.num_samples):
         if number:
             print("-" * 40)
-        write_sample(model, tokenizer, config, number)
+        write_sample(model, tokenizer, prompt, config, number)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """sample.py on a trained checkpoint, as a user runs it."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import sample
 import train
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
+from inputcodes.tokenizer import Tokenizer
 from tests.helpers import SMALL
 
 
@@ -93,6 +95,24 @@ def test_a_prompt_can_be_a_file(out_dir, tmp_path):
     story.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         write(out_dir, f"--prompt=FILE:{story}")
+
+
+def test_a_prompt_that_can_be_read_once_starts_every_sample(out_dir):
+    there, here = os.pipe()
+    os.write(here, b"table of ")
+    os.close(here)
+    settings = "--max_new_tokens=5", "--num_samples=2"
+    text = write(out_dir, f"--prompt=FILE:/dev/fd/{there}", *settings)
+    os.close(there)
+    assert text == write(out_dir, "--prompt=table of ", *settings)
+
+
+def test_a_chat_line_that_is_no_text_is_refused(out_dir, monkeypatch):
+    model, record = load_model(out_dir / "best.pt")
+    tokenizer, config = Tokenizer.from_json(record["tokenizer"]), sample.SampleConfig()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xe9llo\n"), "utf-8"))
+    with pytest.raises(UserError, match="the input is not utf-8 text: invalid continuation byte"):
+        sample.chat(model, tokenizer, config)
 
 
 @pytest.mark.parametrize("count", [5, 60])
