@@ -180,7 +180,7 @@ def _local_rows(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
 def _rows_of(path: Path) -> Iterable[Any]:
     if path.suffix == ".jsonl":
         with system_errors("read", path):
-            return map(json.loads, path.read_bytes().splitlines())
+            return map(json.loads, filter(bytes.strip, path.read_bytes().splitlines()))
     import pyarrow.parquet
 
     try:

@@ -286,7 +286,6 @@ def test_items_come_from_the_hub_by_name(monkeypatch):
         ('{"question": "\\ud800", "passage": "b", "label": 1}', "surrogates not allowed"),
         ("5", "row 2 is not a row of boolq: it is 5, expected an object"),
         ("[" * 100_000, "row 2 cannot be read"),
-        ("", "row 2 cannot be read"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, line, words):
@@ -295,6 +294,12 @@ def test_bad_rows_are_named(tmp_path, line, words):
     with pytest.raises(UserError, match=words):
         read_items("boolq", str(tmp_path), 0)
     assert len(read_items("boolq", str(tmp_path), 1)) == 1
+
+
+def test_empty_lines_between_rows_are_skipped(tmp_path):
+    rows = random_rows("boolq", 2, seed=0)
+    (tmp_path / "boolq.jsonl").write_text("\n \n".join(map(json.dumps, rows)) + "\n\n")
+    assert read_items("boolq", str(tmp_path), 0) == [TASKS["boolq"].item(row) for row in rows]
 
 
 DAMAGE = {
