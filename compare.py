@@ -83,6 +83,8 @@ class CompareConfig(TrainConfig):
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         if unknown := ", ".join(sorted(self.may_differ - known)):
             problems.append(f"across={self.across!r}: expected settings of train.py, not {unknown}")
+        if fixed := ", ".join(sorted(self.may_differ & SAME_TOKENS)):
+            problems.append(f"across={self.across!r}: what is compared has the same {fixed}")
         return problems
 
     @property
@@ -95,6 +97,9 @@ class CompareConfig(TrainConfig):
         return [int(word) for word in self.seeds.split(",")]
 
 
+# What decides which tokens a run sees.
+SAME_TOKENS = {"dataset", "vocab_size", "max_steps", "batch_size", "block_size", "seed"}
+SAME_TOKENS |= {"gradient_accumulation_steps", "eval_tokens"}
 OWN_FIELDS = {field.name for field in dataclasses.fields(CompareConfig)} - {
     field.name for field in dataclasses.fields(TrainConfig)
 }
@@ -149,12 +154,17 @@ class Study:
         run = run or runs.read_run(self.record_dir(variant, seed), TrainConfig)
         if run is None or not (run.complete or (path / "last.pt").is_file()):
             return run  # without a checkpoint there is nothing to guard
-        now = dataclasses.asdict(self.run_config(variant, seed))
+        # A base decides the architecture. It may be gone by now; that it is the same is compared.
+        base = base_of(variant)
+        inherited = {} if base == "scratch" else architecture(run)
+        now = dataclasses.asdict(build(TrainConfig, inherited | self.run_settings(variant, seed)))
         now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
+        now["fine-tuned from"] = str(Path(base))
+        there = run.config | {"fine-tuned from": (run.record.get("base") or {}).get("out_dir")}
+        there["fine-tuned from"] = there["fine-tuned from"] or "scratch"
         free = runs.FREE_FIELDS - {"seed"}
-        if lines := runs.differences({"there": [run.config], "in the study": [now]}, free):
-            words = [f"{run.path} holds another run:", *lines]
-            raise UserError("\n".join([*words, "delete it, or pass another --runs_dir"]))
+        if lines := runs.differences({"there": [there], "in the study": [now]}, free):
+            raise another_run(run, lines)
         return run
 
     def write(self) -> None:
@@ -196,7 +206,17 @@ def architecture_of(base: str) -> dict[str, Any]:
     run = runs.read_run(Path(base), TrainConfig)
     if run is None:
         raise UserError(f"init_from={base!r}: there is no run")
+    return architecture(run)
+
+
+def architecture(run: runs.Run) -> dict[str, Any]:
     return {field.name: run.config[field.name] for field in dataclasses.fields(GPTConfig)}
+
+
+def another_run(run: runs.Run, lines: Sequence[str]) -> UserError:
+    """What to say where a run's place is taken by one that differs as `lines` say."""
+    advice = "delete it, or pass another --runs_dir"
+    return UserError("\n".join([f"{run.path} holds another run:", *lines, advice]))
 
 
 def configure_study(argv: Sequence[str]) -> Study:
@@ -217,7 +237,7 @@ def configure_study(argv: Sequence[str]) -> Study:
     own[0]["study_dir"] = own[0].get("study_dir") or f"out/studies/{'-'.join(stems)}"
     base = architecture_of(base_of(runs.Variant("", recipes[0])))
     config = build(CompareConfig, base | recipes[0] | own[0])
-    variants = [variant_of(text, recipes[0], config.may_differ) for text in config.variants]
+    variants = variants_of(config.variants, recipes[0], config.may_differ)
     if len(files) > 1:
         variants = [runs.Variant(stem, recipe) for stem, recipe in zip(stems, recipes, strict=True)]
     study = Study(config, variants)
@@ -228,20 +248,27 @@ def configure_study(argv: Sequence[str]) -> Study:
     return study
 
 
-def variant_of(text: str, recipe: dict[str, Any], may_differ: set[str]) -> runs.Variant:
-    """A variant from its words, as "affine code_seed=2": what it changes of the recipe.
+def variants_of(
+    texts: Sequence[str], recipe: dict[str, Any], may_differ: set[str]
+) -> list[runs.Variant]:
+    """Variants from their words, as "affine code_seed=2": what each changes of the recipe.
 
-    What it changes besides the settings in `may_differ` is its group.
+    Their groups are the values of all settings that any of them names, `may_differ` aside.
     """
-    words = [word if "=" in word else f"input_layer={word}" for word in text.split()]
-    changes = given_values(TrainConfig, [f"--{word}" for word in words])
-    group = [f"{k}={v}" for k, v in sorted(changes.items()) if k not in may_differ]
-    kind = [
-        word
-        for word, full in zip(text.split(), words, strict=True)
-        if full.partition("=")[0] in may_differ
-    ]
-    return runs.Variant(" ".join(text.split()), recipe | changes, " ".join(group), " ".join(kind))
+    words = [[w if "=" in w else f"input_layer={w}" for w in text.split()] for text in texts]
+    changes = [given_values(TrainConfig, [f"--{word}" for word in each]) for each in words]
+    named = sorted({name for given in changes for name in given} - may_differ)
+    if own := {"seed", "out_dir"} & set(named):
+        raise UserError(f"variants: every run has its own {', '.join(sorted(own))}; leave it out")
+    variants = []
+    for text, each, given in zip(texts, words, changes, strict=True):
+        settings = recipe | given
+        group = [f"{name}={settings.get(name, getattr(TrainConfig, name))}" for name in named]
+        pairs = zip(text.split(), each, strict=True)
+        kind = [word for word, full in pairs if full.partition("=")[0] in may_differ]
+        label = " ".join(text.split())
+        variants.append(runs.Variant(label, settings, " ".join(group), " ".join(kind)))
+    return variants
 
 
 def read_study(given: dict[str, Any]) -> Study:
@@ -277,8 +304,12 @@ def check_before(study: Study) -> None:
                 known[key] = DataSet(prepare_missing(*key))
             data = known[key]
             config = for_data(config, data, study.config.nproc)
-            if any(study.stored_run(variant, seed) is None for seed in study.config.seed_list):
+            stored = [study.stored_run(variant, seed) for seed in study.config.seed_list]
+            if None in stored:
                 starting_table(config, data)
+            for run in stored:
+                if run and run.evaluations and run.record["data_sha256"] != data.sha256:
+                    raise another_run(run, [f"{data.path} has been made again since"])
             fact = dataclasses.asdict(config)
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]

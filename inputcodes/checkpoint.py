@@ -237,8 +237,11 @@ def write_run_json(
     with contextlib.suppress(UserError):
         if mend and read_json(out_dir / "run.json"):
             return
-    shown = {name: value for name, value in record.items() if name != "tokenizer"}  # a long text
-    write_json(out_dir / "run.json", {**shown, **made_by(device)})
+    # Without the tokenizer, a long text, and what changes while the run goes on.
+    left_out = {"tokenizer", "step", "tokens", "best_val_loss", "elapsed_s", "interrupted"}
+    shown = {name: value for name, value in record.items() if name not in left_out}
+    started = {"started_at_step": record["step"]}
+    write_json(out_dir / "run.json", started | shown | made_by(device))
 
 
 def made_by(device: torch.device) -> dict[str, Any]:

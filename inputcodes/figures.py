@@ -286,7 +286,10 @@ def length_figure(group: list[Row]) -> Figure:
 
 def sweep_figure(groups: list[list[Row]]) -> Figure | None:
     """The last result against what the groups differ in, if that is one number above 0."""
-    words = [re.fullmatch(r"(\w+)=(?:\w+-)?([\d.e+-]+)", group[0].group) for group in groups]
+    words = [
+        re.fullmatch(r"(\w+)=(?:\w+-)?(\d+\.?\d*(?:e[+-]?\d+)?)", group[0].group)
+        for group in groups
+    ]
     keys = [(word[1], float(word[2])) for word in words if word]
     names, values = {name for name, _ in keys}, [value for _, value in keys]
     if len(keys) < max(2, len(groups)) or len(names) > 1 or min(values) <= 0:

@@ -57,8 +57,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file at once with `value` as indented JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Replace the file at once with `value` as indented JSON, infinite numbers as null."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    write_text(path, json.dumps(finite, indent=1) + "\n")
 
 
 def read_json(path: Path, advice: str = "") -> dict[str, Any]:

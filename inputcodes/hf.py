@@ -11,6 +11,7 @@ Shapes: V vocabulary size, C model width, H heads, D = C / H.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     record = read_json(folder / "config.json").get(RECORD)
     if not isinstance(record, dict):
         raise UserError(f"{folder} was not written by export.py: its config.json lacks {RECORD!r}")
+    if record.get("best_val_loss", 0) is None:  # JSON has no infinity: there was no evaluation
+        record["best_val_loss"] = math.inf
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
     try:

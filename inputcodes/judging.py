@@ -341,7 +341,7 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
         interval = None
         if crossing and len(logs) > 1:
             low, high = stats.mean_interval(logs)
-            interval = math.exp(low), math.exp(min(high, 100.0))
+            interval = math.exp(low), math.exp(high) if high < 700 else math.inf
         fits.append(Fit(with_offset, laws, crossings, crossing, interval))
     return fits
 
@@ -356,12 +356,17 @@ def best_of_each(groups: list[list[Row]], margin: float) -> list[Gap]:
     if len(groups) < 2 or not changed or changed & shape:
         return []
     rows = [row for group in groups for row in group]
-    # Of whole rows alone: the mean of fewer seeds could be lower by luck.
-    most = max(len(present(row.losses)) for row in rows)
-    whole = [row for row in rows if len(present(row.losses)) == most]
+    # Of the seeds of the fullest row alone: the mean of fewer could be lower by luck.
+    fullest = max(rows, key=lambda row: len(present(row.losses)))
+    whole = [row for row in rows if _missing(row) == _missing(fullest)]
     kinds = dict.fromkeys(row.kind for row in whole)
     best = [min((r for r in whole if r.kind == kind), key=lambda r: r.loss) for kind in kinds]
     return judge([best], margin)[0]
+
+
+def _missing(row: Row) -> list[bool]:
+    """By seed, whether there is no run."""
+    return [loss is None for loss in row.losses]
 
 
 def recodings_of(rows: list[Row]) -> list[Recodings]:

@@ -1,7 +1,6 @@
 """The report of a study: matched runs are measured, judged, and written as tables and notes."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,13 +36,12 @@ class Report:
     recodings: list[Recodings]
 
     def to_json(self) -> dict[str, Any]:
-        """What report.json holds; infinite numbers as None."""
+        """What report.json holds."""
         record = dataclasses.asdict(self)
         for group in record["groups"]:
             for row in group:
                 del row["documents"]
-        result: dict[str, Any] = json.loads(json.dumps(record).replace("Infinity", "null"))
-        return result
+        return record
 
 
 def make_report(
@@ -239,10 +237,12 @@ def _crossing(fit: Fit) -> str:
     if fit.crossing is None:
         never = sum(math.isinf(tokens) for tokens in fit.crossings)
         return f"never, in {never} of {len(fit.crossings)} seeds"
-    ends = fit.interval
-    return short_count(fit.crossing) + (
-        f" [{short_count(ends[0])}, {short_count(ends[1])}]" if ends else ""
-    )
+    ends = [_far(tokens) for tokens in fit.interval or ()]
+    return _far(fit.crossing) + (f" [{', '.join(ends)}]" if ends else "")
+
+
+def _far(tokens: float) -> str:
+    return short_count(tokens) if tokens < 1e15 else "over 1e15"  # more than there is text
 
 
 def recoding_text(recodings: Recodings) -> str:

@@ -191,7 +191,7 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
 def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:
     """Raise UserError if a new run would write over the checkpoints of one that is there."""
     there = [name for name in ("last.pt", "best.pt") if (out_dir / name).is_file()]
-    if "resume" not in init_from.split(",") and there:
+    if init_from.split(",")[0] != "resume" and there:
         raise UserError(
             f"{out_dir} holds a run already ({', '.join(there)}): go on with it"
             " (--init_from=resume), write elsewhere (--out_dir=...), or delete it"

@@ -135,7 +135,7 @@ def keep_record(run: Run, path: Path) -> None:
     """Copy run.json and metrics.jsonl to `path`, the losses by document of the last line alone."""
     lines = [dict(line) for line in run.lines]
     for line in lines:
-        if line != run.last:
+        if line not in run.evaluations[-1:]:
             line.pop("val_documents", None)
     write_text(path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(path / "run.json", run.record)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import compare
+import prepare_data
 import train
 from inputcodes import runs
 from inputcodes.configurator import UserError
@@ -206,6 +208,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, 
         (["--variants=fixed; fixed"], "none of them twice"),
         (["--variants=fixd"], "input_layer='fixd'"),
         (["--variants=affine codeseed=2"], "unknown setting 'codeseed'"),
+        (["--variants=fixed; fixed seed=2"], "every run has its own seed"),
+        (["--across=max_steps"], "what is compared has the same max_steps"),
         (["--report"], "cannot read '--report'"),
         (["--report", "nowhere"], "no study in nowhere"),
         (["--margin=0.02", "--report", "nowhere"], "no study in nowhere"),
@@ -215,6 +219,36 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, 
 def test_bad_input_is_named(words, message):
     with pytest.raises(UserError, match=message):
         compare.main(words)
+
+
+def test_variants_that_agree_are_compared_whichever_says_so():
+    said = {}
+    for words in ("learned; fixed n_layer=4", "learned; fixed n_layer=2; spelling n_layer=4"):
+        study = compare.configure_study(["config/default.py", f"--variants={words}"])
+        said[words] = [variant.group for variant in study.variants]
+    assert list(said.values()) == [["n_layer=4"] * 2, ["n_layer=4", "n_layer=2", "n_layer=4"]]
+
+
+@pytest.mark.slow
+def test_runs_of_another_base_or_of_data_made_again_are_not_reported(text_data, tmp_path):
+    data_dir, study = tmp_path / "data", tmp_path / "study"
+    shutil.copytree(text_data / "tiny", data_dir / "tiny")
+    file = recipe(tmp_path, data_dir, max_steps=2, warmup_steps=0)
+    for name in ("base", "base2"):
+        train.main([file, f"--out_dir={tmp_path / name}"])
+    words = ["--seeds=1", f"--study_dir={study}", f"--runs_dir={tmp_path / 'runs'}"]
+    tuned = [file, *words, "--variants=fixed"]
+    compare.main([*tuned, f"--init_from={tmp_path / 'base'}"])
+    with pytest.raises(UserError, match=r"holds another run:\nfine-tuned from: .*base.* \(there\)"):
+        compare.main([*tuned, f"--init_from={tmp_path / 'base2'}"])
+    for folder in ("base", "runs"):
+        shutil.rmtree(tmp_path / folder)
+    compare.main([f"--report={study}"])  # of the records it keeps
+    compare.main([file, *words, "--variants=learned"])
+    again = [f"--files={__file__}", f"--data_dir={data_dir}", "--dataset=tiny", "--overwrite"]
+    prepare_data.main(again)
+    with pytest.raises(UserError, match=r"holds another run:\n.*tiny has been made again"):
+        compare.main([file, *words, "--variants=learned"])
 
 
 def test_missing_cores_of_a_platform_do_not_matter(monkeypatch):

@@ -1,5 +1,6 @@
 """Reports of runs that are written here by hand, and their figures."""
 
+import dataclasses
 import json
 import math
 import random
@@ -330,3 +331,25 @@ def test_the_curves_of_runs(tmp_path):
     assert text.startswith("<?xml")
     with pytest.raises(UserError, match="holds no metrics"):
         figures.main([str(tmp_path)])
+
+
+def test_each_at_its_best_is_of_the_same_seeds(tmp_path):
+    groups = []
+    for rate, ends in ((0.1, ([1.0, None], [2.0, None])), (0.2, ([None, 1.5], [None, 1.2]))):
+        config = {"config": {"learning_rate": rate}}
+        rows = {"learned": (ends[0], config), "fixed": (ends[1], config)}
+        group = group_of(tmp_path / str(rate), **rows)
+        name = f"learning_rate={rate}"
+        groups.append(
+            [(dataclasses.replace(v, group=name, kind=v.label), some) for v, some in group]
+        )
+    made = report.make_report(groups, [1, 2], 0.01)
+    assert [gap.share for gap in made.best] == [pytest.approx(1.0)]  # both of seed 1
+
+
+def test_a_run_without_an_evaluation_is_kept_without_losses_by_document(tmp_path):
+    run = write_run(tmp_path / "run", [3.0, 2.0], {"input_layer": "learned"})
+    lines = [{k: v for k, v in line.items() if k != "val_loss"} for line in run.lines]
+    runs.keep_record(dataclasses.replace(run, lines=lines), tmp_path / "kept")
+    assert (tmp_path / "kept" / "metrics.jsonl").read_text().count("\n") == 2
+    assert json.loads((tmp_path / "kept" / "run.json").read_text()) == run.record

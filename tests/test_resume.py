@@ -87,6 +87,14 @@ def test_what_was_decided_before_the_first_step_cannot_change(words, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_only_resuming_may_write_where_a_run_is(words, tmp_path):
+    train.main(words("base"))
+    train.main(words(init_from=tmp_path / "base"))
+    for init_from in (f"{tmp_path / 'base'},resume", "scratch,resume"):
+        with pytest.raises(UserError, match="holds a run already"):
+            train.main(words(init_from=init_from))
+
+
 def test_another_data_set_of_the_name_is_refused(words, tmp_path):
     train.main(words(**FIVE))
     tokens = np.arange(2000) % 256
@@ -229,5 +237,5 @@ def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     (tmp_path / "run" / "run.json").write_text("{")
     train.main(words(**FIVE, init_from="resume"))
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 5
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["started_at_step"] == 5
     assert weights_of(tmp_path / "run").keys()
