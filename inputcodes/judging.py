@@ -325,10 +325,13 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
 
 
 def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
-    """Power laws from a twentieth of the tokens on, without and with offset; six points or more."""
+    """Power laws from a twentieth of the tokens on, without and with offset.
+
+    Nothing below six points, or where the gap has not fallen: then no power law describes it.
+    """
     late = [point for point in points if point.tokens >= 0.05 * points[-1].tokens]
     seeds = [i for i, share in enumerate(points[-1].shares if points else []) if share is not None]
-    if len(late) < 6:
+    if len(late) < 6 or late[-1].share >= late[0].share:
         return []
     fits = []
     for with_offset in (False, True):
