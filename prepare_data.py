@@ -26,7 +26,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +161,7 @@ def _vocabulary_problems(config: PrepareConfig) -> list[str]:
         places = len(ngram_places(vocab_size))
     except UserError as error:
         return [str(error)]
-    names: Sequence[str] = ()
-    decider = ""
+    names, decider = tuple[str, ...](), ""
     if config.tokenizer:
         names, decider = ("vocab_size", *ngrams), f"tokenizer={config.tokenizer!r}"
     elif not places:
@@ -176,9 +174,7 @@ def _vocabulary_problems(config: PrepareConfig) -> list[str]:
         if field.name in names and (value := getattr(config, field.name)) != field.default
     ]
     if config.ngrams > places > 0:
-        problems.append(
-            f"ngrams={config.ngrams}: vocab_size={vocab_size} has places for {places:,}"
-        )
+        problems.append(f"ngrams={config.ngrams}: vocab_size={vocab_size} has {places:,} places")
     return problems
 
 
@@ -227,8 +223,10 @@ def prepare_missing(data_dir: str, dataset: str) -> Path:
         return folder
     embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
     if not embedded:
-        advice = _preparing_command(data_dir, dataset)
-        raise UserError(f"there is no data set {folder}: make it with `{advice}`")
+        advice = f"make it with `{_preparing_command(data_dir, dataset)}`"
+        if Path(dataset).name != dataset:
+            advice = f"dataset={dataset!r}: expected the name of a folder in data_dir={data_dir!r}"
+        raise UserError(f"there is no data set {folder}: {advice}")
     settings = {"data_dir": data_dir, "dataset": dataset, "chat": dataset == "docstrings"}
     return prepare(build(PrepareConfig, {**settings, "vocab_size": int(embedded[1] or 0)}))
 
@@ -239,8 +237,7 @@ def _preparing_command(data_dir: str, dataset: str) -> str:
     for file in sorted(ROOT.glob("config/data_*.py")):
         if given_values(PrepareConfig, [str(file)]).get("dataset") == dataset:
             return command("prepare_data.py", os.path.relpath(file), *words)
-    words += ["--source=files", "--files=TEXT.txt", f"--dataset={dataset}"]
-    return command("prepare_data.py", *words)
+    return command("prepare_data.py", *words, "--files=TEXT.txt", f"--dataset={dataset}")
 
 
 def _identity(config: PrepareConfig) -> dict[str, Any]:
@@ -376,7 +373,9 @@ class _Preparation:
         shards.discard(self.writer.folder)
         side, advice = "training", "; ".join(self.notes[:1]) or "give more text"
         if counts["train"]:
-            side, advice = "validation", "give more text, or pass --val_fraction=0 to hold out none"
+            ended = 0 < config.max_tokens <= progress["splits"]["train"]["tokens"]
+            more = f"raise --max_tokens={config.max_tokens}" if ended else "give more text"
+            side, advice = "validation", f"{more}, or pass --val_fraction=0 to hold out none"
         left_out = shards.left_out(progress)
         raise UserError(f"no {side} document for {config.name} (left out: {left_out}): {advice}")
 

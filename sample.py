@@ -10,7 +10,6 @@ whole conversation, or as much of its end as fits into the context.
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import codecs
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,12 @@ from pathlib import Path
 import torch
 
 from inputcodes.checkpoint import load_model
-from inputcodes.configurator import (
-    ROOT,
-    Settings,
-    UserError,
-    command,
-    configure,
-    run_main,
-    setting,
-)
+from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.distributed import autocast, setup_device
 from inputcodes.documents import END_OF_TURN, encode_turns
 from inputcodes.files import system_errors
 from inputcodes.loss import token_nats
+from inputcodes.resume import chat_commands
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
@@ -170,8 +162,7 @@ def main(argv: list[str]) -> None:
             f" its model {model.config.vocab_size}"
         )
     if config.chat and not record.get("chat"):
-        words = f"--init_from={config.out_dir}", f"--out_dir={config.out_dir}-chat"
-        advice = command("train.py", os.path.relpath(ROOT / "config/sft_default.py"), *words)
+        advice = " && ".join(chat_commands(config.out_dir, record))
         raise UserError(
             f"{config.out_dir} was not fine-tuned on conversations; this does it: `{advice}`"
         )

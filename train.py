@@ -123,8 +123,7 @@ class TrainConfig(GPTConfig):
         if not self.dataset:
             problems.append("dataset='': expected the name of a folder in data_dir")
         if self.log_to != "none" and not importlib.util.find_spec(self.log_to):
-            advice = f"pip install {self.log_to}"
-            problems.append(f"log_to={self.log_to!r} needs a package: {advice}")
+            problems.append(f"log_to={self.log_to!r} needs a package: pip install {self.log_to}")
         return problems
 
     @property
@@ -162,7 +161,7 @@ class Trainer:
         self.bigram: Bigram | None = None  # made at the first evaluation
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
-        self.interrupted: dict[str, Any] | None = None  # the line of a stopped evaluation
+        self.interrupted: dict[str, Any] | None = None  # the line of an evaluation to come
         self.base = start.base if start else None
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
@@ -181,7 +180,7 @@ class Trainer:
             return
         self.step, best = start.record["step"], self.out_dir / "best.pt"
         self.started -= start.record["elapsed_s"]
-        self.interrupted = start.record.get("interrupted")
+        self.interrupted = start.unfinished
         if best.is_file():
             self.best_loss = start.record["best_val_loss"]
             if any(change["name"] == "eval_tokens" for change in start.changes):
@@ -380,7 +379,8 @@ def main(argv: list[str]) -> None:
                 print(describe(trainer, argv), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
-                metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
+                kept = trainer.step - bool(trainer.interrupted)  # whose line is still to come
+                metrics = Metrics(trainer.out_dir / "metrics.jsonl", kept, show)
             progress = Progress(config.max_steps, trainer.step, first)
             with trainer.stop.listening(), contextlib.closing(progress):
                 try:

@@ -81,6 +81,13 @@ class TextRows:
     def __str__(self) -> str:
         return f"{self.tokens:,} tokens"
 
+    def too_few(self, split: str) -> str:
+        """What to say where there is not one row."""
+        return (
+            f"{self.tokens:,} {split} tokens are too few for block_size={self.block_size}:"
+            " make it smaller, or add text"
+        )
+
     def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         """Inputs and targets, each (len(numbers), block_size) int64."""
         tokens = self._split.windows(numbers, self.block_size + 1)
@@ -264,9 +271,7 @@ class TrainingData:
 
     def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
         if not rows.count:
-            raise UserError(
-                f"{rows.tokens} training tokens are too few for block_size={rows.block_size}"
-            )
+            raise UserError(rows.too_few("training"))
         self.rows, self.batch_size = rows, batch_size
         self.order = BatchOrder(rows.count, rows.stride, seed)
 
@@ -304,10 +309,12 @@ def validation_batches(
     """
     numbers = rows.validation(max_targets)
     if not len(numbers):
-        enough = len(rows.validation(0)) > 0
-        few = f"eval_tokens={max_targets}" if enough else f"{rows.tokens:,} validation tokens"
-        advice = " (0: all validation tokens)" if enough else ": make it smaller, or add text"
-        raise UserError(f"{few} do not fill one window of block_size={rows.block_size}{advice}")
+        if not len(rows.validation(0)):
+            raise UserError(rows.too_few("validation"))
+        raise UserError(
+            f"eval_tokens={max_targets} do not fill one window of block_size={rows.block_size}"
+            " (0: all validation tokens)"
+        )
     numbers = numbers[processes.rank :: processes.world]
     for i in range(0, len(numbers), batch_size):
         part = numbers[i : i + batch_size]

@@ -77,6 +77,13 @@ class ChatRows:
     def __str__(self) -> str:
         return f"{self.examples:,} conversations ({self.cut:,} cut, {self.left_out:,} left out)"
 
+    def too_few(self, split: str) -> str:
+        """What to say where there is not one row."""
+        return (
+            f"in none of {self.left_out:,} {split} conversations does a reply begin within"
+            f" block_size={self.block_size} tokens: make it larger"
+        )
+
     def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         """Inputs, targets, segments and positions, each (len(numbers), block_size) int64."""
         shape = len(numbers), self.block_size

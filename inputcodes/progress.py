@@ -188,8 +188,8 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
         command("sample.py", out_dir, "--chat" if trainer.data.chat else "--prompt=import "),
         command("evaluate.py", out_dir, *data_dir),
     ]
-    if not trainer.base:
-        other = "learned" if config.input_layer != "learned" else "fixed"
+    other = "learned" if config.input_layer != "learned" else "fixed"
+    if not trainer.base and not dataclasses.replace(config, input_layer=other).problems():
         if config.init_from.startswith("resume"):  # `argv` may leave all to the checkpoint
             named = {field.name: field.default for field in dataclasses.fields(config)}
             values = {name: getattr(config, name) for name in named}

@@ -24,18 +24,21 @@ from inputcodes.checkpoint import (
     read_checkpoint,
 )
 from inputcodes.configurator import (
+    ROOT,
     Settings,
     UserError,
     build,
+    command,
     from_record,
     given_values,
     names_where,
 )
 from inputcodes.data import DataSet, TrainingData, validation_batches
 from inputcodes.distributed import Processes
-from inputcodes.files import file_sha256
+from inputcodes.files import file_sha256, read_json_lines
 from inputcodes.hf import read_export, weights_file
 from inputcodes.loss import LOGITS_BYTES
+from inputcodes.tokenizer import Tokenizer
 from model import GPTConfig, count_parameters
 
 # Settings of nanoGPT, and of this program before: what to use instead.
@@ -83,6 +86,19 @@ class Start:
             "sha256": file_sha256(self.path),
             **{name: self.record[name] for name in kept},
         }
+
+    @property
+    def unfinished(self) -> dict[str, Any] | None:
+        """The line of metrics of the last step, if its evaluation is still to come.
+
+        It was stopped, or the run is to end now where it would have gone on.
+        """
+        line, step = self.record.get("interrupted"), self.record["step"]
+        if line or ("max_steps", step) not in [(c["name"], c["to"]) for c in self.changes]:
+            return line
+        lines = read_json_lines(self.path.with_name("metrics.jsonl"), strict=False)
+        new = {name: self.record[name] for name in ("step", "tokens", "elapsed_s")}
+        return next((line for line in lines if line["step"] == step), new)
 
     def load_weights(self, model: torch.nn.Module) -> None:
         """Give `model` the checkpoint's weights; UserError if they do not fit."""
@@ -175,17 +191,52 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
                 " (--init_from=resume,out/RUN), or train new weights (--init_from=scratch)"
             )
         return
-    if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
-        source = data_dir / start.record["config"]["dataset"] / "tokenizer.json"
-        raise UserError(
-            f"{data.path} has another tokenizer than {start.path}: prepare it under another name,"
-            f" with --tokenizer={source}"
-        )
     if start.resuming and data.sha256 != start.record["data_sha256"]:
         raise UserError(f"cannot resume {start.path}: {data.path} is another data set than it had")
+    if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
+        settings = data.meta.get("settings", {})
+        prepare, dataset = _preparing_for(start.record, data.path.name, settings, data_dir)
+        raise UserError(
+            f"{data.path} has another tokenizer than {start.path}: prepare it under another name"
+            f" (`{prepare}`) and pass {dataset}"
+        )
     was = start.base["out_dir"] if start.base else "scratch"
     if start.resuming and choice != "resume" and was != str(Path(choice)):
         raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
+
+
+def chat_commands(out_dir: str, record: Mapping[str, Any]) -> list[str]:
+    """The commands that fine-tune the run in `out_dir` on the embedded conversations."""
+    words = [os.path.relpath(ROOT / "config/sft_default.py")]
+    words += [f"--init_from={out_dir}", f"--out_dir={out_dir}-chat"]
+    if record["tokenizer_sha256"] == Tokenizer(256).sha256:
+        return [command("train.py", *words)]
+    data_dir = Path(record["config"].get("data_dir", "data"))
+    prepare, dataset = _preparing_for(record, "docstrings", {"chat": True}, data_dir)
+    return [prepare, command("train.py", *words, dataset, *_place(data_dir))]
+
+
+def _preparing_for(
+    record: Mapping[str, Any], name: str, settings: Mapping[str, Any], data_dir: Path
+) -> tuple[str, str]:
+    """The command that prepares data set `name`, made with `settings`, again with the tokenizer
+    of a run, and the word that chooses the result."""
+    of_tokens = ("vocab_size", "tokenizer", "count_characters", "max_ngram", "shard_tokens")
+    words = [
+        f"--{name}={value}"
+        for name, value in settings.items()
+        if name not in of_tokens
+        and not name.startswith("ngram")
+        and str(value) not in ("", "0", "False")
+    ]
+    base = Path(record["config"]["dataset"]).name
+    words += [dataset := f"--dataset={name}-{base}"]
+    words += [f"--tokenizer={data_dir / base / 'tokenizer.json'}", *_place(data_dir)]
+    return command("prepare_data.py", *words), dataset
+
+
+def _place(data_dir: Path) -> list[str]:
+    return [f"--data_dir={data_dir}"] if data_dir != Path("data") else []
 
 
 def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:

@@ -12,7 +12,9 @@ import torch
 from inputcodes.configurator import UserError
 from inputcodes.data import BatchOrder, DataSet, Split, TextRows, TrainingData, validation_batches
 from inputcodes.distributed import Processes
+from inputcodes.documents import encode_turns
 from inputcodes.files import file_sha256
+from inputcodes.packing import ChatRows
 from inputcodes.tokenizer import Tokenizer
 from tests.helpers import write_data_set
 
@@ -146,8 +148,15 @@ def test_every_validation_target_has_its_document(tmp_path, max_tokens):
 def test_too_little_data_is_refused(data_dir):
     with pytest.raises(UserError, match="15 training tokens are too few for block_size=8"):
         TrainingData(TextRows(stream_of(15), 8, 255), batch_size=1, seed=0)
-    with pytest.raises(UserError, match="do not fill one window of block_size=203"):
+    with pytest.raises(UserError, match="validation tokens are too few for block_size=203"):
         next(validation_batches(DataSet(data_dir).rows("val", 203), 0, 1, Processes(CPU)))
+    tokenizer = Tokenizer(256)
+    ids = encode_turns(tokenizer, [("user", "what?"), ("assistant", "that")])
+    rows = ChatRows(np.append(ids, tokenizer.end_of_text), tokenizer, 4)
+    with pytest.raises(UserError, match=r"none of 1 training conv.* block_size=4 .* larger"):
+        TrainingData(rows, batch_size=1, seed=0)
+    with pytest.raises(UserError, match=r"none of 1 validation conv.* block_size=4 .* larger"):
+        next(validation_batches(rows, 0, 1, Processes(CPU)))
 
 
 def cut_a_shard(path):

@@ -259,6 +259,12 @@ def test_few_chunks_are_in_memory_and_results_keep_their_order(
         assert taken <= number + 4
 
 
+def test_a_limit_that_leaves_no_validation_is_named(tmp_path: Path) -> None:
+    files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=5))
+    with pytest.raises(UserError, match=r"no validation document .* raise --max_tokens=1, or"):
+        prepare(prepare_config(tmp_path, files=files, max_tokens=1))
+
+
 def test_max_tokens_ends_after_a_whole_document(tmp_path: Path) -> None:
     texts = texts_of(300, seed=5)
     files = write_parquet(tmp_path / "a.parquet", texts)

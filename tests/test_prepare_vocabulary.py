@@ -76,8 +76,8 @@ def test_number_order_and_words_reach_the_vocabulary(words, tmp_path) -> None:
         (["--tokenizer=gpt2", "--vocab_size=256"], "vocab_size=256 beside tokenizer='gpt2'"),
         (["--tokenizer=gpt2", "--ngrams=9"], "ngrams=9 beside tokenizer='gpt2'"),
         (["--ngrams=676"], "ngrams=676 beside vocab_size=256, which has no n-grams"),
-        (["--vocab_size=300", "--ngrams=45"], "ngrams=45: vocab_size=300 has places for 44"),
-        (["--vocab_size=65536", "--ngrams=8193"], "places for 8,192"),
+        (["--vocab_size=300", "--ngrams=45"], "ngrams=45: vocab_size=300 has 44 places"),
+        (["--vocab_size=65536", "--ngrams=8193"], "has 8,192 places"),
         (["--vocab_size=300", "--ngram_order=length"], "expected frequency or text"),
         (
             ["--vocab_size=300", "--ngram_file=x", "--ngram_order=text"],

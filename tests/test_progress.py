@@ -72,6 +72,13 @@ def test_a_missing_package_is_named_before_anything_is_built(tmp_path, monkeypat
         train.main(["--log_to=comet", f"--out_dir={tmp_path}/run"])
 
 
+def test_what_cannot_be_is_not_proposed(text_data, tmp_path, capsys):
+    for width, proposed in ((8, True), (4, False)):
+        layer = f"--n_embd={width}", "--n_head=1", "--input_layer=learned"
+        run(text_data, tmp_path / str(width), *layer)
+        assert ("--input_layer=fixed" in capsys.readouterr().out) == proposed  # 8 bits need 8
+
+
 def test_the_curve_is_drawn_at_evaluations_and_never_ends_a_run(
     text_data, tmp_path, monkeypatch, capsys
 ):

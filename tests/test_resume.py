@@ -126,6 +126,27 @@ def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
     assert names == ["max_steps", "learning_rate", "max_steps"]
 
 
+@pytest.mark.parametrize("logged", [1, 50])
+def test_a_run_can_end_where_it_was_stopped(words, tmp_path, monkeypatch, logged):
+    step, settings = train.Trainer.train_step, FIVE | {"max_steps": 10, "log_interval": logged}
+
+    def stop(trainer, batches):
+        if trainer.step == 4:
+            raise train.Stopped
+        return step(trainer, batches)
+
+    monkeypatch.setattr(train.Trainer, "train_step", stop)
+    train.main(words(**settings))
+    assert not (tmp_path / "run" / "best.pt").exists()
+    train.main(words(**settings | {"max_steps": 4}, init_from="resume"))
+    lines, record = metrics_of(tmp_path / "run"), read_checkpoint(tmp_path / "run" / "best.pt")[1]
+    assert [line["step"] for line in lines] == ([1, 2, 3, 4] if logged == 1 else [4])
+    assert lines[-1]["val_loss"] == record["best_val_loss"]
+    assert ("train_loss" in lines[-1]) == (logged == 1)
+    made_by = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert made_by["config"]["max_steps"] == record["config"]["max_steps"] == 4
+
+
 def test_a_config_file_alone_changes_nothing(words, tmp_path):
     train.main(words(**FIVE))
     file = tmp_path / "longer.py"

@@ -319,7 +319,11 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
         (["--max_steps=many"], ["max_steps='many'", "expected a whole number"]),
         (
             ["--dataset=nowhere"],
-            ["there is no data set data/nowhere", "prepare_data.py --source=files"],
+            ["there is no data set data/nowhere", "prepare_data.py --files=TEXT.txt"],
+        ),
+        (
+            ["--dataset=data/nowhere"],
+            ["dataset='data/nowhere': expected the name of a folder in data_dir='data'"],
         ),
         (["--device=quantum"], ["device='quantum' cannot be used here"]),
         (["--beta2=1", "--seed=-1"], ["beta2=1.0", "seed=-1"]),
