@@ -45,13 +45,15 @@ def setting(
     free_on_resume: bool = False,
     explicit_on_resume: bool = False,
     of_input_layer: bool = False,
+    spaces_count: bool = False,
 ) -> Any:
     """A dataclass field with its meaning, unit and special values, its bounds and its role.
 
     The default's type is the setting's: bool, int, float, str, or tuple for a list of strings.
     `choices` may be a function where the names are not known yet. A resumed run may have any value
     of a setting that is `free_on_resume`, and another one of an `explicit_on_resume` setting if the
-    command line says so; the others are fixed.
+    command line says so; the others are fixed. The command line's parts of a list lose the spaces
+    around them unless `spaces_count`.
     """
     return dataclasses.field(default=default, metadata=locals())  # all that was said of it
 
@@ -276,7 +278,8 @@ def _split(
             continue
         try:
             if kind is tuple:
-                options[name] = tuple(part.strip() for part in text.split(";") if part.strip())
+                trim = str if name in names_where(cls, "spaces_count") else str.strip
+                options[name] = tuple(part for part in map(trim, text.split(";")) if part)
             else:
                 options[name] = TRUE_WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

@@ -26,6 +26,7 @@ from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
 USAGE = "usage: python -m inputcodes.inspect_codes RUN [RUN ...] [--name=value ...]"
+EXAMPLES = (" in", "ing", "(s", "0")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class InspectConfig(Settings):
     """Which models to compare, and which tokens to look up."""
 
     runs: tuple[str, ...] = setting((), "directories of runs; the first one's table is compared to")
-    tokens: tuple[str, ...] = setting((" in", "ing", "(s", "0"), "tokens whose neighbours to print")
+    tokens: tuple[str, ...] = setting(
+        (),
+        f"tokens whose neighbours to print; empty: those that there are of {'; '.join(EXAMPLES)}",
+        spaces_count=True,
+    )
     neighbours: int = setting(6, "how many neighbours", least=1)
     ridge: float = setting(0.01, "penalty over the mean variance of a vector's numbers", above=0)
 
@@ -44,13 +49,17 @@ class InspectConfig(Settings):
 
 @torch.no_grad()
 def token_states(model: GPT, ids: Tensor, start: int) -> list[Tensor]:
-    """The states (N, C) of ids (N,) behind the token `start`: at the input, after each block."""
+    """The states (N, C) of ids (N,) behind the token `start`: at the input, after each block.
+
+    A model whose context is one token reads the ids alone.
+    """
     states: list[Tensor] = [model.input_layer(ids)]
     hooks = [
         block.register_forward_hook(lambda _, __, x: states.append(x[:, -1]))
         for block in model.blocks
     ]
-    model.hidden(torch.stack((torch.full_like(ids, start), ids), dim=1))
+    pairs = torch.stack((torch.full_like(ids, start), ids), dim=1)
+    model.hidden(pairs[:, -model.config.block_size :])
     for hook in hooks:
         hook.remove()
     return states
@@ -95,11 +104,12 @@ def compare(config: InspectConfig) -> tuple[str, str]:
             raise UserError(f"{run} has another tokenizer than {config.runs[0]}")
     texts = tokenizer.texts()
     ids = torch.tensor([n for n, text in enumerate(texts) if text])
-    rows = {
-        text.encode(): texts.index(text.encode())
-        for text in config.tokens
-        if text.encode() in texts
-    }
+    if unknown := [text for text in config.tokens if text.encode() not in texts]:
+        raise UserError(
+            f"tokens={';'.join(unknown)!r}: expected tokens of {config.runs[0]}, with their spaces"
+        )
+    wanted = [text.encode() for text in config.tokens or EXAMPLES]
+    rows = {text: texts.index(text) for text in wanted if text in texts}
     alike: list[list[str]] = []
     neighbours: list[list[str]] = []
     table = token_states(models[0][0], ids, tokenizer.end_of_text)[0]

@@ -54,6 +54,17 @@ def test_defaults_then_files_then_words(tmp_path):
     assert type(config.learning_rate) is float
 
 
+@dataclass(frozen=True)
+class Lists(Settings):
+    files: tuple[str, ...] = setting((), "names")
+    tokens: tuple[str, ...] = setting((), "texts", spaces_count=True)
+
+
+def test_parts_of_a_list_keep_their_spaces_where_those_count():
+    config = configure(Lists, ["--files= a; b ; ;", "--tokens= in; i;; "])
+    assert config == Lists(("a", "b"), (" in", " i", " "))
+
+
 def test_words_are_read_as_the_type_of_their_field():
     config = configure(
         Example, ["--n_layer=3", "--learning_rate=4e-4", "--compile=true", "--out_dir=7"]

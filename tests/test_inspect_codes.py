@@ -55,5 +55,23 @@ def test_the_command_prints_both_tables(tmp_path, capsys):
     first = next(row for row in rows if row and row[0].endswith("learned"))
     assert first[1:] == ["input", "1.000", first[3]]
     assert sum(row[:1] == ["'a'"] for row in rows) == 6
+    inspect_codes.main([str(tmp_path / "learned")])
+    assert "'0'" in capsys.readouterr().out  # of the examples the only byte
     with pytest.raises(UserError, match="no runs"):
         inspect_codes.main([])
+
+
+def test_tokens_have_their_spaces_and_unknown_ones_are_named(tmp_path, capsys):
+    write_run(tmp_path, Tokenizer(300, [" in", "in"]))
+    inspect_codes.main([str(tmp_path), "--tokens= in; "])
+    printed = capsys.readouterr().out
+    assert "| ' in' |" in printed
+    assert "| ' '   |" in printed
+    with pytest.raises(UserError, match=r"tokens='zebra; i': expected tokens of"):
+        inspect_codes.main([str(tmp_path), "--tokens=zebra;in; i"])
+
+
+def test_a_context_of_one_token_will_do(tmp_path, capsys):
+    write_run(tmp_path, Tokenizer(256), block_size=1)
+    inspect_codes.main([str(tmp_path), "--tokens=a"])
+    assert "block 2" in capsys.readouterr().out
