@@ -71,6 +71,9 @@ class BenchConfig(TrainConfig):
             problems.append(f"only={', '.join(unknown)!r}: expected some of {', '.join(TABLES)}")
         if self.nanogpt and not (Path(self.nanogpt) / "model.py").is_file():
             problems.append(f"nanogpt={self.nanogpt!r}: no model.py there")
+        out = Path(self.out)
+        if self.out and out.exists() and not isinstance(read_json(out).get("records"), list):
+            problems.append(f"out={self.out!r}: expected no file, or one that bench.py wrote")
         return problems
 
 
@@ -354,7 +357,8 @@ def markdown(lines: Sequence[Line]) -> str:
         row += [f"{line.amount / seconds:,.1f} {line.unit}"]
         row += ["{:.2f} [{:.2f}, {:.2f}]".format(*line.times_first) if line.times_first else ""]
         reserved = f" ({line.reserved_mb:,.0f} reserved)" if line.reserved_mb else ""
-        row += [f"{line.peak_mb:,.0f}{reserved}", f"{line.peak_mb / lines[0].peak_mb:.2f}"]
+        row += [f"{line.peak_mb:,.0f}{reserved}" if line.peak_mb else "-"]  # not told on Windows
+        row += [f"{line.peak_mb / lines[0].peak_mb:.2f}" if lines[0].peak_mb else "-"]
         row += [f"{line.stored_mb:,.3f}" if line.stored_mb else ""]
         row += [f"{line.of_ceiling[0]:.0%}" if line.of_ceiling else ""]
         rows.append(row)

@@ -104,6 +104,7 @@ def test_ratios_and_shares_by_hand():
     assert lines[1].times_first == [3, 2.5, 3.5]  # of 2, 4, 3
     assert lines[1].of_ceiling[0] == pytest.approx((100 / 2) / (1000 / 5))
     assert lines[2].times_first == []  # products are not tokens
+    assert re.search(r"\| +- \| +- \|", bench.markdown(lines))  # no peak is known
 
 
 def test_accumulation_is_one_unless_given(words, monkeypatch):
@@ -151,3 +152,11 @@ def test_flops_of_the_papers_model():
 def test_bad_requests_are_refused(words, changes, words_of_error):
     with pytest.raises(UserError, match=words_of_error):
         bench.main(words(**changes))
+
+
+@pytest.mark.parametrize("there", ["{}", '{"records": {}}'])
+def test_a_file_of_something_else_is_refused_before_measuring(words, tmp_path, there):
+    out = tmp_path / "other.json"
+    out.write_text(there)
+    with pytest.raises(UserError, match=r"out=.*other\.json.: expected no file, or one that"):
+        configure(BenchConfig, words(out=out))
