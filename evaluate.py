@@ -6,10 +6,11 @@
 
 inputcodes/tasks.py has the tasks, inputcodes/validation.py the loss and what it stands beside. All
 checkpoints, data sets and rows are opened before the first result. Each run's results are written
-to evaluation.json in its directory; the tables are printed for all that were evaluated, also if a
-later run fails.
+to evaluation.json in its directory, where other tasks of the same checkpoint stay; the tables are
+printed for all that were evaluated, also if a later run fails.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from inputcodes.checkpoint import load_model, read_checkpoint
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
-from inputcodes.files import write_json
+from inputcodes.files import file_sha256, read_json, write_json
 from inputcodes.stats import markdown_table
 from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer
@@ -70,6 +71,7 @@ class Target:
     """A checkpoint to evaluate, what it says of itself, and its validation data."""
 
     path: Path
+    sha256: str
     record: dict[str, Any]
     data: DataSet | None
 
@@ -111,7 +113,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
         data = data_sets[folder] if config.validation else None
         if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
             raise UserError(f"{data.path} has another tokenizer than {path}")
-        targets.append(Target(path, record, data))
+        targets.append(Target(path, file_sha256(path), record, data))
     return targets
 
 
@@ -141,11 +143,22 @@ def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
     """What evaluation.json says."""
     target = result.target
     entry = {"run": target.run, "checkpoint": target.path.stem, "step": target.record["step"]}
+    entry |= {"checkpoint_sha256": target.sha256}
     if result.loss and target.data:
         entry |= {"dataset": target.data.path.name, "data_sha256": target.data.sha256}
         entry |= {"eval_tokens": config.eval_tokens, **result.loss.as_metrics()}
     limit = {"limit": config.limit}
     return entry | {"tasks": {name: t.as_metrics() | limit for name, t in result.tasks.items()}}
+
+
+def write_evaluation(result: Result, config: EvaluateConfig) -> None:
+    """Write evaluation.json; other tasks that it has of the same checkpoint stay."""
+    file, entry = result.target.path.parent / "evaluation.json", as_json(result, config)
+    with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one
+        there = read_json(file)
+        if there.get("checkpoint_sha256") == result.target.sha256:
+            entry["tasks"] = there["tasks"] | entry["tasks"]
+    write_json(file, entry)
 
 
 def main_table(results: Sequence[Result]) -> str:
@@ -220,7 +233,7 @@ def main(argv: list[str]) -> None:
                 result = evaluate_run(target, config, items, processes)
                 results.append(result)
                 if processes.first:
-                    write_json(target.path.parent / "evaluation.json", as_json(result, config))
+                    write_evaluation(result, config)
         finally:
             if processes.first and results:
                 tables = [main_table(results), *([task_table(results)] if items else [])]

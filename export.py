@@ -28,6 +28,7 @@ from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import (
     atomic_write,
+    file_sha256,
     read_json,
     read_json_lines,
     system_errors,
@@ -104,23 +105,29 @@ def export(config: ExportConfig) -> None:
     card = model_card(config, model, record)
     with system_errors("write", to):
         to.mkdir(parents=True, exist_ok=True)
-        for old in (*to.glob("model*.safetensors*"), *to.glob("model.gguf")):
-            old.unlink()
+    there = {*to.glob("model*.safetensors*"), *to.glob("model.gguf")}
     if config.format == "gguf":
         template = CHAT_TEMPLATE if record.get("chat") else ""
+        written = {to / "model.gguf"}
         write_gguf(to / "model.gguf", model, tokenizer, config.dtype, template)
     else:
-        write_hf(to, model, tokenizer, config.dtype, record)
+        written = write_hf(to, model, tokenizer, config.dtype, record)
     write_text(to / "README.md", card)
+    with system_errors("write", to):
+        for old in there - written:
+            old.unlink()
 
 
 def write_hf(
     to: Path, model: GPT, tokenizer: Tokenizer, dtype: str, record: dict[str, Any]
-) -> None:
-    """Weights, tokenizer and their configurations as transformers reads them."""
+) -> set[Path]:
+    """Weights, tokenizer and their configurations as transformers reads them.
+
+    Returns the files of the weights.
+    """
     chat = bool(record.get("chat"))
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    write_weights(to, {name: weight.to(kind) for name, weight in neox_weights(model).items()})
+    written = write_weights(to, {name: w.to(kind) for name, w in neox_weights(model).items()})
     write_text(to / TOKENIZER, tokenizer.to_json())
     write_json(to / "tokenizer.json", tokenizer_json(tokenizer))
     write_json(to / "tokenizer_config.json", tokenizer_config(model.config.block_size, chat))
@@ -131,10 +138,14 @@ def write_hf(
     write_json(to / "config.json", described | {RECORD: without_places(record)})
     generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
     write_json(to / "generation_config.json", generation)
+    return written
 
 
-def write_weights(to: Path, weights: dict[str, Tensor]) -> None:
-    """model.safetensors, or files of at most SHARD_BYTES (but for one tensor) and their index."""
+def write_weights(to: Path, weights: dict[str, Tensor]) -> set[Path]:
+    """model.safetensors, or files of at most SHARD_BYTES (but for one tensor) and their index.
+
+    Returns the files.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, weight in weights.items():
@@ -154,6 +165,7 @@ def write_weights(to: Path, weights: dict[str, Tensor]) -> None:
         where = {name: file for file, shard in files.items() for name in shard}
         total = sum(weight.nbytes for weight in weights.values())
         write_json(to / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    return {to / name for name in (*files, *([INDEX] if len(shards) > 1 else []))}
 
 
 def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
@@ -243,10 +255,15 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
                 rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
         file = out_dir / "evaluation.json"
         evaluation = read_json(file, advice) if file.is_file() else {}
-        if evaluation.get("step") == record["step"]:
+        judged = out_dir / f"{evaluation.get('checkpoint')}.pt"
+        if (
+            evaluation.get("step") == record["step"]
+            and judged.is_file()
+            and evaluation.get("checkpoint_sha256") == file_sha256(judged)
+        ):
             for task, scores in evaluation.get("tasks", {}).items():
                 numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
-                rows[task] = ", ".join(numbers)
+                rows[task] = ", ".join([*numbers, f"{scores['items']:,} items"])
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

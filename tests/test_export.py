@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from inputcodes import hf
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
+from inputcodes.files import file_sha256
 from inputcodes.tokenizer import Tokenizer
 from model import INPUT_LAYERS, rotary_angles
 from tests.helpers import SMALL, build_tokenizer, write_run
@@ -195,6 +197,31 @@ def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
         assert words in card
     assert "affine (0 of" in card
     assert str(tmp_path) not in (tmp_path / "hf" / "config.json").read_text()
+
+
+def test_the_card_has_the_tasks_of_this_very_checkpoint(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    tasks = {"boolq": {"items": 1500, "chance": 0.5, "acc": 0.62, "acc_stderr": None}}
+    evaluation = {"checkpoint": "best", "step": 7, "tasks": tasks}
+    evaluation["checkpoint_sha256"] = file_sha256(tmp_path / "best.pt")
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    card = (exported(tmp_path) / "README.md").read_text()
+    assert "| boolq | chance 0.5, acc 0.62, 1,500 items |" in card
+    write_run(tmp_path, tokenizers["bytes"], code_seed=5)  # trained again, to the same step
+    assert "boolq" not in (exported(tmp_path) / "README.md").read_text()
+
+
+def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkeypatch):
+    write_run(tmp_path, tokenizers["bytes"])
+    weights = exported(tmp_path) / "model.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gguf", None)
+        with pytest.raises(UserError, match="pip install gguf"):
+            exported(tmp_path, "--format=gguf")
+    assert weights.is_file()
+    pytest.importorskip("gguf")
+    exported(tmp_path, "--format=gguf")
+    assert not weights.exists()
 
 
 def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
