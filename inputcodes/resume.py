@@ -153,7 +153,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
                 raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
             if not path.is_file():
                 continue
-        elif (Path(choice) / "config.json").is_file():
+        elif not path.is_file() and (Path(choice) / "config.json").is_file():
             return Start(weights_file(Path(choice)), False, *read_export(Path(choice)))
         elif not path.is_file():
             raise UserError(

@@ -20,6 +20,7 @@ from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
 from inputcodes.files import file_sha256
+from inputcodes.resume import find_start
 from inputcodes.tokenizer import Tokenizer
 from model import INPUT_LAYERS, rotary_angles
 from tests.helpers import SMALL, build_tokenizer, write_run
@@ -173,6 +174,14 @@ def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
     ]
     assert keep[0] == keep[1]
     assert load_model(tmp_path / "b" / "best.pt")[1]["base"]["out_dir"] == str(run / "hf")
+
+
+def test_a_run_that_holds_its_export_is_still_a_run(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}"])
+    assert find_start(str(tmp_path), tmp_path / "new").path == tmp_path / "best.pt"
+    (tmp_path / "best.pt").unlink()
+    assert find_start(str(tmp_path), tmp_path / "new").path == tmp_path / "model.safetensors"
 
 
 def test_a_chat_model_has_its_template(tokenizers, tmp_path):
