@@ -335,7 +335,14 @@ class CurveConfig(Settings):
     """Several runs in one picture."""
 
     runs: tuple[str, ...] = setting((), "directories of runs")
-    file: str = setting("curves.png", "where the picture goes: .png or .svg")
+    file: str = setting("curves.png", "where the picture goes: .png, .svg or .pdf")
+
+    def problems(self) -> list[str]:
+        """One sentence for every impossible value."""
+        problems = super().problems()
+        if Path(self.file).suffix not in (".png", ".svg", ".pdf"):
+            problems.append(f"file={self.file!r}: expected a name in .png, .svg or .pdf")
+        return problems
 
 
 def main(argv: list[str]) -> None:

@@ -331,6 +331,9 @@ def test_the_curves_of_runs(tmp_path):
     assert text.startswith("<?xml")
     with pytest.raises(UserError, match="holds no metrics"):
         figures.main([str(tmp_path)])
+    for name in ("c", "c.jpeg2", ".svg"):
+        with pytest.raises(UserError, match=rf"file='{name}': expected a name in \.png, \.svg"):
+            figures.main([str(tmp_path / "a"), f"--file={name}"])
 
 
 def test_each_at_its_best_is_of_the_same_seeds(tmp_path):
