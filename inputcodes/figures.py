@@ -169,12 +169,16 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
 
 
 def names_of(gaps: list[Gap]) -> tuple[list[str], str]:
-    """What gaps are called, and what their axis is."""
-    baselines = {gap.baseline for gap in gaps}
+    """What gaps are called, without the words that all of them have, and what their axis is."""
+    names = [(gap.variant.split(), gap.baseline.split()) for gap in gaps]
+    common = set.intersection(*(set(words) for pair in names for words in pair))
+    short = [
+        [" ".join(word for word in words if word not in common) for words in pair] for pair in names
+    ]
+    baselines = {base for _, base in short}
     if len(baselines) == 1:
-        base = baselines.pop()
-        return [gap.variant for gap in gaps], f"difference from {base}\n(% of its loss)"
-    labels = [f"{gap.variant} - {gap.baseline}" for gap in gaps]
+        return [name for name, _ in short], f"difference from {baselines.pop()}\n(% of its loss)"
+    labels = [f"{name} - {base}" for name, base in short]
     return labels, "difference (% of the baseline's loss)"
 
 
