@@ -84,7 +84,7 @@ class CompareConfig(TrainConfig):
         if unknown := ", ".join(sorted(self.may_differ - known)):
             problems.append(f"across={self.across!r}: expected settings of train.py, not {unknown}")
         if fixed := ", ".join(sorted(self.may_differ & SAME_TOKENS)):
-            problems.append(f"across={self.across!r}: what is compared has the same {fixed}")
+            problems.append(f"across={self.across!r}: compared runs must have the same {fixed}")
         return problems
 
     @property
@@ -97,9 +97,11 @@ class CompareConfig(TrainConfig):
         return [int(word) for word in self.seeds.split(",")]
 
 
-# What decides which tokens a run sees.
-SAME_TOKENS = {"dataset", "vocab_size", "max_steps", "batch_size", "block_size", "seed"}
-SAME_TOKENS |= {"gradient_accumulation_steps", "eval_tokens"}
+# What decides which tokens a run sees and is measured on: the same in all that is compared.
+SAME_TOKENS = {
+    *("dataset", "vocab_size", "seed", "max_steps", "eval_tokens"),
+    *("batch_size", "block_size", "gradient_accumulation_steps"),
+}
 OWN_FIELDS = {field.name for field in dataclasses.fields(CompareConfig)} - {
     field.name for field in dataclasses.fields(TrainConfig)
 }
@@ -160,8 +162,8 @@ class Study:
         now = dataclasses.asdict(build(TrainConfig, inherited | self.run_settings(variant, seed)))
         now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
         now["fine-tuned from"] = str(Path(base))
-        there = run.config | {"fine-tuned from": (run.record.get("base") or {}).get("out_dir")}
-        there["fine-tuned from"] = there["fine-tuned from"] or "scratch"
+        its_base = run.record.get("base") or {"out_dir": "scratch"}
+        there = run.config | {"fine-tuned from": its_base["out_dir"]}
         free = runs.FREE_FIELDS - {"seed"}
         if lines := runs.differences({"there": [there], "in the study": [now]}, free):
             raise another_run(run, lines)

@@ -117,7 +117,9 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
             print()
             return
         except UnicodeDecodeError as error:
-            raise UserError(f"the input is not {error.encoding} text: {error.reason}") from error
+            raise UserError(
+                f"the input is not {error.encoding} text ({error.reason}): convert it"
+            ) from error
 
 
 def write_on(

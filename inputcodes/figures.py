@@ -173,7 +173,8 @@ def names_of(gaps: list[Gap]) -> tuple[list[str], str]:
     names = [(gap.variant.split(), gap.baseline.split()) for gap in gaps]
     common = set.intersection(*(set(words) for pair in names for words in pair))
     short = [
-        [" ".join(word for word in words if word not in common) for words in pair] for pair in names
+        [" ".join([w for w in words if w not in common] or words) for words in pair]
+        for pair in names
     ]
     baselines = {base for _, base in short}
     if len(baselines) == 1:

@@ -237,11 +237,11 @@ def _crossing(fit: Fit) -> str:
     if fit.crossing is None:
         never = sum(math.isinf(tokens) for tokens in fit.crossings)
         return f"never, in {never} of {len(fit.crossings)} seeds"
-    ends = [_far(tokens) for tokens in fit.interval or ()]
-    return _far(fit.crossing) + (f" [{', '.join(ends)}]" if ends else "")
+    ends = [_token_count(tokens) for tokens in fit.interval or ()]
+    return _token_count(fit.crossing) + (f" [{', '.join(ends)}]" if ends else "")
 
 
-def _far(tokens: float) -> str:
+def _token_count(tokens: float) -> str:
     return short_count(tokens) if tokens < 1e15 else "over 1e15"  # more than there is text
 
 

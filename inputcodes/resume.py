@@ -213,14 +213,16 @@ def chat_commands(out_dir: str, record: Mapping[str, Any]) -> list[str]:
         return [command("train.py", *words)]
     data_dir = Path(record["config"].get("data_dir", "data"))
     prepare, dataset = _preparing_for(record, "docstrings", {"chat": True}, data_dir)
-    return [prepare, command("train.py", *words, dataset, *_place(data_dir))]
+    return [prepare, command("train.py", *words, dataset, *_data_dir_words(data_dir))]
 
 
 def _preparing_for(
     record: Mapping[str, Any], name: str, settings: Mapping[str, Any], data_dir: Path
 ) -> tuple[str, str]:
-    """The command that prepares data set `name`, made with `settings`, again with the tokenizer
-    of a run, and the word that chooses the result."""
+    """The command that prepares data set `name` again with a run's tokenizer, and its --dataset.
+
+    `settings` are those that `name` was made with.
+    """
     of_tokens = ("vocab_size", "tokenizer", "count_characters", "max_ngram", "shard_tokens")
     words = [
         f"--{name}={value}"
@@ -231,11 +233,11 @@ def _preparing_for(
     ]
     base = Path(record["config"]["dataset"]).name
     words += [dataset := f"--dataset={name}-{base}"]
-    words += [f"--tokenizer={data_dir / base / 'tokenizer.json'}", *_place(data_dir)]
+    words += [f"--tokenizer={data_dir / base / 'tokenizer.json'}", *_data_dir_words(data_dir)]
     return command("prepare_data.py", *words), dataset
 
 
-def _place(data_dir: Path) -> list[str]:
+def _data_dir_words(data_dir: Path) -> list[str]:
     return [f"--data_dir={data_dir}"] if data_dir != Path("data") else []
 
 

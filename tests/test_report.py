@@ -356,3 +356,13 @@ def test_a_run_without_an_evaluation_is_kept_without_losses_by_document(tmp_path
     runs.keep_record(dataclasses.replace(run, lines=lines), tmp_path / "kept")
     assert (tmp_path / "kept" / "metrics.jsonl").read_text().count("\n") == 2
     assert json.loads((tmp_path / "kept" / "run.json").read_text()) == run.record
+
+
+def test_labels_lack_the_words_that_all_have(tmp_path):
+    ((gap,),) = by_hand(tmp_path, learned=[1.0], fixed=[2.0]).gaps
+    for variant, baseline, label in (
+        ("fixed dataset=a", "learned dataset=a", "fixed"),
+        ("learned n_embd=32", "learned", "n_embd=32"),
+    ):
+        named = dataclasses.replace(gap, variant=variant, baseline=baseline)
+        assert figures.names_of([named]) == ([label], "difference from learned\n(% of its loss)")

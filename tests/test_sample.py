@@ -111,7 +111,9 @@ def test_a_chat_line_that_is_no_text_is_refused(out_dir, monkeypatch):
     model, record = load_model(out_dir / "best.pt")
     tokenizer, config = Tokenizer.from_json(record["tokenizer"]), sample.SampleConfig()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xe9llo\n"), "utf-8"))
-    with pytest.raises(UserError, match="the input is not utf-8 text: invalid continuation byte"):
+    with pytest.raises(
+        UserError, match=r"is not utf-8 text \(invalid continuation byte\): convert it"
+    ):
         sample.chat(model, tokenizer, config)
 
 
