@@ -156,21 +156,3 @@ def rank(rows: tuple[int, ...]) -> int:
         if row:
             basis.append(row)
     return len(basis)
-
-
-def invert(rows: tuple[int, ...]) -> tuple[int, ...]:
-    """The rows of the inverse over GF(2), by Gauss-Jordan on [A | I].
-
-    Raises ValueError if the matrix is singular.
-    """
-    K = len(rows)
-    work = [row | 1 << K + i for i, row in enumerate(rows)]
-    for j in range(K):
-        pivot = next((i for i in range(j, K) if work[i] >> j & 1), None)
-        if pivot is None:
-            raise ValueError(f"matrix is singular over GF(2): rank {rank(rows)} of {K}")
-        work[j], work[pivot] = work[pivot], work[j]
-        for i in range(K):
-            if i != j and work[i] >> j & 1:
-                work[i] ^= work[j]
-    return tuple(row >> K for row in work)

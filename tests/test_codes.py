@@ -14,7 +14,6 @@ from codes import (
     bits,
     code_width,
     codeword_code,
-    invert,
     random_codes,
     rank,
     tile,
@@ -159,7 +158,7 @@ def test_tile_refuses_a_width_below_K():
 
 
 @pytest.mark.parametrize("K", [1, 2, 3])
-def test_rank_and_inverse_of_every_small_matrix(K):
+def test_rank_of_every_small_matrix(K):
     """A K x K matrix is invertible exactly when its 2^K combinations of rows are distinct."""
     invertible = 0
     for rows in all_matrices(K):
@@ -168,22 +167,17 @@ def test_rank_and_inverse_of_every_small_matrix(K):
         assert 2 ** rank(rows) == len(span)
         if len(span) == 2**K:
             invertible += 1
-            assert np.array_equal(as_matrix(invert(rows)) @ A % 2, np.eye(K))
-        else:
-            with pytest.raises(ValueError, match="singular"):
-                invert(rows)
     assert invertible == np.prod([2**K - 2**i for i in range(K)])  # the order of GL(K, 2)
 
 
-def test_affine_code_of_all_65536_ids_and_back():
+def test_affine_code_of_all_65536_ids():
     code = affine_code(16, seed=7)
     A, V = as_matrix(code.masks), 65_536
     digits = np.arange(V)[:, None] >> np.arange(16) & 1
     shift = code.shift >> np.arange(16) & 1
     got = table(V, code)
     assert np.array_equal(got, (digits @ A.T + shift) % 2)
-    back = as_matrix(invert(code.masks)) @ (got ^ shift).T % 2
-    assert np.array_equal(back.T, digits)
+    assert len({row.tobytes() for row in got}) == V  # invertible: no two ids share a code
 
 
 def test_seeded_codes_never_change():
