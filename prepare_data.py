@@ -43,7 +43,7 @@ from inputcodes.configurator import (
     setting,
 )  # fmt: skip
 from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold
-from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk
+from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
 from inputcodes.files import file_sha256, locked
 from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, ngram_places, read_ngrams
 from inputcodes.readers import SUFFIXES
@@ -351,13 +351,13 @@ class _Preparation:
                     self.say(f"note: left out: {note}")
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
-                    encoded = encoded.until(left, tokenizer.end_of_text, whole)
+                    encoded = until(encoded, left, tokenizer.end_of_text, whole)
                 writer.write(encoded)
                 documents = sum(counts["documents"] for counts in splits.values())
                 tokens = sum(counts["tokens"] for counts in splits.values())
                 bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
-                bar.update(int(encoded.text_bytes.sum()))
-                if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded.ends[-1]:
+                bar.update(sum(document.text_bytes for document in encoded))
+                if 0 < config.max_tokens <= splits["train"]["tokens"] and encoded[-1].ends:
                     return
                 if self.writer.is_due(config.save_every_s):
                     writer.save(chunk.state)

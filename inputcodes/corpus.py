@@ -9,6 +9,7 @@ resume from a saved state.
 
 import ast
 import bisect
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import Item, read_chat, read_text, split_hash
+from inputcodes.documents import Item, LeftOut, read_item, split_hash
 from inputcodes.readers import (
     TEXT_SUFFIXES,
     check_files,
@@ -203,10 +204,10 @@ def find_threshold(corpus: Corpus) -> tuple[int, str]:
     below = math.ceil(val_fraction * 2**64)
     low, high, inside = 2**64, -1, False
     for item in itertools.islice(Stream(corpus), SMALL_SET):
-        document = read_chat(item.value) if corpus.column is None else read_text(item.value)
-        if not document.skipped and not inside:
-            digest = split_hash(document.utf8)
-            low, high = min(low, digest), max(high, digest)
+        with contextlib.suppress(LeftOut):
+            if not inside:
+                digest = split_hash(read_item(item, corpus.column is None)[1])
+                low, high = min(low, digest), max(high, digest)
         if low < below <= high:
             return below, ""
         inside = not item.ends

@@ -12,6 +12,7 @@ No text is ever encoded to a special token, so the tokens alone say whose words 
 turn of the assistant that is not to be learned (`"weight": 0`) ends with two <|endofturn|>.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text",
 SPLITS = ("train", "val")
 CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
 CHUNK_DOCUMENTS = 4096
-OUTCOMES = (*SPLITS, *SKIPS)
 ROLES = ("system", "user", "assistant")
 # What other formats call them. Results of tools are words that the assistant is given.
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "developer": "system", "tool": "user",
@@ -68,59 +68,43 @@ class Turn(NamedTuple):
     learned: bool = True
 
 
-@dataclass(frozen=True)
-class Document:
-    """The turns of a document, their UTF-8 one after the other, and why it is left out.
-
-    `skipped` is one of SKIPS, or "" if there is nothing against the document.
-    """
-
-    turns: list[Turn]
-    utf8: bytes = b""
-    skipped: str = ""
+class LeftOut(Exception):
+    """A document is left out, for the one of SKIPS that the message says."""
 
 
-def read_text(value: Any) -> Document:
-    """A plain text, from a string or the bytes of a file."""
-    if value is None:
-        return Document([], skipped="empty")
+def read_text(value: Any) -> str:
+    """A plain text, from a string or the bytes of a file; LeftOut if it is none."""
     try:
         text = value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError:
-        return Document([], skipped="binary" if b"\0" in value else "not_utf8")
+    except UnicodeDecodeError as error:
+        raise LeftOut("binary" if b"\0" in value else "not_utf8") from error
     if not isinstance(text, str):
-        return Document([], skipped="not_text")
+        raise LeftOut("empty" if text is None else "not_text")
     if "\0" in text:
-        return Document([], skipped="binary")
+        raise LeftOut("binary")
     try:
-        return Document([Turn("", text)], text.encode(), "" if text.strip() else "empty")
-    except UnicodeEncodeError:
-        return Document([], skipped="surrogate")
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LeftOut("surrogate") from error
+    if not text.strip():
+        raise LeftOut("empty")
+    return text
 
 
-def read_chat(row: dict[str, Any]) -> Document:
-    """A conversation, from a row with one of the sets of CHAT_COLUMNS.
+def read_chat(row: dict[str, Any]) -> list[Turn]:
+    """The turns of a conversation, from a row with one of the sets of CHAT_COLUMNS.
 
-    It is left out as `not_chat` if its messages are of another shape, as `unknown_role` or
-    `not_only_text` (images, calls of tools) for what its messages hold, as `no_answer` if the
-    assistant says nothing that is to be learned, and else for what is wrong with the first bad
-    text.
+    Raises LeftOut: `not_chat` if its messages are of another shape, `unknown_role` or
+    `not_only_text` (images, calls of tools) for what its messages hold, `no_answer` if the
+    assistant says nothing that is to be learned, and else what is wrong with the first bad text.
     """
     messages = _messages(row)
     if not isinstance(messages, list) or not messages:
-        return Document([], skipped="not_chat" if messages != [] else "empty")
-    turns, utf8 = [], b""
-    for message in messages:
-        turn = _turn(message)
-        if isinstance(turn, str):
-            return Document([], skipped=turn)
-        text = read_text(turn.text)
-        if text.skipped:
-            return text
-        turns.append(turn)
-        utf8 += text.utf8
-    answered = any(turn.role == "assistant" and turn.learned for turn in turns)
-    return Document(turns, utf8, "" if answered else "no_answer")
+        raise LeftOut("not_chat" if messages != [] else "empty")
+    turns = [_turn(message) for message in messages]
+    if not any(turn.role == "assistant" and turn.learned for turn in turns):
+        raise LeftOut("no_answer")
+    return turns
 
 
 def _messages(row: dict[str, Any]) -> Any:
@@ -137,13 +121,12 @@ def _messages(row: dict[str, Any]) -> Any:
     return messages
 
 
-def _turn(message: Any) -> Turn | str:
-    """The turn of a message, its text not yet checked; or why the conversation is left out."""
+def _turn(message: Any) -> Turn:
     if not isinstance(message, dict) or not message.keys() & {"content", "value"}:
-        return "not_chat"
+        raise LeftOut("not_chat")
     role: Any = message.get("role") or message.get("from")
     if not isinstance(role, str) or (role := ROLE_NAMES.get(role, role)) not in ROLES:
-        return "unknown_role"
+        raise LeftOut("unknown_role")
     content: Any = message.get("content")
     if content is None:
         content = message.get("value")
@@ -152,8 +135,8 @@ def _turn(message: Any) -> Turn | str:
         only_text = all(isinstance(text, str) for text in texts)
         content = "".join(map(str, texts)) if only_text else content
     if message.get("tool_calls") or isinstance(content, list):
-        return "not_only_text"
-    return Turn(role, content, message.get("weight") != 0)
+        raise LeftOut("not_only_text")
+    return Turn(role, read_text(content), message.get("weight") != 0)
 
 
 def split_of(utf8: bytes, val_below: int) -> str:
@@ -196,13 +179,13 @@ def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
     return mask
 
 
-def _judge(item: Item, val_below: int, chat: bool) -> tuple[Document, str]:
-    """The document of an item and its outcome, one of OUTCOMES."""
-    document = read_chat(item.value) if chat else read_text(item.value)
-    skipped = document.skipped
-    if item.is_part and skipped == "empty":  # white space within a text
-        skipped = ""
-    return document, skipped or item.split or split_of(document.utf8, val_below)
+def read_item(item: Item, chat: bool) -> tuple[list[Turn], bytes]:
+    """The turns of an item, a conversation if `chat`, and their UTF-8; LeftOut if it is none."""
+    if item.is_part:  # of a text that has been checked as a whole
+        turns = [Turn("", item.value)]
+    else:
+        turns = read_chat(item.value) if chat else [Turn("", read_text(item.value))]
+    return turns, "".join(turn.text for turn in turns).encode()
 
 
 @dataclass
@@ -239,59 +222,61 @@ def _characters(value: Any) -> int:
 
 def count_chunk(max_ngram: int, val_below: int, chat: bool, items: list[Item]) -> Counts:
     """The n-grams of the training documents of a chunk."""
-    judged = (_judge(item, val_below, chat) for item in items)
-    texts = [
-        turn.text for document, outcome in judged if outcome == "train" for turn in document.turns
-    ]
+    texts: list[str] = []
+    for item in items:
+        with contextlib.suppress(LeftOut):
+            turns, utf8 = read_item(item, chat)
+            if (item.split or split_of(utf8, val_below)) == "train":
+                texts += [turn.text for turn in turns]
     return count_ngrams(texts, max_ngram)
 
 
-@dataclass
-class Encoded:
-    """What became of a chunk of N documents or parts of documents.
+class Encoded(NamedTuple):
+    """What became of a document or of a part of a long one.
 
-    `tokens` (T,), all one after the other; `lengths` (N,) their tokens, 0 if left out;
-    `text_bytes` (N,) the UTF-8 they stand for; `outcomes` (N,) indices into OUTCOMES; `ends` (N,)
-    whether a document ends there.
+    `outcome` is its split, or why it is left out; `tokens` (T,) stand for `text_bytes` of UTF-8;
+    `ends` says whether the document ends there.
     """
 
+    outcome: str
     tokens: TokenIds
-    lengths: NDArray[np.int64]
-    text_bytes: NDArray[np.int64]
-    outcomes: NDArray[np.uint8]
-    ends: NDArray[np.bool_]
-
-    def until(self, max_tokens: int, end_of_text: int, whole: bool) -> "Encoded":
-        """The documents up to the one with which training tokens reach `max_tokens`.
-
-        If not `whole`, up to the part, with which its document then ends.
-        """
-        reached = np.cumsum(np.where(self.outcomes == 0, self.lengths, 0)) >= max_tokens
-        reached &= self.ends | (not whole)
-        if not reached.any():
-            return self
-        n = int(np.argmax(reached)) + 1
-        tokens, lengths, ends = self.tokens, self.lengths[:n].copy(), self.ends[:n].copy()
-        tokens = tokens[: lengths.sum()]
-        if not ends[-1]:
-            tokens = np.append(tokens, tokens.dtype.type(end_of_text))
-            lengths[-1] += 1
-            ends[-1] = True
-        return Encoded(tokens, lengths, self.text_bytes[:n], self.outcomes[:n], ends)
+    text_bytes: int
+    ends: bool
 
 
-def encode_chunk(tokenizer: Tokenizer, val_below: int, chat: bool, items: list[Item]) -> Encoded:
+def encode_chunk(
+    tokenizer: Tokenizer, val_below: int, chat: bool, items: list[Item]
+) -> list[Encoded]:
     """Check, split and encode some items, conversations if `chat`."""
-    parts = [np.empty(0, dtype=tokenizer.dtype)]
-    lengths, text_bytes = np.zeros((2, len(items)), dtype=np.int64)
-    outcomes = np.zeros(len(items), dtype=np.uint8)
-    end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
-    for number, item in enumerate(items):
-        document, outcome = _judge(item, val_below, chat)
-        outcomes[number] = OUTCOMES.index(outcome)
-        if outcome in SPLITS:
-            ids = encode_turns(tokenizer, document.turns)
-            parts += [ids, end[: item.ends]]
-            lengths[number], text_bytes[number] = len(ids) + item.ends, len(document.utf8)
-    ends = np.array([item.ends for item in items], dtype=bool)
-    return Encoded(np.concatenate(parts), lengths, text_bytes, outcomes, ends)
+    encoded = []
+    for item in items:
+        try:
+            turns, utf8 = read_item(item, chat)
+        except LeftOut as reason:
+            encoded.append(Encoded(str(reason), tokenizer.encode_array(""), 0, item.ends))
+            continue
+        tokens = encode_turns(tokenizer, turns)
+        outcome = item.split or split_of(utf8, val_below)
+        part = Encoded(outcome, tokens, len(utf8), False)
+        encoded.append(ended(part, tokenizer.end_of_text) if item.ends else part)
+    return encoded
+
+
+def ended(part: Encoded, end_of_text: int) -> Encoded:
+    """The last part of a document, with the token that closes it."""
+    tokens = np.append(part.tokens, part.tokens.dtype.type(end_of_text))
+    return part._replace(tokens=tokens, ends=True)
+
+
+def until(encoded: list[Encoded], max_tokens: int, end_of_text: int, whole: bool) -> list[Encoded]:
+    """The documents up to the one with which training tokens reach `max_tokens`.
+
+    If not `whole`, up to the part, with which its document then ends.
+    """
+    for number, document in enumerate(encoded):
+        if document.outcome == "train":
+            max_tokens -= len(document.tokens)
+        if max_tokens <= 0 and (document.ends or not whole):
+            last = document if document.ends else ended(document, end_of_text)
+            return [*encoded[:number], last]
+    return encoded

@@ -66,17 +66,18 @@ class ShardWriter:
     def _dtype(self) -> np.dtype[Any]:
         return np.dtype(self.progress.get("dtype", "uint16")).newbyteorder("<")
 
-    def write(self, encoded: Encoded) -> None:
-        """Append the documents of a chunk and count those that are left out."""
-        for code, split in enumerate(SPLITS):
-            chosen = encoded.outcomes == code
-            counts = self.progress["splits"][split]
-            counts["documents"] += int((chosen & encoded.ends).sum())
-            counts["bytes"] += int(encoded.text_bytes[chosen].sum())
-            self._append(split, encoded.tokens[np.repeat(chosen, encoded.lengths)])
+    def write(self, encoded: Sequence[Encoded]) -> None:
+        """Append documents and parts of documents, and count those that are left out."""
+        for split in SPLITS:
+            if chosen := [document for document in encoded if document.outcome == split]:
+                counts = self.progress["splits"][split]
+                counts["documents"] += sum(document.ends for document in chosen)
+                counts["bytes"] += sum(document.text_bytes for document in chosen)
+                self._append(split, np.concatenate([document.tokens for document in chosen]))
         skipped = self.progress["skipped"]
-        for code, reason in enumerate(SKIPS, start=len(SPLITS)):
-            skipped[reason] = skipped.get(reason, 0) + int((encoded.outcomes == code).sum())
+        for reason in SKIPS:
+            number = sum(document.outcome == reason for document in encoded)
+            skipped[reason] = skipped.get(reason, 0) + number
 
     def _append(self, split: str, tokens: TokenIds) -> None:
         """A shard that is full ends anywhere, also within a document."""

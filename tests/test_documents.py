@@ -10,7 +10,7 @@ from inputcodes import corpus
 from inputcodes.configurator import UserError
 from inputcodes.corpus import docstring_rows
 from inputcodes.data import DataSet
-from inputcodes.documents import encode_turns, read_chat, response_mask
+from inputcodes.documents import Item, LeftOut, encode_turns, read_chat, read_item, response_mask
 from inputcodes.tokenizer import Tokenizer
 from prepare_data import PrepareConfig, prepare
 from tests.helpers import build_tokenizer, prepare_config, write_json_lines, write_parquet
@@ -56,9 +56,9 @@ def test_only_what_the_assistant_says_is_learned(tokenizer: Tokenizer) -> None:
 
 def test_prompts_and_responses_are_conversations_of_two_turns() -> None:
     said = [("user", "Say hi"), ("assistant", "hi")]
-    assert [turn[:2] for turn in read_chat(PAIR).turns] == said
-    assert [turn[:2] for turn in read_chat(CHAT).turns] == TURNS
-    assert [turn[:2] for turn in read_chat(CHAT | PAIR).turns] == TURNS
+    assert [turn[:2] for turn in read_chat(PAIR)] == said
+    assert [turn[:2] for turn in read_chat(CHAT)] == TURNS
+    assert [turn[:2] for turn in read_chat(CHAT | PAIR)] == TURNS
 
 
 HI = [("user", "Say hi"), ("assistant", "hi")]
@@ -84,10 +84,9 @@ PARTS = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hi"}]
     ],
 )  # fmt: skip
 def test_other_formats_are_the_same_conversations(row: dict, turns: list) -> None:
-    document = read_chat(row)
-    assert document.skipped == ""
-    assert [turn[:2] for turn in document.turns] == turns
-    assert document.utf8 == "".join(text for _, text in turns).encode()
+    read, utf8 = read_item(Item(row), chat=True)
+    assert [turn[:2] for turn in read] == turns
+    assert utf8 == "".join(text for _, text in turns).encode()
 
 
 @pytest.mark.parametrize("tokenizer", [Tokenizer(256), UNICODE], ids=["bytes", "unicode"])
@@ -98,12 +97,13 @@ def test_turns_of_weight_zero_are_context_only(tokenizer: Tokenizer) -> None:
         {"role": "assistant", "content": f"a{n}"} | ({} if weight is None else {"weight": weight})
         for n, weight in enumerate(weights)
     ]
-    ids = encode_turns(tokenizer, read_chat({"messages": messages}).turns)
+    ids = encode_turns(tokenizer, read_chat({"messages": messages}))
     ids = np.append(ids, tokenizer.end_of_text).astype(tokenizer.dtype)
     learned = ids[response_mask(tokenizer, ids)].tolist()
     assert tokenizer.decode(learned) == "a0<|endofturn|>a2<|endofturn|>"
     assert all(f"a{n}" in tokenizer.decode(ids.tolist()) for n in range(4))
-    assert read_chat({"messages": messages[:1] + messages[2:3]}).skipped == "no_answer"
+    with pytest.raises(LeftOut, match="no_answer"):
+        read_chat({"messages": messages[:1] + messages[2:3]})
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_turns_of_weight_zero_are_context_only(tokenizer: Tokenizer) -> None:
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
             "not_only_text",
         ),
-        (PAIR, ""),
     ],
 )
 def test_rows_that_teach_nothing_are_left_out_by_reason(row: dict, outcome: str) -> None:
-    assert read_chat(row).skipped == outcome
+    with pytest.raises(LeftOut, match=f"^{outcome}$"):
+        read_chat(row)
 
 
 def chats_of(folder: Path) -> list[str]:
