@@ -161,7 +161,7 @@ class Trainer:
         self.bigram: Bigram | None = None  # made at the first evaluation
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
-        self.interrupted: dict[str, Any] | None = None  # the line of an evaluation to come
+        self.owed: dict[str, Any] | None = None  # the line of metrics that lacks its evaluation
         self.base = start.base if start else None
         self.changes = start.all_changes if start else []  # of the recipe, by resuming
         if start:
@@ -180,7 +180,7 @@ class Trainer:
             return
         self.step, best = start.record["step"], self.out_dir / "best.pt"
         self.started -= start.record["elapsed_s"]
-        self.interrupted = start.unfinished
+        self.owed = start.owed_evaluation(self.config)
         if best.is_file():
             self.best_loss = start.record["best_val_loss"]
             if any(change["name"] == "eval_tokens" for change in start.changes):
@@ -205,7 +205,6 @@ class Trainer:
             "tokens": self.step * self.config.tokens_per_step,
             "best_val_loss": self.best_loss,
             "elapsed_s": self.elapsed_s,
-            "interrupted": self.interrupted,
             "config": dataclasses.asdict(self.config),
             "base": self.base,
             "changes": self.changes,
@@ -287,8 +286,8 @@ class Trainer:
         first = self.step * config.gradient_accumulation_steps
         batches = self.rows.batches(first, self.processes)
         steps, seconds = 0, 0.0  # since the last log line, without evaluations
-        if self.interrupted:
-            self.log(self.interrupted, True, metrics, progress)
+        if self.owed:
+            self.log(self.owed, True, metrics, progress)
         while self.step < config.max_steps:
             started = time.perf_counter()
             loss, grad_norm = self.train_step(batches)
@@ -317,9 +316,9 @@ class Trainer:
     ) -> None:
         """Write a line of metrics; when `evaluating` add the validation result and save."""
         if evaluating:
-            self.interrupted = line  # if Stopped is raised
+            self.owed = line  # if Stopped is raised
             self.result = self.evaluate(progress.evaluating)
-            self.interrupted = None
+            self.owed = None
             progress.evaluated(self.step, self.result)
             line |= self.result.as_metrics()
             line["peak_mb"] = round(peak_mb(self.processes.device), 1)
@@ -366,7 +365,7 @@ def main(argv: list[str]) -> None:
         config, first = resume.for_data(config, data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
         del start  # its tensors are in the trainer now
-        if trainer.step >= config.max_steps and not trainer.interrupted:
+        if trainer.step >= config.max_steps and not trainer.owed:
             if first:
                 print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
                 write_run_json(trainer.out_dir, trainer.record(), processes.device, mend=True)
@@ -379,13 +378,15 @@ def main(argv: list[str]) -> None:
                 print(describe(trainer, argv), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
-                kept = trainer.step - bool(trainer.interrupted)  # whose line is still to come
+                kept = trainer.step - bool(trainer.owed)  # whose line is still to come
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", kept, show)
             progress = Progress(config.max_steps, trainer.step, first)
             with trainer.stop.listening(), contextlib.closing(progress):
                 try:
                     trainer.run(metrics, progress)
                 except Stopped:
+                    if metrics and trainer.owed:
+                        metrics.write(trainer.owed)
                     trainer.save("last")
                     processes.wait()  # torchrun ends all when one has ended
                     stopped = trainer.stop.signal

@@ -238,7 +238,7 @@ def write_run_json(
         if mend and read_json(out_dir / "run.json"):
             return
     # Without the tokenizer, a long text, and what changes while the run goes on.
-    left_out = {"tokenizer", "step", "tokens", "best_val_loss", "elapsed_s", "interrupted"}
+    left_out = {"tokenizer", "step", "tokens", "best_val_loss", "elapsed_s"}
     shown = {name: value for name, value in record.items() if name not in left_out}
     started = {"started_at_step": record["step"]}
     write_json(out_dir / "run.json", started | shown | made_by(device))

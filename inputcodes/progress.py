@@ -162,7 +162,7 @@ def sample(trainer: Any) -> str:
 
 def close(trainer: Any, argv: Sequence[str]) -> None:
     """Print how the run ended, a short sample, and what to try next."""
-    if trainer.step < trainer.config.max_steps or trainer.interrupted:
+    if trainer.step < trainer.config.max_steps or trainer.owed:
         print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
         words = [word for word in argv if not word.startswith("--init_from=")]
         choice = trainer.config.init_from

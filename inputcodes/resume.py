@@ -87,18 +87,18 @@ class Start:
             **{name: self.record[name] for name in kept},
         }
 
-    @property
-    def unfinished(self) -> dict[str, Any] | None:
-        """The line of metrics of the last step, if its evaluation is still to come.
+    def owed_evaluation(self, config: Any) -> dict[str, Any] | None:
+        """The line of metrics of the last step, if it lacks the evaluation due by `config`.
 
-        It was stopped, or the run is to end now where it would have gone on.
+        It was stopped, or the step was not to be evaluated before, as the run would have gone on.
         """
-        line, step = self.record.get("interrupted"), self.record["step"]
-        if line or ("max_steps", step) not in [(c["name"], c["to"]) for c in self.changes]:
-            return line
+        step = self.record["step"]
+        if not step or (step % config.eval_interval and step != config.max_steps):
+            return None
         lines = read_json_lines(self.path.with_name("metrics.jsonl"), strict=False)
         new = {name: self.record[name] for name in ("step", "tokens", "elapsed_s")}
-        return next((line for line in lines if line["step"] == step), new)
+        line = next((line for line in lines if line["step"] == step), new)
+        return None if "val_loss" in line else line
 
     def load_weights(self, model: torch.nn.Module) -> None:
         """Give `model` the checkpoint's weights; UserError if they do not fit."""
