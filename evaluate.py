@@ -6,8 +6,8 @@
 
 inputcodes/tasks.py has the tasks, inputcodes/validation.py the loss and what it stands beside. All
 checkpoints, data sets and rows are opened before the first result. Each run's results are written
-to evaluation.json in its directory, where other tasks of the same checkpoint stay; the tables are
-printed for all that were evaluated, also if a later run fails.
+to evaluation.json in its directory, where what was measured of the same checkpoint before stays;
+the tables are printed for all that were evaluated, also if a later run fails.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inputcodes.checkpoint import load_model, read_checkpoint
+from inputcodes.checkpoint import make_model, read_checkpoint
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
-from inputcodes.files import file_sha256, read_json, write_json
+from inputcodes.files import read_json, write_json
 from inputcodes.stats import markdown_table
 from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ class Target:
     """A checkpoint to evaluate, what it says of itself, and its validation data."""
 
     path: Path
-    sha256: str
+    tensors: dict[str, Any]
     record: dict[str, Any]
     data: DataSet | None
 
@@ -101,7 +101,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
         path = Path(out_dir) / f"{config.checkpoint}.pt"
         if not path.is_file() and path.with_name("last.pt").is_file():
             path = path.with_name("last.pt")  # a run without an evaluation yet; `notes` says so
-        record = read_checkpoint(path)[1]
+        tensors, record = read_checkpoint(path)
         folder = Path(config.data_dir) / (config.dataset or record["config"]["dataset"])
         if config.validation and not folder.is_dir():
             raise UserError(
@@ -113,7 +113,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
         data = data_sets[folder] if config.validation else None
         if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
             raise UserError(f"{data.path} has another tokenizer than {path}")
-        targets.append(Target(path, file_sha256(path), record, data))
+        targets.append(Target(path, tensors, record, data))
     return targets
 
 
@@ -121,7 +121,8 @@ def evaluate_run(
     target: Target, config: EvaluateConfig, items: dict[str, list[Item]], processes: Processes
 ) -> Result:
     """All results of one checkpoint."""
-    model, record = load_model(target.path, processes.device)
+    record = target.record
+    model = make_model(target.path, target.tensors, record, processes.device)
     loss, bigram, data = None, None, target.data
     if data and target.trained_on_data:
         rows = data.rows("train", model.config.block_size)
@@ -143,7 +144,7 @@ def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
     """What evaluation.json says."""
     target = result.target
     entry = {"run": target.run, "checkpoint": target.path.stem, "step": target.record["step"]}
-    entry |= {"checkpoint_sha256": target.sha256}
+    entry |= {"checkpoint_sha256": target.record["checkpoint_sha256"]}
     if result.loss and target.data:
         entry |= {"dataset": target.data.path.name, "data_sha256": target.data.sha256}
         entry |= {"eval_tokens": config.eval_tokens, **result.loss.as_metrics()}
@@ -152,12 +153,13 @@ def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
 
 
 def write_evaluation(result: Result, config: EvaluateConfig) -> None:
-    """Write evaluation.json; other tasks that it has of the same checkpoint stay."""
+    """Write evaluation.json; what else it has of the same checkpoint stays: tasks, or the loss."""
     file, entry = result.target.path.parent / "evaluation.json", as_json(result, config)
     with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one
         there = read_json(file)
-        if there.get("checkpoint_sha256") == result.target.sha256:
+        if there.get("checkpoint_sha256") == entry["checkpoint_sha256"]:
             entry["tasks"] = there["tasks"] | entry["tasks"]
+            entry = entry if result.loss else there | entry
     write_json(file, entry)
 
 

@@ -28,7 +28,6 @@ from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import (
     atomic_write,
-    file_sha256,
     read_json,
     read_json_lines,
     system_errors,
@@ -255,12 +254,7 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
                 rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
         file = out_dir / "evaluation.json"
         evaluation = read_json(file, advice) if file.is_file() else {}
-        judged = out_dir / f"{evaluation.get('checkpoint')}.pt"
-        if (
-            evaluation.get("step") == record["step"]
-            and judged.is_file()
-            and evaluation.get("checkpoint_sha256") == file_sha256(judged)
-        ):
+        if evaluation.get("checkpoint_sha256") == record["checkpoint_sha256"]:
             for task, scores in evaluation.get("tasks", {}).items():
                 numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
                 rows[task] = ", ".join([*numbers, f"{scores['items']:,} items"])

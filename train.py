@@ -162,11 +162,12 @@ class Trainer:
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
         self.owed: dict[str, Any] | None = None  # the line of metrics that lacks its evaluation
-        self.base = start.base if start else None
-        self.changes = start.all_changes if start else []  # of the recipe, by resuming
+        self.origin = start.origin if start else resume.ORIGIN
         if start:
             self._load(start)
-        elif (table := resume.starting_table(config, data)) is not None:
+        elif config.input_layer == "compressed" and config.table_of:
+            table, sha256 = resume.starting_table(config, data)
+            self.origin = resume.ORIGIN | {"table_sha256": sha256}
             self.raw_model.input_layer.load_state_dict({"weight": table})
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
@@ -206,8 +207,7 @@ class Trainer:
             "best_val_loss": self.best_loss,
             "elapsed_s": self.elapsed_s,
             "config": dataclasses.asdict(self.config),
-            "base": self.base,
-            "changes": self.changes,
+            **self.origin,
             "chat": self.data.chat,
             "tokenizer": self.data.tokenizer.to_json(),
             "tokenizer_sha256": self.data.tokenizer.sha256,
@@ -256,18 +256,15 @@ class Trainer:
         loss_total, grad_norm = torch.stack((self.processes.sum(loss_sum), norm)).tolist()
         mean_loss = loss_total / self.processes.world
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            raise UserError(self._not_finite(mean_loss, grad_norm))
+            last = self.out_dir / "last.pt"
+            kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint yet"
+            raise UserError(
+                f"step {self.step + 1}: loss {mean_loss}, gradient norm {grad_norm}: stopped before"
+                f" the update; {kept} (a lower learning_rate may help)"
+            )
         self.optimizer.step()
         self.step += 1
         return mean_loss, grad_norm
-
-    def _not_finite(self, loss: float, grad_norm: float) -> str:
-        last = self.out_dir / "last.pt"
-        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint yet"
-        return (
-            f"step {self.step + 1}: loss {loss}, gradient norm {grad_norm}: stopped before the"
-            f" update; {kept} (a lower learning_rate may help)"
-        )
 
     def evaluate(self, tick: Callable[[], None] = lambda: None) -> Evaluation:
         """The validation result of the weights as they are."""

@@ -96,13 +96,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors ({"model": ..., "optimizer": ...}) and the JSON record of a checkpoint.
 
     Every byte is checked, and nothing but tensors is loaded. The record's configuration has the
-    present names of settings. Raises UserError if there is no checkpoint or it is damaged.
+    present names of settings, its `checkpoint_sha256` is the file's. Raises UserError if there is
+    no checkpoint or it is damaged.
     """
     if not path.is_file():
         advice = command("train.py", f"--out_dir={path.parent}")
         raise UserError(f"there is no checkpoint {path}: train one, as with `{advice}`")
     try:
-        sealed = check_bytes(path)
+        sealed, sha256 = check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not (
             isinstance(state, dict) and isinstance(state.get("model"), dict) and "record" in state
@@ -112,7 +113,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not sealed and record.get("format", 1) > 1:
             raise ValueError("its SHA-256 is missing")
         check_record(record)
-        record["config"] = present_names(record["config"])
+        record |= {"config": present_names(record["config"]), "checkpoint_sha256": sha256}
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -134,24 +135,26 @@ def check_record(record: dict[str, Any]) -> None:
         raise ValueError(f"its record lacks {', '.join(bad)}")
 
 
-def check_bytes(path: Path) -> bool:
-    """Whether the file ends with its SHA-256; ValueError if a checksum is wrong."""
+def check_bytes(path: Path) -> tuple[bool, str]:
+    """Whether the file ends with the SHA-256 of all before, and that of the whole file.
+
+    Raises ValueError if a checksum is wrong.
+    """
+    total = hashlib.sha256()
     with open(path, "rb") as file:
         body = max(0, path.stat().st_size - SEAL_BYTES)
-        file.seek(body)
+        for start in range(0, body, 2**20):
+            total.update(file.read(min(2**20, body - start)))
         seal = file.read()
-        if seal.startswith(SEAL):
-            file.seek(0)
-            total = hashlib.sha256()
-            for start in range(0, body, 2**20):
-                total.update(file.read(min(2**20, body - start)))
-            if seal != SEAL + total.hexdigest().encode() + b"\n":
-                raise ValueError("wrong SHA-256")
-            return True
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"wrong checksum in {damaged}")
-    return False
+    if sealed := seal.startswith(SEAL):
+        if seal != SEAL + total.hexdigest().encode() + b"\n":
+            raise ValueError("wrong SHA-256")
+    else:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"wrong checksum in {damaged}")
+    total.update(seal)
+    return sealed, total.hexdigest()
 
 
 def other_checkpoint(path: Path) -> str:
@@ -197,11 +200,21 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
         if os.environ.get("RANK", "0") == "0":  # once, of several processes
             print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
         path = last
-    state, record = read_checkpoint(path)
+    tensors, record = read_checkpoint(path)
+    return make_model(path, tensors, record, device), record
+
+
+def make_model(
+    path: Path,
+    tensors: dict[str, Any],
+    record: dict[str, Any],
+    device: torch.device | None = None,
+) -> GPT:
+    """The model of what was read from the checkpoint `path`, ready to use."""
     with fitting_weights(path):
         config = from_record(GPTConfig, record["config"], path)
-        model = GPT.from_weights(config, state["model"])
-    return model.to(device or "cpu").eval(), record
+        model = GPT.from_weights(config, tensors["model"])
+    return model.to(device or "cpu").eval()
 
 
 # ---------------------------------------------------------------------------------------------

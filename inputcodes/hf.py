@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inputcodes.checkpoint import check_record
 from inputcodes.configurator import UserError, from_record
-from inputcodes.files import read_json, system_errors
+from inputcodes.files import file_sha256, read_json, system_errors
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -146,6 +146,7 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder} was not written by export.py: its config.json lacks {RECORD!r}")
     if record.get("best_val_loss", 0) is None:  # JSON has no infinity: there was no evaluation
         record["best_val_loss"] = math.inf
+    record["checkpoint_sha256"] = file_sha256(weights_file(folder))
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
     try:

@@ -81,8 +81,8 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
     doing = "writing to"
     if trainer.step:
         doing = f"resuming at step {trainer.step:,} in"
-    elif trainer.base:
-        doing = f"fine-tuning {trainer.base['out_dir']} as of step {trainer.base['step']:,} in"
+    elif base := trainer.origin["base"]:
+        doing = f"fine-tuning {base['out_dir']} as of step {base['step']:,} in"
     elif config.init_from != "scratch":
         doing = "no checkpoint to resume yet: starting from scratch in"
     lines = [
@@ -96,7 +96,7 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
         f" ({epochs:.2f} epochs)",
         memory_report(config, trainer.processes),
     ]
-    for change in trainer.changes:
+    for change in trainer.origin["changes"]:
         lines.append(
             "        {name} {from} before step {step:,}, {to} from there on".format_map(change)
         )
@@ -189,7 +189,7 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
         command("evaluate.py", out_dir, *data_dir),
     ]
     other = "learned" if config.input_layer != "learned" else "fixed"
-    if not trainer.base and not dataclasses.replace(config, input_layer=other).problems():
+    if not trainer.origin["base"] and not dataclasses.replace(config, input_layer=other).problems():
         if config.init_from.startswith("resume"):  # `argv` may leave all to the checkpoint
             named = {field.name: field.default for field in dataclasses.fields(config)}
             values = {name: getattr(config, name) for name in named}

@@ -35,7 +35,7 @@ from inputcodes.configurator import (
 )
 from inputcodes.data import DataSet, TrainingData, validation_batches
 from inputcodes.distributed import Processes
-from inputcodes.files import file_sha256, read_json_lines
+from inputcodes.files import read_json_lines
 from inputcodes.hf import read_export, weights_file
 from inputcodes.loss import LOGITS_BYTES
 from inputcodes.tokenizer import Tokenizer
@@ -60,6 +60,10 @@ OTHER_NAMES = {
 }
 
 
+# What a record says of where the run comes from.
+ORIGIN: dict[str, Any] = {"base": None, "table_sha256": None, "changes": []}
+
+
 @dataclass(frozen=True)
 class Start:
     """The checkpoint whose weights a run begins with, and whether it is that run's own."""
@@ -71,21 +75,17 @@ class Start:
     changes: Sequence[dict[str, Any]] = ()  # of its recipe, from here on
 
     @property
-    def all_changes(self) -> list[dict[str, Any]]:
-        """The changes of the recipe since the run began."""
-        return [*self.record.get("changes", []), *self.changes] if self.resuming else []
-
-    @property
-    def base(self) -> dict[str, Any] | None:
-        """The checkpoint that the run fine-tunes, for its record; None if it fine-tunes none."""
+    def origin(self) -> dict[str, Any]:
+        """For the run's record: the checkpoint that it fine-tunes or whose table it took, if any,
+        and the changes of its recipe since it began.
+        """
+        there = self.record
         if self.resuming:
-            return self.record.get("base")
-        kept = ("step", "best_val_loss", "data_sha256", "code_sha256")
-        return {
-            "out_dir": str(self.path.parent),
-            "sha256": file_sha256(self.path),
-            **{name: self.record[name] for name in kept},
-        }
+            kept = {name: there.get(name) for name in ORIGIN}
+            return kept | {"changes": [*(kept["changes"] or []), *self.changes]}
+        base = {"out_dir": str(self.path.parent), "sha256": there["checkpoint_sha256"]}
+        names = ("step", "best_val_loss", "data_sha256", "code_sha256")
+        return ORIGIN | {"base": base | {name: there[name] for name in names}}
 
     def owed_evaluation(self, config: Any) -> dict[str, Any] | None:
         """The line of metrics of the last step, if it lacks the evaluation due by `config`.
@@ -200,7 +200,7 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
             f"{data.path} has another tokenizer than {start.path}: prepare it under another name"
             f" (`{prepare}`) and pass {dataset}"
         )
-    was = start.base["out_dir"] if start.base else "scratch"
+    was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
     if start.resuming and choice != "resume" and was != str(Path(choice)):
         raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
 
@@ -320,16 +320,14 @@ def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:
     return config
 
 
-def starting_table(config: GPTConfig, data: DataSet) -> Tensor | None:
-    """The table (V, n_embd / compression) that a new run starts with, if `table_of` says so.
+def starting_table(config: GPTConfig, data: DataSet) -> tuple[Tensor, str]:
+    """The table (V, n_embd / compression) that a new run starts with, from the run `table_of`.
 
-    It holds the first principal components of the input vectors of the run `table_of`, whichever
-    input layer that has: of its best checkpoint, centred over the vocabulary, float32. They keep
-    their ratios, and are scaled together to the standard deviation `table_std`. Raises UserError
-    if there is no such run, or if its tokenizer or its width do not fit.
+    It holds the first principal components of the input vectors of that run, whichever input
+    layer it has: of its best checkpoint, whose SHA-256 comes with it, centred over the vocabulary,
+    float32. They keep their ratios, and are scaled together to the standard deviation `table_std`.
+    Raises UserError if there is no such run, or if its tokenizer or its width do not fit.
     """
-    if config.input_layer != "compressed" or not config.table_of:
-        return None
     model, record = load_model(Path(config.table_of) / "best.pt")
     width, there = config.n_embd // config.compression, model.config.n_embd
     if record["tokenizer_sha256"] != data.tokenizer.sha256:
@@ -346,7 +344,7 @@ def starting_table(config: GPTConfig, data: DataSet) -> Tensor | None:
     vectors -= vectors.mean(dim=0)
     axes = torch.linalg.eigh(vectors.T @ vectors).eigenvectors  # by variance, the least first
     table = vectors @ axes[:, -width:].flip(1)
-    return (table * (config.table_std / table.std())).float()
+    return (table * (config.table_std / table.std())).float(), record["checkpoint_sha256"]
 
 
 def memory_needed(config: Any, processes: int = 1) -> int:

@@ -13,6 +13,7 @@ import train
 from inputcodes.checkpoint import load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
+from inputcodes.files import file_sha256
 from inputcodes.tasks import (
     TASKS,
     Item,
@@ -244,6 +245,9 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
     assert f"± {100 * scores['boolq']['acc_stderr']:.2f}" in shown
     evaluate.main([*argv, "--validation=False", "--tasks=boolq"])
     assert "val loss" not in capsys.readouterr().out
+    again = json.loads((out_dir / "evaluation.json").read_text())
+    assert again == result  # the loss measured before stays
+    assert result["checkpoint_sha256"] == file_sha256(out_dir / "best.pt")
 
 
 def test_tasks_of_earlier_calls_stay_while_the_checkpoint_is_the_same(

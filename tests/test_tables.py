@@ -1,5 +1,6 @@
 """The table of one run compressed for another: principal components, and who needs which run."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -24,7 +25,8 @@ PCA = {"input_layer": "compressed", "compression": 4}  # 4 of 16 numbers
 def test_the_table_is_the_truncated_singular_value_decomposition(layer, words, text_data, tmp_path):
     base = write_run(tmp_path / "base", Tokenizer(256), input_layer=layer)
     changes = PCA | {"table_of": tmp_path / "base", "table_std": 0.3, "n_embd": 24}
-    table = starting_table(configure(TrainConfig, words(**changes)), DataSet(text_data / "tiny"))
+    config, data = configure(TrainConfig, words(**changes)), DataSet(text_data / "tiny")
+    table, _ = starting_table(config, data)
     vectors = base.input_layer(torch.arange(256)).detach().numpy().astype(np.float64)
     U, S, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     expected = (U * S)[:, :6]
@@ -42,14 +44,15 @@ def test_a_run_starts_from_it_and_then_needs_no_other(trained, words, text_data,
     write_run(base, Tokenizer(256), input_layer="learned")
     changes = PCA | {"table_of": base, "train_table": trained, "max_steps": 5}
     config = configure(TrainConfig, words(**changes))
-    start = starting_table(config, DataSet(text_data / "tiny"))
+    start, sha256 = starting_table(config, DataSet(text_data / "tiny"))
+    assert sha256 == hashlib.sha256((base / "best.pt").read_bytes()).hexdigest()
     train.main(words(**changes))
     shutil.rmtree(base)
     table = weights_of(tmp_path / "run")["input_layer.weight"]
     assert torch.equal(table, start) == (not trained)
     train.main([*words(**changes | {"max_steps": 7}), "--init_from=resume"])
     model, record = load_model(tmp_path / "run" / "last.pt")
-    assert record["step"] == 7
+    assert (record["step"], record["table_sha256"]) == (7, sha256)
     assert torch.equal(model.input_layer.weight, start) == (not trained)
     assert count_parameters(model.config)[1] == 256 * 4 * trained
     train.main(words("tuned", init_from=tmp_path / "run", max_steps=5, **PCA))
