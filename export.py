@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, split_torch_state_dict_into_shards
 from safetensors.torch import save
 from torch import Tensor
 
@@ -145,26 +146,16 @@ def write_weights(to: Path, weights: dict[str, Tensor]) -> set[Path]:
 
     Returns the files.
     """
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, weight in weights.items():
-        if shards[-1] and size + weight.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = weight
-        size += weight.nbytes
-    files = {"model.safetensors": shards[0]}
-    if len(shards) > 1:
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        files = dict(zip(names, shards, strict=True))
-    for file, shard in files.items():
+    split = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
         with atomic_write(to / file) as target:
-            target.write(save(shard, {"format": "pt"}))
-    if len(shards) > 1:
-        where = {name: file for file, shard in files.items() for name in shard}
-        total = sum(weight.nbytes for weight in weights.values())
-        write_json(to / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-    return {to / name for name in (*files, *([INDEX] if len(shards) > 1 else []))}
+            target.write(save({name: weights[name] for name in names}, {"format": "pt"}))
+    written = {to / file for file in split.filename_to_tensors}
+    if not split.is_sharded:
+        return written
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    write_json(to / INDEX, index)
+    return written | {to / INDEX}
 
 
 def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
@@ -267,10 +258,6 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
 
 def upload(folder: Path, repository: str) -> None:
     """Make the repository if it is new and upload the folder; UserError if that fails."""
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise UserError("--push needs huggingface_hub: pip install huggingface_hub") from error
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)

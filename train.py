@@ -256,8 +256,8 @@ class Trainer:
         loss_total, grad_norm = torch.stack((self.processes.sum(loss_sum), norm)).tolist()
         mean_loss = loss_total / self.processes.world
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            last = self.out_dir / "last.pt"
-            kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint yet"
+            good = self.out_dir / "last.pt"
+            kept = f"the last good checkpoint is {good}" if good.is_file() else "no checkpoint yet"
             raise UserError(
                 f"step {self.step + 1}: loss {mean_loss}, gradient norm {grad_norm}: stopped before"
                 f" the update; {kept} (a lower learning_rate may help)"

@@ -30,24 +30,31 @@ def system_errors(action: str, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` at the end, flushed to the disk; removed on any error.
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which replaces `path` at the end, flushed to the disk.
 
-    A reader sees the old file or the new one. Raises UserError if it cannot be written.
+    A reader sees the old file or the new one; on any error the new one is removed. Raises UserError
+    if it cannot be written.
     """
     partial = path.with_name(path.name + PARTIAL)
     with system_errors("write", path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                yield file
-                file.flush()
+            yield partial
+            with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write, which replaces `path` as `replacing` says."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        yield file
 
 
 def write_text(path: Path, text: str) -> None:

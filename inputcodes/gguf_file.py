@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inputcodes.configurator import UserError
-from inputcodes.files import system_errors
+from inputcodes.files import replacing
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -43,7 +43,7 @@ def write_gguf(
             "--format=gguf: this run's tokenizer merges pairs, and llama.cpp's greedy one would"
             " give other ids; --format=hf is exact"
         )
-    writer = gguf.GGUFWriter(file, "gptneox")
+    writer = gguf.GGUFWriter(None, "gptneox")
     _add_shape(writer, model.config)
     _add_tokenizer(writer, tokenizer, chat_template)
     plain = gguf.GGMLQuantizationType.F32
@@ -51,8 +51,8 @@ def write_gguf(
     for name, weight in gguf_weights(model).items():
         kind = matrices if weight.dim() == 2 else plain
         writer.add_tensor(name, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
-    with system_errors("write", file):
-        writer.write_header_to_file()
+    with replacing(file) as partial:
+        writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()

@@ -19,7 +19,7 @@ from inputcodes import hf
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
-from inputcodes.files import file_sha256
+from inputcodes.files import PARTIAL, file_sha256
 from inputcodes.resume import find_start
 from inputcodes.tokenizer import Tokenizer
 from model import INPUT_LAYERS, rotary_angles
@@ -236,6 +236,13 @@ def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkey
     pytest.importorskip("gguf")
     exported(tmp_path, "--format=gguf")
     assert not weights.exists()
+    before = (tmp_path / "hf" / "model.gguf").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("gguf.GGUFWriter.write_tensors_to_file", lambda writer: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            exported(tmp_path, "--format=gguf")
+    assert (tmp_path / "hf" / "model.gguf").read_bytes() == before
+    assert not list(weights.parent.glob(f"*{PARTIAL}"))
 
 
 def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
