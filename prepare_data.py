@@ -46,7 +46,7 @@ from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_thres
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
 from inputcodes.files import file_sha256, locked
 from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, ngram_places, read_ngrams
-from inputcodes.readers import SUFFIXES
+from inputcodes.readers import SUFFIXES, local_path
 from inputcodes.tokenizer import Tokenizer
 from inputcodes.workers import map_chunks, progress_bar
 
@@ -65,7 +65,7 @@ class PrepareConfig(Settings):
     source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
     files: tuple[str, ...] = setting((), FILES_HELP)
     hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
-    val_source: str = setting("", "text to hold out: paths; of hub data sets, the name of a split")
+    val_source: str = setting("", "text to hold out: paths; of hub data sets, names of splits")
     separator: str = setting("", "what stands between documents in text files: '<|endoftext|>'")
     probabilities: str = setting("", "chance of each entry to give the next one, comma-separated")
     seed: int = setting(0, "seed of the draws that mix the entries")
@@ -127,7 +127,7 @@ class PrepareConfig(Settings):
 
 def _split_list(text: str) -> list[str]:
     """The parts between commas; a path that exists is one part, commas and all."""
-    whole = os.path.exists(os.path.expanduser(text))
+    whole = os.path.exists(local_path(text))
     return [part.strip() for part in ([text] if whole else text.split(",")) if part.strip()]
 
 

@@ -223,7 +223,7 @@ def find_threshold(corpus: Corpus) -> tuple[int, str]:
 def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()) -> list[Entry]:
     """What to read, of kind stdlib, files or hub, validation documents first.
 
-    `val_source` names their files, or the split of each of the hub's data sets. A file counts
+    `val_source` names their files, or the splits of each of the hub's data sets. A file counts
     once, however many links and patterns lead to it.
     """
     if kind == "stdlib":
@@ -234,8 +234,8 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
     entries = [Entry(name, side) for name in names]
     if kind == "files":
         entries = [*(Entry(name, "val") for name in val_source), *entries]
-    elif val_source:
-        entries = [*(Entry(name, "val", val_source[0]) for name in names), *entries]
+    else:
+        entries = [*(Entry(name, "val", split) for split in val_source for name in names), *entries]
     seen: set[tuple[int, int]] = set()
     for entry in entries:
         if kind == "files" or os.path.isdir(entry.name):

@@ -21,7 +21,7 @@ from inputcodes.documents import CHAT_COLUMNS, Item, split_of
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
-TEXT_TYPES = ("string", "large_string", "binary", "large_binary", "null",
+TEXT_TYPES = ("string", "large_string", "binary", "large_binary",
               "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
 OTHER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # begins with that of UTF-16
@@ -52,7 +52,7 @@ def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
 
 def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[str]:
     seen = set()
-    for where, folders, _ in os.walk(folder, followlinks=True):
+    for where, folders, _ in os.walk(folder, onerror=_refuse, followlinks=True):
         status = os.stat(where)
         if (status.st_dev, status.st_ino) in seen:  # a link back: its loop ends here
             folders.clear()
@@ -62,9 +62,18 @@ def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[str]:
         yield where
 
 
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def local_path(name: str) -> str:
+    """What is there under this very name, else what a shell makes of a `~` in it."""
+    return name if os.path.exists(name) else os.path.expanduser(name)
+
+
 def matching_files(name: str) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
-    path = os.path.expanduser(name)
+    path = local_path(name)
     if os.path.isdir(path):
         paths = [file for file in files_below(path) if suffix_of(file) in SUFFIXES]
     else:
@@ -159,7 +168,7 @@ def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
     types = {field.name: str(field.type) for field in schema}
     names = columns_of(schema.names, column, where)
     texts = [name for name, kind in types.items() if kind.startswith(TEXT_TYPES)]
-    if column is not None and column not in texts:
+    if column is not None and column not in texts and types[column] != "null":  # all are missing
         advice = " or ".join(f"--text_column={name}" for name in texts)
         advice = f"pass {advice}" if texts else "no column does"
         raise UserError(f"{where}: column {column!r} holds {types[column]}, not text: {advice}")
@@ -215,7 +224,11 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     with io.TextIOWrapper(_open(path), encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         columns_of(rows.fieldnames or (), column, path)
-        yield from ((rows.line_num, row) for row in rows)
+        for row in rows:
+            if None in row:  # the rest of a text, as likely as not
+                place = f"{path}, line {rows.line_num}"
+                raise UserError(f"{place}: more values than columns: quote texts with commas")
+            yield rows.line_num, row
 
 
 def _read_json(path: str, column: str | None) -> Iterator[tuple[int, Any]]:

@@ -582,6 +582,7 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.jsonl", b"{}\n" + b"[" * 10**5, r"a\.jsonl, line 1: no column 'text'; there are none"),
         ("a.jsonl", b'{"text": "x"}\n' + b"[" * 10**5, r"a\.jsonl, line 2: not JSON in UTF-8"),
         ("a.csv", b"text,text\n1,2\n", r"a\.csv: several columns are called 'text'"),
+        ("a.csv", b"text,id\nwell, yes,1\n", r"a\.csv, line 2: more values than columns"),
         ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
         ("a.parquet", b"", r"cannot read .*a\.parquet"),
         ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
@@ -624,6 +625,10 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
     for settings in ({"files": path}, {"source": "hub", "hub": str(tmp_path / "folder")}):
         with pytest.raises(UserError, match="no column 'body'; there are id, text"):
             prepare(prepare_config(tmp_path, text_column="body", **settings))
+    table = pa.table({"text": [1], "none": pa.nulls(1), "body": ["a"], "view": ["b"]})
+    pq.write_table(table, tmp_path / "numbers.parquet")
+    with pytest.raises(UserError, match=r"int64, not text: pass --text_column=body or [^ ]+view$"):
+        prepare(prepare_config(tmp_path, files=f"{tmp_path}/numbers.parquet"))
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "double.parquet")
     with pytest.raises(UserError, match="several columns are called 'text'"):

@@ -221,6 +221,11 @@ def test_the_validation_text_can_be_given(tmp_path: Path, kind: str) -> None:
     made = prepare(prepare_config(tmp_path, **settings))
     assert texts_in(made, "train") == texts[:20]
     assert texts_in(made, "val") == texts[20:]
+    if kind == "hub":  # of several splits
+        write_json_lines(tmp_path / "own" / "test.jsonl", [{"text": "a test"}])
+        settings |= {"val_source": "test,validation", "dataset": "both"}
+        both = prepare(prepare_config(tmp_path, **settings))
+        assert texts_in(both, "val") == ["a test", *texts[20:]]
 
 
 @pytest.mark.parametrize("side", ["train", "val"])
@@ -267,11 +272,34 @@ def test_a_file_counts_once_and_loops_of_links_end(tmp_path: Path, entry: str) -
     assert texts == ["text of a.txt", "text of deep/b.txt", "text of deep/er/c.txt"]
 
 
-def test_a_literal_path_wins_over_its_reading_as_a_pattern(tmp_path: Path) -> None:
-    for name in ("a[1].txt", "a1.txt", "x,y.txt"):
+def test_a_literal_path_wins_over_its_reading_as_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    for name in ("a[1].txt", "a1.txt", "x,y.txt", "~/b.txt", "~/x,y.txt"):
         (tmp_path / name).write_text(name)
+    assert matching_files("~/b.txt") == ["~/b.txt"]
+    assert prepare_config(tmp_path, files="~/x,y.txt").entries == ["~/x,y.txt"]
     assert matching_files(f"{tmp_path}/a[1].txt") == [f"{tmp_path}/a[1].txt"]
     assert prepare_config(tmp_path, files=f"{tmp_path}/x,y.txt").entries == [f"{tmp_path}/x,y.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts" / "private").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text("a\n" * 300)
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("private"):  # root may list everything
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot read .*/texts/private: Permission denied"):
+        prepare(prepare_config(tmp_path, files=f"{tmp_path}/texts"))
 
 
 def play(seed: int) -> str:
