@@ -143,9 +143,8 @@ def write_on(
             top_k=config.top_k,
             top_p=config.top_p,
             generator=generator,
+            ends=ends,
         ):
-            if token.item() in ends:
-                break
             written.append(int(token))
             print(decoder.decode(tokenizer.decode_bytes(written[-1:])), end="", flush=True)
     print(decoder.decode(b"", final=True))

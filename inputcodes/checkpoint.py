@@ -61,23 +61,14 @@ RECORD_PARTS: dict[str, Any] = {
 
 
 class HashedFile:
-    """A file open for writing, the SHA-256 of what was written, and the first error."""
+    """A file open for writing, and the SHA-256 of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.sha256 = file, hashlib.sha256()
-        self.error: OSError | None = None
+        self._file, self.sha256, self.flush = file, hashlib.sha256(), file.flush
 
     def write(self, data: bytes) -> int:
-        try:
-            written = self._file.write(data)
-        except OSError as error:
-            self.error = error  # torch turns it into a RuntimeError that names no file
-            raise
         self.sha256.update(data)
-        return written
-
-    def flush(self) -> None:
-        self._file.flush()
+        return self._file.write(data)
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
@@ -87,8 +78,8 @@ def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]
         try:
             text = json.dumps({"format": FORMAT, "code_sha256": code_sha256(), **record})
             torch.save({**tensors, "record": text}, cast(IO[bytes], hashed))  # calls write, flush
-        except RuntimeError:
-            raise hashed.error or RuntimeError(f"torch cannot save {path}") from None
+        except RuntimeError as error:  # torch's, which does not say why a write failed
+            raise error.__context__ or error from None
         file.write(SEAL + hashed.sha256.hexdigest().encode() + b"\n")
 
 

@@ -73,10 +73,27 @@ def join_processes(
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield Processes(setup_device(name, dtype, matmul_precision, deterministic))
         return
-    gpus = torch.cuda.device_count()
-    with _whole_environment():
-        rank = int(os.environ["RANK"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
+    try:
+        processes = _join(name, dtype, matmul_precision, deterministic)
+    except UserError:
+        raise
+    except ValueError as error:  # of variables that are missing or no numbers
+        raise UserError(
+            f"cannot join the other processes: {error}; RANK, WORLD_SIZE, MASTER_ADDR and"
+            " MASTER_PORT, as torchrun sets them, are needed, or none of them"
+        ) from error
+    yield processes
+    # Not after an error: a peer may be waiting in an all-reduce, and the end of the group for it.
+    # Gloo's threads need the interpreter to let go of the last tensors, and the end of the
+    # group waits for those threads without handing it over: both hung in one run of ten.
+    time.sleep(0.2)
+    dist.destroy_process_group()
+
+
+def _join(name: str, dtype: str, matmul_precision: str, deterministic: bool) -> Processes:
+    """This process in the group of those that torchrun's variables name."""
+    gpus, rank = torch.cuda.device_count(), int(os.environ["RANK"])
+    local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
     if name not in ("auto", "cuda", "cpu"):
         raise UserError(f"device={name!r}: each process takes its own, so pass cuda, cpu or auto")
     if name != "cpu" and local_rank >= gpus > 0:
@@ -85,27 +102,9 @@ def join_processes(
         name = "cpu"
     device = setup_device(name, dtype, matmul_precision, deterministic, local_rank)
     nccl = device.type == "cuda"
-    with _whole_environment():
-        dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
+    dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
     side = dist.new_group(backend="gloo", timeout=PATIENCE)
-    yield Processes(device, dist.get_rank(), dist.get_world_size(), side)
-    # Not after an error: a peer may be waiting in an all-reduce, and the end of the group for it.
-    # Gloo's threads need the interpreter to let go of the last tensors, and the end of the
-    # group waits for those threads without handing it over: both hung in one run of ten.
-    time.sleep(0.2)
-    dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _whole_environment() -> Iterator[None]:
-    """Say in one line what is wrong with the variables that tell the processes of each other."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(
-            f"cannot join the other processes: {error}; RANK, WORLD_SIZE, MASTER_ADDR and"
-            " MASTER_PORT, as torchrun sets them, are needed, or none of them"
-        ) from error
+    return Processes(device, dist.get_rank(), dist.get_world_size(), side)
 
 
 def setup_device(

@@ -4,7 +4,7 @@ Shapes: B texts, T positions, H heads, D head width, V vocabulary size.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import torch
 from torch import Tensor
@@ -47,8 +47,11 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    ends: Container[int] = (),
 ) -> Iterator[Tensor]:
     """Continue ids (B, T >= 1), yielding tokens (B,) one position at a time.
+
+    A single text (B = 1) stops before a token that `ends` it.
 
     `next_logits` reads ids behind what the cache holds and gives the logits (B, V) of what follows.
     temperature 0 is greedy; top_k 0 and top_p 1 keep all tokens. The context grows to
@@ -64,6 +67,8 @@ def generate(
         with attention_of_any_shape():
             logits = next_logits(unread, cache).float()
         token = sample_token(logits, temperature, top_k, top_p, generator)
+        if ends and token.item() in ends:
+            return
         yield token
         unread = token.unsqueeze(1)
         context = torch.cat((context, unread), dim=1)

@@ -108,9 +108,7 @@ class Adapter:
         room = max(1, length // 2, length - most)  # `generate` drops the start where it is full
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         x, written, text = torch.tensor([ids], device=self.processes.device), [], ""
-        for token in self.gpt.generate(x, most, temperature=temperature):
-            if token.item() == self.eot_token_id:
-                break
+        for token in self.gpt.generate(x, most, temperature=temperature, ends=[self.eot_token_id]):
             written.append(int(token))
             text = self.encoding.decode(written)
             if ends := [place for stop in stops if stop and (place := text.find(stop)) >= 0]:

@@ -144,20 +144,17 @@ def sample(trainer: Any) -> str:
     """A text, or the first prompt of the validation data and the reply to it."""
     model, tokenizer = trainer.raw_model, trainer.data.tokenizer
     device, ids = trainer.processes.device, tokenizer.encode("\n")
-    ends = {tokenizer.end_of_text, tokenizer.special[END_OF_TURN]}
     if trainer.data.chat:
         tokens = trainer.data.val.shards[0].tolist()
         ids = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
     torch.use_deterministic_algorithms(False)  # drawing from a cumulative sum has none on CUDA
     generator = torch.Generator(device).manual_seed(1)
-    written = []
+    drawing = {"temperature": 0.8, "generator": generator}
+    drawing["ends"] = (tokenizer.end_of_text, tokenizer.special[END_OF_TURN])
     with autocast(trainer.config.dtype, device):
         prompt = torch.tensor([ids], device=device)
-        for token in model.generate(prompt, SAMPLE_TOKENS, temperature=0.8, generator=generator):
-            if token.item() in ends:
-                break
-            written.append(int(token))
-    return str(tokenizer.decode([*ids, *written]))
+        written = map(int, model.generate(prompt, SAMPLE_TOKENS, **drawing))
+        return str(tokenizer.decode([*ids, *written]))
 
 
 def close(trainer: Any, argv: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from inputcodes.checkpoint import (
 )
 from inputcodes.configurator import (
     ROOT,
-    Settings,
+    S,
     UserError,
     build,
     command,
@@ -105,23 +105,17 @@ class Start:
         with fitting_weights(self.path):
             model.load_state_dict(self.tensors["model"])
 
-    def inherited(self, cls: type[Settings], architecture_only: bool) -> dict[str, Any]:
-        """The checkpoint's settings, but for those that say where a run is; or its architecture."""
-        settings = GPTConfig if architecture_only else cls
-        from_record(settings, self.record["config"], self.path)  # of the right types
-        names = {field.name for field in dataclasses.fields(settings)} - {"out_dir", "init_from"}
-        return {k: v for k, v in self.record["config"].items() if k in names}
+    def settings(self, cls: type[S]) -> S:
+        """The checkpoint's settings, or only its architecture, as `cls` says."""
+        return from_record(cls, self.record["config"], self.path)
 
-    def find_changes(
-        self, config: Settings, command_line: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """What `config` changes of the run to resume, on the `command_line` or elsewhere.
+    def resumed(self, config: Any, command_line: Mapping[str, Any]) -> "Start":
+        """This start with what `config` changes of the run, on the `command_line` or elsewhere.
 
         Raises UserError, naming each, for what cannot change or was not said on the command line.
         """
-        cls, step = type(config), self.record["step"]
-        was = dataclasses.asdict(from_record(cls, self.record["config"], self.path))
-        now = dataclasses.asdict(config)
+        cls, step, before = type(config), self.record["step"], self.settings(type(config))
+        was, now = dataclasses.asdict(before), dataclasses.asdict(config)
         now["vocab_size"] = now["vocab_size"] or was["vocab_size"]
         changes, problems = [], []
         for name in sorted(now.keys() - names_where(cls, "free_on_resume")):
@@ -138,7 +132,15 @@ class Start:
             changes.append({"step": step, "name": name, "from": was[name], "to": now[name]})
         if problems:
             raise UserError("\n".join(problems))
-        return changes
+        if config.tokens_per_step != before.tokens_per_step:
+            raise UserError(
+                f"batch_size={config.batch_size} x gradient_accumulation_steps="
+                f"{config.gradient_accumulation_steps}: their product must stay"
+                f" {before.batch_size * before.gradient_accumulation_steps}, as in {self.path}"
+            )
+        if config.max_steps < step:
+            raise UserError(f"max_steps={config.max_steps}: {self.path} is at step {step} already")
+        return dataclasses.replace(self, changes=changes)
 
 
 def find_start(init_from: str, out_dir: Path) -> Start | None:
@@ -169,13 +171,10 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
 
 def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any]) -> None:
     """Raise UserError, naming each, for settings that contradict the checkpoint to fine-tune."""
-    architecture = {field.name for field in dataclasses.fields(GPTConfig)}
     problems = [
         f"{name}={given[name]!r}, but {path} has {value!r}: leave it out, the checkpoint decides"
         for name, value in there.items()
-        if name in architecture & given.keys()
-        and given[name] != value
-        and (name, given[name]) != ("vocab_size", 0)
+        if given.get(name, value) != value and (name, given[name]) != ("vocab_size", 0)
     ]
     if problems:
         raise UserError("\n".join(problems))
@@ -261,36 +260,21 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
     if not given.get("out_dir"):
         given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
     start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
-    if start is None:
-        config = build(cls, given)
-        refuse_to_overwrite(Path(config.out_dir), config.init_from)
-        return config, None
-    inherited = start.inherited(cls, architecture_only=bool(files) and not start.resuming)
-    if start.resuming:
+    inherited: dict[str, Any] = {}
+    if start:
+        whole = start.resuming or not files
+        inherited = dataclasses.asdict(start.settings(cls if whole else GPTConfig))
+    if start and start.resuming:
         config = build(cls, inherited | given)
         command_line = given_values(cls, [word for word in argv if word not in files])
-        return config, resumed(start, config, command_line)
-    check_architecture(start.path, inherited, given)
+        return config, start.resumed(config, command_line)
+    if start:
+        check_architecture(start.path, dataclasses.asdict(start.settings(GPTConfig)), given)
     if "max_steps" in given:
         inherited.pop("warmup_steps", None)  # it may not fit
     config = build(cls, inherited | given)
     refuse_to_overwrite(Path(config.out_dir), config.init_from)
     return config, start
-
-
-def resumed(start: Start, config: Any, command_line: Mapping[str, Any]) -> Start:
-    """`start` with what `config` changes of its recipe; UserError for what cannot change."""
-    changes = start.find_changes(config, command_line)
-    was, step = from_record(type(config), start.record["config"], start.path), start.record["step"]
-    if config.tokens_per_step != was.tokens_per_step:
-        raise UserError(
-            f"batch_size={config.batch_size} x gradient_accumulation_steps="
-            f"{config.gradient_accumulation_steps}: their product must stay"
-            f" {was.batch_size * was.gradient_accumulation_steps}, as in {start.path}"
-        )
-    if config.max_steps < step:
-        raise UserError(f"max_steps={config.max_steps}: {start.path} is at step {step} already")
-    return dataclasses.replace(start, changes=changes)
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
