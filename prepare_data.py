@@ -351,8 +351,8 @@ class _Preparation:
                     self.say(f"note: left out: {note}")
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
-                    encoded = until(encoded, left, tokenizer.end_of_text, whole)
-                writer.write(encoded)
+                    encoded = until(encoded, left, whole)
+                writer.write(encoded, tokenizer.end_of_text)
                 documents = sum(counts["documents"] for counts in splits.values())
                 tokens = sum(counts["tokens"] for counts in splits.values())
                 bar.set_postfix_str(f"{documents:,} documents, {tokens / 1e6:.1f} M tokens", False)
@@ -384,9 +384,9 @@ def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
     config = configure(PrepareConfig, argv, "files")
     if config.show:
-        from inputcodes.data import DataSet  # with torch, which takes seconds
+        from inputcodes.data import DataSet, show  # with torch, which takes seconds
 
-        print(shards.show(DataSet(Path(config.show), verify=False).path))
+        print(show(DataSet(Path(config.show), verify=False)))
         return
     try:
         prepare(config)

@@ -34,7 +34,7 @@ from inputcodes.configurator import UserError, command
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256, read_json, sha256_of_all, system_errors, write_json
 from inputcodes.packing import ChatRows, Layout, segment_layout
-from inputcodes.shards import FORMAT, SPLITS
+from inputcodes.shards import FORMAT, SPLITS, summary
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 
 
@@ -202,6 +202,20 @@ class DataSet:
             with contextlib.suppress(UserError):  # in a read-only folder: verify again next time
                 write_json(remembered, verified)
         return [Split([self.path / file["name"] for file in files[s]], dtype) for s in SPLITS]
+
+
+def show(data: DataSet, documents: int = 3, tokens: int = 100) -> str:
+    """The counts of a data set and the beginnings of its first documents of each split."""
+    lines = [summary(data.path, data.meta)]
+    for name, split in zip(SPLITS, (data.train, data.val), strict=True):
+        for shard in split.shards[:1]:
+            ends = np.flatnonzero(shard[:10_000_000] == data.tokenizer.end_of_text)[:documents]
+            starts = [start for start in (0, *(ends + 1)) if start < len(shard)]
+            for start, end in zip(starts[:documents], [*ends, len(shard)], strict=False):
+                text = data.tokenizer.decode(shard[start : min(end, start + tokens)].tolist())
+                text = text.rstrip("\ufffd")  # of a character that is cut
+                lines.append(f"  {name}: {text!r}")
+    return "\n".join(lines)
 
 
 def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:

@@ -153,7 +153,7 @@ def split_hash(utf8: bytes) -> int:
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[tuple[Any, ...]]) -> TokenIds:
     """The tokens (T,) of turns or (role, text) pairs, without the <|endoftext|> that follows."""
     special = tokenizer.special
-    parts: list[Any] = []
+    parts: list[Any] = [np.empty(0, dtype=tokenizer.dtype)]
     for role, text, learned in (Turn(*turn) for turn in turns):
         ids = tokenizer.encode_array(text)
         end = [special[END_OF_TURN]] * (1 if learned or role != "assistant" else 2)
@@ -235,7 +235,7 @@ class Encoded(NamedTuple):
     """What became of a document or of a part of a long one.
 
     `outcome` is its split, or why it is left out; `tokens` (T,) stand for `text_bytes` of UTF-8;
-    `ends` says whether the document ends there.
+    `ends` says whether the document ends there, so that <|endoftext|> follows.
     """
 
     outcome: str
@@ -252,31 +252,22 @@ def encode_chunk(
     for item in items:
         try:
             turns, utf8 = read_item(item, chat)
+            outcome = item.split or split_of(utf8, val_below)
         except LeftOut as reason:
-            encoded.append(Encoded(str(reason), tokenizer.encode_array(""), 0, item.ends))
-            continue
+            turns, utf8, outcome = [], b"", str(reason)
         tokens = encode_turns(tokenizer, turns)
-        outcome = item.split or split_of(utf8, val_below)
-        part = Encoded(outcome, tokens, len(utf8), False)
-        encoded.append(ended(part, tokenizer.end_of_text) if item.ends else part)
+        encoded.append(Encoded(outcome, tokens, len(utf8), item.ends))
     return encoded
 
 
-def ended(part: Encoded, end_of_text: int) -> Encoded:
-    """The last part of a document, with the token that closes it."""
-    tokens = np.append(part.tokens, part.tokens.dtype.type(end_of_text))
-    return part._replace(tokens=tokens, ends=True)
-
-
-def until(encoded: list[Encoded], max_tokens: int, end_of_text: int, whole: bool) -> list[Encoded]:
+def until(encoded: list[Encoded], max_tokens: int, whole: bool) -> list[Encoded]:
     """The documents up to the one with which training tokens reach `max_tokens`.
 
     If not `whole`, up to the part, with which its document then ends.
     """
     for number, document in enumerate(encoded):
         if document.outcome == "train":
-            max_tokens -= len(document.tokens)
+            max_tokens -= len(document.tokens) + document.ends
         if max_tokens <= 0 and (document.ends or not whole):
-            last = document if document.ends else ended(document, end_of_text)
-            return [*encoded[:number], last]
+            return [*encoded[:number], document._replace(ends=True)]
     return encoded

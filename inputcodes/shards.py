@@ -42,7 +42,7 @@ from inputcodes.files import (
     write_json,
 )
 from inputcodes.ngrams import Counts, merge_counts
-from inputcodes.tokenizer import TokenIds, Tokenizer
+from inputcodes.tokenizer import TokenIds
 
 FORMAT = 1
 NEW = "new"  # the folder within a data set's in which the one that replaces it is made
@@ -66,14 +66,17 @@ class ShardWriter:
     def _dtype(self) -> np.dtype[Any]:
         return np.dtype(self.progress.get("dtype", "uint16")).newbyteorder("<")
 
-    def write(self, encoded: Sequence[Encoded]) -> None:
+    def write(self, encoded: Sequence[Encoded], end_of_text: int) -> None:
         """Append documents and parts of documents, and count those that are left out."""
+        end = np.array([end_of_text], dtype=self._dtype)
         for split in SPLITS:
-            if chosen := [document for document in encoded if document.outcome == split]:
-                counts = self.progress["splits"][split]
-                counts["documents"] += sum(document.ends for document in chosen)
-                counts["bytes"] += sum(document.text_bytes for document in chosen)
-                self._append(split, np.concatenate([document.tokens for document in chosen]))
+            counts, parts = self.progress["splits"][split], [end[:0]]
+            for document in encoded:
+                if document.outcome == split:
+                    counts["documents"] += document.ends
+                    counts["bytes"] += document.text_bytes
+                    parts += [document.tokens, end[: document.ends]]
+            self._append(split, np.concatenate(parts))
         skipped = self.progress["skipped"]
         for reason in SKIPS:
             number = sum(document.outcome == reason for document in encoded)
@@ -312,21 +315,6 @@ def summary(folder: Path, meta: dict[str, Any]) -> str:
             f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
         )
     return "\n".join([*lines, f"  left out: {left_out(meta)}"])
-
-
-def show(folder: Path, documents: int = 3, tokens: int = 100) -> str:
-    """The counts of a data set and the beginnings of its first documents of each split."""
-    meta = read_json(folder / "meta.json", "prepare the data set again")
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    lines = [summary(folder, meta)]
-    for split, counts in meta["splits"].items():
-        for file in counts["files"][:1]:
-            ids = np.memmap(folder / file["name"], dtype=meta.get("dtype", "uint16"), mode="r")
-            starts = np.flatnonzero(ids[:10_000_000] == tokenizer.end_of_text)[: documents - 1] + 1
-            for start in [0, *starts[starts < len(ids)]]:
-                text = tokenizer.decode(ids[start : start + tokens].tolist()).rstrip("\ufffd")
-                lines.append(f"  {split}: {text.split('<|endoftext|>')[0]!r}")
-    return "\n".join(lines)
 
 
 def _flush(path: Path) -> None:

@@ -190,6 +190,11 @@ def test_show_prints_counts_and_the_first_documents(
     (folder / "meta.json").write_text(json.dumps({k: meta[k] for k in meta if k != "skipped"}))
     main([f"--show={folder}"])
     assert "left out: nothing" in capsys.readouterr().out
+    marks = write_json_lines(tmp_path / "marks.jsonl", [{"text": "a <|endoftext|> b"}])
+    main(
+        [f"--show={prepare(prepare_config(tmp_path, files=marks, dataset='m', val_fraction=0.0))}"]
+    )
+    assert capsys.readouterr().out.endswith("  train: 'a <|endoftext|> b'\n")
     with pytest.raises(UserError, match=r"no data set in .*nothing"):
         main([f"--show={tmp_path}/nothing"])
 
