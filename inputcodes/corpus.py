@@ -36,8 +36,8 @@ from inputcodes.readers import (
     item_of,
     matching_files,
     read_files,
-    reason,
     suffix_of,
+    trying,
 )
 
 SMALL_SET = 100_000  # documents after which no side of the split is empty by chance
@@ -168,16 +168,12 @@ class Stream:
     def _items(self, number: int) -> Iterator[Item]:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""
         entry, rows = self._corpus.entries[number], self._rows[number]
-        try:
-            if entry.paths is None:
-                rows = (item_of(row, self._corpus.column, entry.name) for row in rows)
+        if entry.paths is None:
+            rows = (item_of(row, self._corpus.column, entry.name) for row in rows)
+        with trying(f"read any further in {entry.name}"):
             for item in itertools.islice(rows, self._places[number], None):
                 self._places[number] += 1
                 yield item._replace(split=entry.split or item.split)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"cannot read any further in {entry.name}: {reason(error)}") from error
 
 
 def _open_hub(entry: Entry, column: str | None) -> Any:
@@ -185,10 +181,8 @@ def _open_hub(entry: Entry, column: str | None) -> Any:
 
     path, config, _ = _hub_name(entry.name)
     split, revision = entry.hub_split, _revision(entry.name)
-    try:
+    with trying(f"open the data set {entry.name!r}"):
         rows = load_dataset(path, config, split=split, streaming=True, revision=revision)
-    except Exception as error:
-        raise UserError(f"cannot open the data set {entry.name!r}: {reason(error)}") from error
     if rows.features:
         rows = rows.select_columns(check_schema(rows.features.arrow_schema, column, entry.name))
     return rows
@@ -353,10 +347,8 @@ def _hub_files(folder: str, split: str) -> list[str]:
     """The files of a split of a data set in a local folder, as `datasets` finds them."""
     from datasets import load_dataset_builder
 
-    try:
+    with trying(f"open the data set {folder!r}"):
         found = load_dataset_builder(folder).config.data_files or {}
-    except Exception as error:
-        raise UserError(f"cannot open the data set {folder!r}: {reason(error)}") from error
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")
     return [str(path) for path in found[split]]

@@ -117,7 +117,7 @@ def read_files(
     """
     for path in paths:
         suffix = suffix_of(path)
-        with _reading(path):
+        with trying(f"read {path}"):
             if suffix in TEXT_SUFFIXES:
                 yield from _read_text(path, separator, val_below, cut)
                 continue
@@ -126,16 +126,15 @@ def read_files(
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a UserError that names the file."""
-    import pyarrow
-
+def trying(action: str) -> Iterator[None]:
+    """Turn whatever a library raises inside into UserError "cannot ACTION: reason", one line."""
     try:
         yield
     except UserError:
         raise
-    except (pyarrow.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        raise UserError(f"cannot {action}: {reason}") from error
 
 
 def item_of(row: Any, column: str | None, where: str) -> Item:
@@ -186,13 +185,8 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
                 " JSON, CSV or Parquet"
             )
         if suffix_of(path) == ".parquet":
-            with _reading(path):
+            with trying(f"read {path}"):
                 check_schema(pyarrow.parquet.read_schema(path), column, path)
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an error says, after its type."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def _open(path: str) -> io.BufferedReader:
