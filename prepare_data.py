@@ -272,6 +272,7 @@ class _Preparation:
     config: PrepareConfig
     corpus: Corpus
     writer: shards.ShardWriter
+    val_below: int = 0  # documents whose hash is below it are for validation
     notes: list[str] = dataclasses.field(default_factory=list)  # on files that are left out
 
     def run(self) -> dict[str, Any]:
@@ -281,8 +282,7 @@ class _Preparation:
         resumed = f", continuing after {done:,} tokens" if done else ""
         self.say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
         if config.val_fraction and self.corpus.is_split_by_hash:
-            val_below, note = find_threshold(self.corpus)
-            self.corpus = dataclasses.replace(self.corpus, val_below=val_below)
+            self.val_below, note = find_threshold(self.corpus)
             if note:
                 self.say(f"note: {note}")
         tokenizer = self.tokenizer()
@@ -315,7 +315,7 @@ class _Preparation:
         if vocab_size == 256:
             return []
         config = self.config
-        job = functools.partial(count_chunk, config.max_ngram, self.corpus.val_below, config.chat)
+        job = functools.partial(count_chunk, config.max_ngram, self.val_below, config.chat)
         total, characters, state = self.writer.load_counts()
         results = map_chunks(job, chunks_of(Stream(self.corpus, state)), config.workers)
         parts = [total]
@@ -337,7 +337,7 @@ class _Preparation:
     def encode(self, tokenizer: Tokenizer) -> None:
         """Write the documents that are still to be written."""
         config, writer = self.config, self.writer
-        job = functools.partial(encode_chunk, tokenizer, self.corpus.val_below, config.chat)
+        job = functools.partial(encode_chunk, tokenizer, self.val_below, config.chat)
         stream = Stream(self.corpus, writer.progress["stream"])
         results = map_chunks(job, chunks_of(stream), config.workers)
         splits = writer.progress["splits"]

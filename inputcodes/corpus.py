@@ -3,7 +3,7 @@
 Data sets of the hub are streamed by `datasets`, so nothing is copied to a cache; readers.py reads
 local files. A `Stream` puts entries one after the other or mixes them, and hands out `Item`s: of
 texts what the column holds, be it a string, the bytes of a file or anything else; of conversations
-the row. documents.py decides what they are, `split_of` on which side of the split. Reading can
+the row. documents.py decides what they are and on which side of the split. Reading can
 resume from a saved state.
 """
 
@@ -73,8 +73,7 @@ class Corpus:
     """What is read, and how.
 
     `column` is the column or key of texts, None for conversations; `separator` stands between the
-    documents of a text file; `probabilities`, if any, mix the entries by draws from `seed`; a
-    document whose hash is below `val_below` is for validation.
+    documents of a text file; `probabilities`, if any, mix the entries by draws from `seed`.
     """
 
     entries: Sequence[Entry]
@@ -83,7 +82,6 @@ class Corpus:
     val_fraction: float
     probabilities: Sequence[float] = ()
     seed: int = 0
-    val_below: int = 0
 
     @property
     def is_one_text(self) -> bool:
@@ -106,7 +104,7 @@ class Corpus:
             return _read_stdlib(paths, stdlib_splits(paths, self.val_fraction), column)
         check_files(paths, column)
         cut = self.val_fraction if self.is_one_text else 0.0
-        return read_files(paths, column, self.separator, self.val_below, cut)
+        return read_files(paths, column, self.separator, cut)
 
 
 class Stream:
@@ -196,15 +194,13 @@ def find_threshold(corpus: Corpus) -> tuple[int, str]:
     """
     val_fraction = corpus.val_fraction
     below = math.ceil(val_fraction * 2**64)
-    low, high, inside = 2**64, -1, False
+    low, high = 2**64, -1
     for item in itertools.islice(Stream(corpus), SMALL_SET):
         with contextlib.suppress(LeftOut):
-            if not inside:
-                digest = split_hash(read_item(item, corpus.column is None)[1])
-                low, high = min(low, digest), max(high, digest)
+            *_, digest = read_item(item, corpus.column is None)
+            low, high = min(low, digest), max(high, digest)
         if low < below <= high:
             return below, ""
-        inside = not item.ends
     if low >= high:
         return below, ""
     side = "train" if low < below else "val"

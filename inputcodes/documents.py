@@ -49,13 +49,14 @@ CHAT_COLUMNS = (
 class Item(NamedTuple):
     """A document (text, bytes or the row of a conversation), or a part of a long text.
 
-    `split` is "" where the hash of the document decides; `ends` is false if further parts follow;
-    `note` says why a file that is no text is left out.
+    `split` is "" where the hash of the document decides; parts have that of the first one as
+    `first_hash`, and `ends` is false if further ones follow; `note` says why a file that is no text
+    is left out.
     """
 
     value: Any
     split: str = ""
-    is_part: bool = False
+    first_hash: int | None = None
     ends: bool = True
     note: str = ""
 
@@ -139,15 +140,15 @@ def _turn(message: Any) -> Turn:
     return Turn(role, read_text(content), message.get("weight") != 0)
 
 
-def split_of(utf8: bytes, val_below: int) -> str:
-    """The side of a document: the same for the same text, whatever else there is."""
-    return "val" if split_hash(utf8) < val_below else "train"
-
-
 def split_hash(utf8: bytes) -> int:
-    """A keyed hash, evenly spread over [0, 2^64)."""
+    """A keyed hash, evenly spread over [0, 2^64): the same text is always on the same side."""
     digest = hashlib.blake2b(utf8, digest_size=8, key=b"input-codes split").digest()
     return int.from_bytes(digest, "little")
+
+
+def split_of(digest: int, val_below: int) -> str:
+    """The side of a document with that split_hash."""
+    return "val" if digest < val_below else "train"
 
 
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[tuple[Any, ...]]) -> TokenIds:
@@ -179,13 +180,16 @@ def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
     return mask
 
 
-def read_item(item: Item, chat: bool) -> tuple[list[Turn], bytes]:
-    """The turns of an item, a conversation if `chat`, and their UTF-8; LeftOut if it is none."""
-    if item.is_part:  # of a text that has been checked as a whole
-        turns = [Turn("", item.value)]
-    else:
-        turns = read_chat(item.value) if chat else [Turn("", read_text(item.value))]
-    return turns, "".join(turn.text for turn in turns).encode()
+def read_item(item: Item, chat: bool) -> tuple[list[Turn], int, int]:
+    """The turns of an item, a conversation if `chat`, their bytes of UTF-8, and their split_hash.
+
+    Raises LeftOut. Parts of a text have been checked as a whole.
+    """
+    if item.first_hash is not None:
+        return [Turn("", item.value)], len(item.value.encode()), item.first_hash
+    turns = read_chat(item.value) if chat else [Turn("", read_text(item.value))]
+    utf8 = "".join(turn.text for turn in turns).encode()
+    return turns, len(utf8), split_hash(utf8)
 
 
 @dataclass
@@ -225,8 +229,8 @@ def count_chunk(max_ngram: int, val_below: int, chat: bool, items: list[Item]) -
     texts: list[str] = []
     for item in items:
         with contextlib.suppress(LeftOut):
-            turns, utf8 = read_item(item, chat)
-            if (item.split or split_of(utf8, val_below)) == "train":
+            turns, _, digest = read_item(item, chat)
+            if (item.split or split_of(digest, val_below)) == "train":
                 texts += [turn.text for turn in turns]
     return count_ngrams(texts, max_ngram)
 
@@ -251,12 +255,11 @@ def encode_chunk(
     encoded = []
     for item in items:
         try:
-            turns, utf8 = read_item(item, chat)
-            outcome = item.split or split_of(utf8, val_below)
+            turns, text_bytes, digest = read_item(item, chat)
+            outcome = item.split or split_of(digest, val_below)
         except LeftOut as reason:
-            turns, utf8, outcome = [], b"", str(reason)
-        tokens = encode_turns(tokenizer, turns)
-        encoded.append(Encoded(outcome, tokens, len(utf8), item.ends))
+            turns, text_bytes, outcome = [], 0, str(reason)
+        encoded.append(Encoded(outcome, encode_turns(tokenizer, turns), text_bytes, item.ends))
     return encoded
 
 

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import CHAT_COLUMNS, Item, split_of
+from inputcodes.documents import CHAT_COLUMNS, Item, split_hash
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -107,19 +107,18 @@ def suffix_of(path: str) -> str:
 
 
 def read_files(
-    paths: Sequence[str], column: str | None, separator: str, val_below: int, cut: float
+    paths: Sequence[str], column: str | None, separator: str, cut: float
 ) -> Iterator[Item]:
     """The documents of files, in order; UserError names the file that cannot be read.
 
     `column` is the column or key of texts, None for conversations; `separator` stands between the
-    documents of a text file. Long ones have the split of their first part's hash; with `cut` > 0
-    that share of a text file, its end, is for validation instead.
+    documents of a text file; with `cut` > 0 that share of a text file, its end, is for validation.
     """
     for path in paths:
         suffix = suffix_of(path)
         with trying(f"read {path}"):
             if suffix in TEXT_SUFFIXES:
-                yield from _read_text(path, separator, val_below, cut)
+                yield from _read_text(path, separator, cut)
                 continue
             for number, row in _READERS.get(suffix, _read_json)(path, column):
                 yield item_of(row, column, f"{path}, {_COUNTED.get(suffix, 'line')} {number}")
@@ -246,19 +245,19 @@ _READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: _read_j
 _COUNTED = {".parquet": "row", ".json": "object"}
 
 
-def _read_text(path: str, separator: str, val_below: int, cut: float) -> Iterator[Item]:
-    """The documents of a text file; the parts of a long one have the split of the first."""
+def _read_text(path: str, separator: str, cut: float) -> Iterator[Item]:
+    """The documents of a text file, long ones in parts."""
     try:
         characters = _scan(path)
     except NotText as error:
         yield Item(error.bad, note=str(error))
         return
     texts = _halves(path, int(characters * (1 - cut))) if cut else _documents(path, separator)
-    inside, split = False, ""
-    for side, text, ends in texts:
+    inside, first_hash = False, None
+    for split, text, ends in texts:
         if not inside:
-            split = side or ("" if ends else split_of(text.encode(), val_below))
-        yield Item(text, split, inside or not ends, ends)
+            first_hash = None if ends else split_hash(text.encode())
+        yield Item(text, split, first_hash, ends)
         inside = not ends
 
 
