@@ -375,8 +375,7 @@ def main(argv: list[str]) -> None:
                 print(describe(trainer, argv), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
-                kept = trainer.step - bool(trainer.owed)  # whose line is still to come
-                metrics = Metrics(trainer.out_dir / "metrics.jsonl", kept, show)
+                metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
             progress = Progress(config.max_steps, trainer.step, first)
             with trainer.stop.listening(), contextlib.closing(progress):
                 try:

@@ -220,14 +220,21 @@ class Metrics:
 
         Each further line also goes to `show`.
         """
-        kept = [line for line in read_json_lines(path, strict=False) if line["step"] <= last_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.path, self.show = path, show
+        self.path, self.last_step, self.show = path, last_step, show
+        self._keep(last_step)
+
+    def _keep(self, last_step: int, *more: dict[str, Any]) -> None:
+        lines = read_json_lines(self.path, strict=False)
+        kept = [*(line for line in lines if line["step"] <= last_step), *more]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
-        with system_errors("write", self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line, or put it in place of one that was kept without its evaluation."""
+        if line["step"] <= self.last_step:
+            self._keep(line["step"] - 1, line)
+        else:
+            with system_errors("write", self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.show(line)
 
 

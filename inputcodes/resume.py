@@ -52,6 +52,8 @@ OTHER_NAMES = {
     "eval_only": "evaluate.py evaluates a run",
     "always_save_checkpoint": "last.pt is always kept, and best.pt beside it",
     "wandb_log": "pass --log_to=wandb",
+    "wandb_project": "it is always input-codes (--log_to=wandb)",
+    "wandb_run_name": "it is the out_dir (--log_to=wandb)",
     "dropout": "there is none in this model",
     "bias": "no layer of this model has one",
     "start": "it is --prompt of sample.py",

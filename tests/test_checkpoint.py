@@ -169,9 +169,12 @@ def test_metrics_keep_every_line_but_those_to_be_repeated(tmp_path, capsys):
     path.write_text("\n".join(lines) + '\n{"step": 6')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
         read_json_lines(path)
-    Metrics(path, 4, lambda line: None)
+    metrics = Metrics(path, 4, lambda line: None)
     assert f"warning: {path}, line 2 is damaged" in capsys.readouterr().err
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4}\n'
+    metrics.write({"step": 4, "val_loss": 2.0})  # the evaluation that the line lacked
+    metrics.write({"step": 5})
+    assert [line.get("val_loss") for line in read_json_lines(path)] == [None, None, 2.0, None]
 
 
 def test_a_metrics_line_of_other_types_is_named(tmp_path):
