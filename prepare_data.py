@@ -256,15 +256,6 @@ def _identity(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """The tokenizer that the settings name, or whose n-grams they do; None if neither."""
-    if config.tokenizer:
-        load = Tokenizer.load if config.tokenizer.endswith(".json") else Tokenizer.named
-        return load(config.tokenizer)
-    file, V = config.ngram_file, config.vocab_size or 256
-    return Tokenizer(V, read_ngrams(Path(file), V, config.ngrams)) if file else None
-
-
 @dataclasses.dataclass
 class _Preparation:
     """Writes what is missing of a data set."""
@@ -303,18 +294,24 @@ class _Preparation:
             if tokenizer.sha256 != sha256:
                 raise UserError(f"{path} has changed: start over with --overwrite")
             return tokenizer
-        vocab_size = config.vocab_size or 256
-        tokenizer = _given_tokenizer(config) or Tokenizer(vocab_size, self.ngrams(vocab_size))
+        if config.tokenizer:
+            load = Tokenizer.load if config.tokenizer.endswith(".json") else Tokenizer.named
+            tokenizer = load(config.tokenizer)
+        else:
+            vocab_size = config.vocab_size or 256
+            tokenizer = Tokenizer(vocab_size, self.ngrams(vocab_size))
         tokenizer.save(path)
         writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
         writer.save(None)
         return tokenizer
 
     def ngrams(self, vocab_size: int) -> list[str]:
-        """The n-grams in the first `count_characters` of the stream; partial counts are kept."""
+        """Those of a file, or in the first `count_characters`; partial counts are kept."""
+        config = self.config
+        if config.ngram_file:
+            return read_ngrams(Path(config.ngram_file), vocab_size, config.ngrams)
         if vocab_size == 256:
             return []
-        config = self.config
         job = functools.partial(count_chunk, config.max_ngram, self.val_below, config.chat)
         total, characters, state = self.writer.load_counts()
         results = map_chunks(job, chunks_of(Stream(self.corpus, state)), config.workers)

@@ -16,6 +16,7 @@ in: the paper's tokenizer gives English 676 bigrams and trigrams, so most tokens
 characters, while 8,192 of them make tokens almost twice as long.
 """
 
+import contextlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -110,13 +111,6 @@ def _in_words(point: int) -> bool:
     return chr(point) in APOSTROPHES or unicodedata.category(chr(point))[0] in "LM"
 
 
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
     """The first `number` (0: as many as the layout holds) n-grams of a file, in its order.
 
@@ -126,9 +120,11 @@ def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
         raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
-        ngrams = _json_or_none(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error}") from error
+    ngrams: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        ngrams = json.loads(text)
     if not isinstance(ngrams, list) and path.suffix != ".json":
         ngrams = [line for line in text.replace("\r\n", "\n").split("\n") if line]
     if not isinstance(ngrams, list) or not all(isinstance(ngram, str) for ngram in ngrams):
