@@ -42,7 +42,7 @@ from inputcodes.configurator import (
     run_main,
     setting,
 )  # fmt: skip
-from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold
+from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold, hub_name
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
 from inputcodes.files import file_sha256, locked
 from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, ngram_places, read_ngrams
@@ -114,7 +114,7 @@ class PrepareConfig(Settings):
         """The name of the data set: as given, or after the first thing that is read."""
         if self.dataset or not self.entries:
             return self.dataset or ("docstrings" if self.chat else "stdlib")
-        path = Path(re.split("[:@]", self.entries[0])[0] if self.kind == "hub" else self.entries[0])
+        path = Path(hub_name(self.entries[0])[0] if self.kind == "hub" else self.entries[0])
         while path.name and set(path.name) & set("*?["):  # a pattern: after its folder
             path = path.parent
         return re.sub(r"[^\w-]+", "-", path.resolve().name.split(".")[0]).strip("-")

@@ -34,6 +34,7 @@ from inputcodes.readers import (
     check_schema,
     files_below,
     item_of,
+    local_path,
     matching_files,
     read_files,
     suffix_of,
@@ -177,7 +178,7 @@ class Stream:
 def _open_hub(entry: Entry, column: str | None) -> Any:
     from datasets import load_dataset  # a second of imports, which local files do without
 
-    path, config, _ = _hub_name(entry.name)
+    path, config, _ = hub_name(entry.name)
     split, revision = entry.hub_split, _revision(entry.name)
     with trying(f"open the data set {entry.name!r}"):
         rows = load_dataset(path, config, split=split, streaming=True, revision=revision)
@@ -228,9 +229,12 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
         entries = [*(Entry(name, "val", split) for split in val_source for name in names), *entries]
     seen: set[tuple[int, int]] = set()
     for entry in entries:
-        if kind == "files" or os.path.isdir(entry.name):
+        folder, config, _ = hub_name(entry.name)
+        if kind == "files" or os.path.isdir(folder):
             hub = kind == "hub"
-            paths = _hub_files(entry.name, entry.hub_split) if hub else matching_files(entry.name)
+            paths = (
+                _hub_files(folder, config, entry.hub_split) if hub else matching_files(entry.name)
+            )
             entry.paths = []
             for path in paths:
                 status = os.stat(path)
@@ -257,11 +261,13 @@ def _listing(paths: Sequence[str]) -> dict[str, Any]:
     return {"files": len(paths), "bytes": size, "listing_sha256": digest}
 
 
-def _hub_name(name: str) -> tuple[str, str | None, str | None]:
-    """Path, configuration and revision of `path:config@revision`."""
+def hub_name(name: str) -> tuple[str, str | None, str | None]:
+    """Path, configuration and revision of `path:config@revision`; a folder's name is its path."""
+    if os.path.isdir(local_path(name)):
+        return local_path(name), None, None
     name, _, revision = name.partition("@")
     path, _, config = name.partition(":")
-    return path, config or None, revision or None
+    return local_path(path), config or None, revision or None
 
 
 @functools.cache
@@ -269,7 +275,7 @@ def _revision(name: str) -> str | None:
     """The commit of a data set on the hub; None if nobody can be asked."""
     from huggingface_hub import dataset_info
 
-    path, _, revision = _hub_name(name)
+    path, _, revision = hub_name(name)
     try:
         return dataset_info(path, revision=revision, timeout=10).sha
     except Exception:
@@ -339,12 +345,12 @@ def docstring_rows(path: str) -> Iterator[dict[str, str]]:
                 yield {"prompt": signature, "response": docstring.split("\n\n")[0]}
 
 
-def _hub_files(folder: str, split: str) -> list[str]:
+def _hub_files(folder: str, config: str | None, split: str) -> list[str]:
     """The files of a split of a data set in a local folder, as `datasets` finds them."""
     from datasets import load_dataset_builder
 
     with trying(f"open the data set {folder!r}"):
-        found = load_dataset_builder(folder).config.data_files or {}
+        found = load_dataset_builder(folder, config).config.data_files or {}
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")
     return [str(path) for path in found[split]]

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shlex
+import textwrap
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ def trying(action: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
         raise UserError(f"cannot {action}: {reason}") from error
 
 

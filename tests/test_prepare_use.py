@@ -458,6 +458,23 @@ def test_texts_stored_as_categories_are_read(tmp_path: Path) -> None:
     assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(texts)
 
 
+def test_a_configuration_of_a_local_folder_is_read_as_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in ("en", "de"):
+        write_json_lines(folder / f"{name}.jsonl", [{"text": f"{name} {n}"} for n in range(60)])
+    configs = "".join(f"- config_name: {c}\n  data_files: {c}.jsonl\n" for c in ("en", "de"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    settings = {"source": "hub", "val_fraction": 0.0}
+    with pytest.raises(UserError, match=r"Config name is missing. .* \['en', 'de'\]"):
+        prepare(prepare_config(tmp_path, hub=str(folder), **settings))
+    made = prepare_config(tmp_path, hub=f"{folder}:de", **settings)
+    assert texts_in(prepare(made), "train") == [f"de {n}" for n in range(60)]
+    os.utime(folder / "de.jsonl", (1, 1))
+    with pytest.raises(UserError, match="the input files have changed"):
+        prepare(made)
+
+
 def test_a_split_that_a_folder_does_not_have_is_refused_with_those_it_has(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write_json_lines(tmp_path / "set" / "train.jsonl", [{"text": "a"}])
