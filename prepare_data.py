@@ -98,6 +98,10 @@ class PrepareConfig(Settings):
             )
         return problems
 
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
     @property
     def kind(self) -> str:
         """The source, as given or as what is given says."""
@@ -203,12 +207,10 @@ def prepare(config: PrepareConfig) -> Path:
                 how = config.separator, config.val_fraction, config.chances, config.seed
                 meta = _Preparation(config, Corpus(entries, column, *how), writer).run()
                 shards.take_over(folder)
-                if not config.quiet:
-                    elapsed_s = time.monotonic() - started
-                    print(f"{shards.summary(folder, meta)}; {elapsed_s:.1f} s")
+                elapsed_s = time.monotonic() - started
+                config.say(f"{shards.summary(folder, meta)}; {elapsed_s:.1f} s")
                 return folder
-    if not config.quiet:
-        print(f"{folder} is complete already")
+    config.say(f"{folder} is complete already")
     return folder
 
 
@@ -271,19 +273,15 @@ class _Preparation:
         config, writer = self.config, self.writer
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
-        self.say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
+        config.say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
         if config.val_fraction and self.corpus.is_split_by_hash:
             self.val_below, note = find_threshold(self.corpus)
             if note:
-                self.say(f"note: {note}")
+                config.say(f"note: {note}")
         tokenizer = self.tokenizer()
         self.encode(tokenizer)
         self.check_splits()
         return writer.finish(tokenizer.vocab_size)
-
-    def say(self, text: str) -> None:
-        if not self.config.quiet:
-            print(text, flush=True)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of an unfinished run, or a new one beside the shards to come."""
@@ -345,7 +343,7 @@ class _Preparation:
             for chunk, encoded in results:
                 for note in filter(None, (item.note for item in chunk.items)):
                     self.notes.append(note)
-                    self.say(f"note: left out: {note}")
+                    config.say(f"note: left out: {note}")
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
                     encoded = until(encoded, left, whole)
@@ -359,7 +357,7 @@ class _Preparation:
                 if self.writer.is_due(config.save_every_s):
                     writer.save(chunk.state)
         if stream.used_up:
-            self.say(stream.used_up)
+            config.say(stream.used_up)
 
     def check_splits(self) -> None:
         """Refuse a data set without training documents, or without the validation asked for."""

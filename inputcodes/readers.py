@@ -45,22 +45,22 @@ def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
     """The files in a folder and below, links followed, no folder twice, nothing hidden."""
     return [
         os.path.join(where, name)
-        for where in _folders_below(folder, skipped)
-        for name in sorted(os.listdir(where))
+        for where, names in _folders_below(folder, skipped)
+        for name in names
         if name[0] != "." and os.path.isfile(os.path.join(where, name))
     ]
 
 
-def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[str]:
+def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below, each with the sorted names of what else is in it."""
     seen = set()
-    for where, folders, _ in os.walk(folder, onerror=_refuse, followlinks=True):
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:  # a link back: its loop ends here
+    for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # a link back: its loop ends here
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(real)
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
-        yield where
+        yield where, sorted(names)
 
 
 def _refuse(error: OSError) -> None:
@@ -95,7 +95,7 @@ def _expand(pattern: str) -> list[str]:
     head, stars, tail = pattern.partition("**")
     if not stars or (head and not head.endswith(os.sep)):
         return glob.glob(pattern)
-    folders = [folder for root in glob.glob(head or ".") for folder in _folders_below(root)]
+    folders = [folder for root in glob.glob(head or ".") for folder, _ in _folders_below(root)]
     rest = tail.lstrip(os.sep) or "*"
     return [path for f in folders for path in _expand(os.path.join(glob.escape(f), rest))]
 
