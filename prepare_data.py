@@ -189,7 +189,8 @@ def prepare(config: PrepareConfig) -> Path:
     making it, this one waits and then uses what is there. Raises UserError.
     """
     folder = Path(config.data_dir) / config.name
-    entries = find_entries(config.kind, config.entries, _split_list(config.val_source))
+    held_out, own = _split_list(config.val_source), shards.own_paths(folder)
+    entries = find_entries(config.kind, config.entries, held_out, own)
     said_before = [entry.name for entry in entries if entry.paths == []]
     if said_before and (config.chances or all(e.paths == [] for e in entries if e.split != "val")):
         raise UserError(f"{said_before[0]}: its files are all named before it: leave it out")

@@ -21,7 +21,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,11 +211,13 @@ def find_threshold(corpus: Corpus) -> tuple[int, str]:
     )
 
 
-def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()) -> list[Entry]:
+def find_entries(
+    kind: str, names: Sequence[str], val_source: Sequence[str] = (), own: Container[str] = ()
+) -> list[Entry]:
     """What to read, of kind stdlib, files or hub, validation documents first.
 
     `val_source` names their files, or the splits of each of the hub's data sets. A file counts
-    once, however many links and patterns lead to it.
+    once, however many links and patterns lead to it; the data set's `own` do not count.
     """
     if kind == "stdlib":
         version = f"{platform.python_implementation()} {platform.python_version()}"
@@ -237,6 +239,8 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
             )
             entry.paths = []
             for path in paths:
+                if os.path.realpath(path) in own:
+                    continue
                 status = os.stat(path)
                 if (file := (status.st_dev, status.st_ino)) not in seen:
                     entry.paths.append(path)

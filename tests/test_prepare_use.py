@@ -277,6 +277,20 @@ def test_a_file_counts_once_and_loops_of_links_end(tmp_path: Path, entry: str) -
     assert texts == ["text of a.txt", "text of deep/b.txt", "text of deep/er/c.txt"]
 
 
+def test_a_data_set_within_the_folder_that_is_read_is_no_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stories(tmp_path)
+    config = prepare_config(tmp_path, files=str(tmp_path), vocab_size=300)
+    with monkeypatch.context() as patch:
+        patch.setattr("inputcodes.shards.ShardWriter.finish", None)  # cannot be called
+        with pytest.raises(TypeError):
+            prepare(config)
+    for _ in range(2):
+        folder = prepare(config)
+        assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(documents(60))
+
+
 def test_a_literal_path_wins_over_its_reading_as_a_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
