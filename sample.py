@@ -10,9 +10,10 @@ whole conversation, or as much of its end as fits into the context.
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import codecs
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -55,6 +56,8 @@ class SampleConfig(Settings):
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
     dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
 
+    renamed: ClassVar[Mapping[str, str]] = {"start": "it is called prompt here"}  # in nanoGPT
+
     def problems(self) -> list[str]:
         """One sentence for every impossible value."""
         problems = super().problems()
@@ -84,8 +87,8 @@ def write_sample(
     model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, number: int
 ) -> None:
     """Print the prompt and its continuation as it comes."""
-    print(prompt, end="", flush=True)
     ids = tokenizer.encode(prompt)
+    print(prompt, end="", flush=True)
     written = write_on(model, tokenizer, ids, config, number)
     if config.loss and written:
         print(f"[{mean_nats(model, ids, written):.4f} nats per token]")

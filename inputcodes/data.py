@@ -313,13 +313,10 @@ class TrainingData:
                 yield ready
 
 
-def validation_batches(
-    rows: Rows, max_targets: int, batch_size: int, processes: Processes
-) -> Iterator[Batch]:
-    """This process's share of rows with up to `max_targets` (0: all) targets, with `documents`.
+def validation_numbers(rows: Rows, max_targets: int) -> NDArray[np.int64]:
+    """The rows with up to `max_targets` (0: all) targets, spread over the whole split.
 
-    They are spread over the whole split: always the same rows in the same order, whatever the
-    number of processes. Raises UserError if there is no whole row.
+    Raises UserError if there is no whole row.
     """
     numbers = rows.validation(max_targets)
     if not len(numbers):
@@ -329,7 +326,17 @@ def validation_batches(
             f"eval_tokens={max_targets} do not fill one window of block_size={rows.block_size}"
             " (0: all validation tokens)"
         )
-    numbers = numbers[processes.rank :: processes.world]
+    return numbers
+
+
+def validation_batches(
+    rows: Rows, max_targets: int, batch_size: int, processes: Processes
+) -> Iterator[Batch]:
+    """This process's share of the `validation_numbers`, with `documents`.
+
+    Always the same rows in the same order, whatever the number of processes.
+    """
+    numbers = validation_numbers(rows, max_targets)[processes.rank :: processes.world]
     for i in range(0, len(numbers), batch_size):
         part = numbers[i : i + batch_size]
         documents = torch.from_numpy(rows.documents(part)).to(processes.device)

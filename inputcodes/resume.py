@@ -33,8 +33,7 @@ from inputcodes.configurator import (
     given_values,
     names_where,
 )
-from inputcodes.data import DataSet, TrainingData, validation_batches
-from inputcodes.distributed import Processes
+from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import read_json_lines
 from inputcodes.hf import read_export, weights_file
 from inputcodes.loss import LOGITS_BYTES
@@ -301,8 +300,7 @@ def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:
         raise UserError(problem)
     # Both raise UserError if there are too few tokens for one window.
     TrainingData(data.rows("train", config.block_size), config.batch_size, config.seed)
-    rows, alone = data.rows("val", config.block_size), Processes(torch.device("cpu"))
-    next(validation_batches(rows, config.eval_tokens, 1, alone))
+    validation_numbers(data.rows("val", config.block_size), config.eval_tokens)
     return config
 
 

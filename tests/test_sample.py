@@ -72,6 +72,7 @@ def test_bytes_that_are_no_text_do_not_break_it(out_dir):
         (["--temperature=1e-46"], "temperature=1e-46: expected 0 or"),
         (["--num_samples=0"], "num_samples=0"),
         (["--checkpoint=worst"], "checkpoint='worst'"),
+        (["--start=a"], "unknown setting 'start' .*: it is called prompt here"),
     ],
 )
 def test_bad_requests_are_refused(out_dir, argv, words):
@@ -79,9 +80,10 @@ def test_bad_requests_are_refused(out_dir, argv, words):
         write(out_dir, *argv)
 
 
-def test_a_prompt_with_a_lone_surrogate_is_refused(out_dir):
+def test_a_prompt_with_a_lone_surrogate_is_refused(out_dir, capsys):
     with pytest.raises(UserError, match="surrogate"):
-        write(out_dir, "--prompt=a\ud800")
+        sample.main([f"--out_dir={out_dir}", "--prompt=a\ud800"])
+    assert not capsys.readouterr().out
 
 
 def test_a_prompt_can_be_a_file(out_dir, tmp_path):
