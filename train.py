@@ -179,14 +179,16 @@ class Trainer:
         start.load_weights(self.raw_model)
         if not start.resuming:
             return
-        self.step, best = start.record["step"], self.out_dir / "best.pt"
+        self.step, best = start.record["step"], None
         self.started -= start.record["elapsed_s"]
         self.owed = start.owed_evaluation(self.config)
-        if best.is_file():
+        with contextlib.suppress(UserError):  # none, or damaged: the next evaluation makes one
+            best = read_checkpoint(self.out_dir / "best.pt")[0]["model"]
+        if best:
             self.best_loss = start.record["best_val_loss"]
             if any(change["name"] == "eval_tokens" for change in start.changes):
                 # The losses to come are of other tokens: measure the best weights on those, too.
-                self.raw_model.load_state_dict(read_checkpoint(best)[0]["model"])
+                self.raw_model.load_state_dict(best)
                 self.best_loss = self.evaluate().loss
                 start.load_weights(self.raw_model)
         # The moments of the checkpoint with the rates of the configuration, which may be new. A

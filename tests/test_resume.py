@@ -213,6 +213,16 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_again(words, tmp_path):
     assert record["base"]["out_dir"] == str(tmp_path / "run")
 
 
+def test_a_damaged_best_checkpoint_is_made_again(words, tmp_path):
+    train.main(words(**FIVE))
+    best = tmp_path / "run" / "best.pt"
+    best.write_bytes(best.read_bytes()[:-1])
+    worse = ["--init_from=resume", "--max_steps=6", "--learning_rate=9"]
+    train.main([*worse, f"--out_dir={tmp_path / 'run'}"])
+    losses = [line["val_loss"] for line in metrics_of(tmp_path / "run") if "val_loss" in line]
+    assert read_checkpoint(best)[1]["best_val_loss"] == losses[-1] > losses[0]
+
+
 def test_weights_that_do_not_fit_their_settings_are_one_line(words, tmp_path):
     write_run(tmp_path / "wide", Tokenizer(256))
     tensors, record = read_checkpoint(tmp_path / "wide" / "best.pt")
