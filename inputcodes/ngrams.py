@@ -163,17 +163,9 @@ def lay_out(vocab_size: int, ngrams: Sequence[str]) -> tuple[dict[bytes, int], l
     else:
         ranks = {bytes([value]): value for value in range(256) if value not in BYTE_SPECIALS}
         specials, shortest = BYTE_SPECIALS, 1
-    left = _add_ngrams(ranks, ngrams, places, shortest)
-    return ranks, [*specials, *left]
-
-
-def _add_ngrams(
-    ranks: dict[bytes, int], ngrams: Sequence[str], ids: Sequence[int], shortest: int
-) -> Sequence[int]:
-    """Give the n-grams their ids, in order; returns the ids that are left over."""
-    if len(ngrams) > len(ids):
-        raise UserError(f"{len(ngrams):,} n-grams do not fit: there are {len(ids):,} places")
-    for ngram, token_id in zip(ngrams, ids, strict=False):
+    if len(ngrams) > len(places):
+        raise UserError(f"{len(ngrams):,} n-grams do not fit: there are {len(places):,} places")
+    for ngram, token_id in zip(ngrams, places, strict=False):
         utf8 = ngram.encode(errors="surrogatepass")
         broken = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in ngram)
         if not shortest <= len(ngram) <= MAX_NGRAM or utf8 in ranks or broken:
@@ -182,7 +174,7 @@ def _add_ngrams(
                 " surrogate, that have no other id"
             )
         ranks[utf8] = token_id
-    return ids[len(ngrams) :]
+    return ranks, [*specials, *places[len(ngrams) :]]
 
 
 def pattern_of(ngrams: Sequence[str]) -> str:
