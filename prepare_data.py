@@ -66,7 +66,9 @@ class PrepareConfig(Settings):
     files: tuple[str, ...] = setting((), FILES_HELP)
     hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
     val_source: str = setting("", "text to hold out: paths; of hub data sets, names of splits")
-    separator: str = setting("", "what stands between documents in text files: '<|endoftext|>'")
+    separator: str = setting(
+        "", "what stands between documents in text files: '<|endoftext|>', '\\n\\n'"
+    )
     probabilities: str = setting("", "chance of each entry to give the next one, comma-separated")
     seed: int = setting(0, "seed of the draws that mix the entries")
     text_column: str = setting("text", "column or key that holds the document")
@@ -139,8 +141,8 @@ def _source_problems(config: PrepareConfig) -> list[str]:
     kind, problems = config.kind, []
     if kind != "stdlib" and not config.entries:
         problems.append(f"source={kind!r} needs --{kind}=...")
-    for name in {"files", "hub"} - {kind}:
-        if getattr(config, name):
+    for name in ("files", "hub"):
+        if name != kind and getattr(config, name):
             problems.append(f"{name} is given, but source={kind!r}: pass --source={name}")
     if kind == "stdlib" and config.val_source:
         problems.append("val_source is given, but stdlib is split by family: leave it out")
@@ -205,7 +207,8 @@ def prepare(config: PrepareConfig) -> Path:
                 open_writer = shards.open_new if config.overwrite else shards.open_folder
                 writer = open_writer(folder, config.shard_tokens, wanted)
                 column = None if config.chat else config.text_column
-                how = config.separator, config.val_fraction, config.chances, config.seed
+                separator = config.separator.replace("\\n", "\n")  # as typed in a shell
+                how = separator, config.val_fraction, config.chances, config.seed
                 meta = _Preparation(config, Corpus(entries, column, *how), writer).run()
                 shards.take_over(folder)
                 elapsed_s = time.monotonic() - started

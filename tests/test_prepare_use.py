@@ -321,6 +321,14 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(
         prepare(prepare_config(tmp_path, files=f"{tmp_path}/texts"))
 
 
+@pytest.mark.parametrize("separator", ["\n\n", r"\n\n"])
+def test_a_separator_may_be_line_breaks(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "s.txt").write_text("\n".join(documents(20)))
+    settings = {"files": f"{tmp_path}/s.txt", "separator": separator, "val_fraction": 0.0}
+    found = texts_in(prepare(prepare_config(tmp_path, **settings)), "train")
+    assert found == [text.rstrip("\n") for text in documents(20)]
+
+
 def play(seed: int) -> str:
     """A text of short lines such as nanoGPT's input.txt."""
     return "".join(f"ROMEO:\n{line}\n" for line in documents(200, seed))
