@@ -113,7 +113,7 @@ class TrainConfig(GPTConfig):
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
         problems = super().problems()
-        if self.warmup_steps >= self.max_steps:
+        if 0 < self.max_steps <= self.warmup_steps:
             problems.append(
                 f"warmup_steps ({self.warmup_steps:,}) must be smaller than max_steps"
                 f" ({self.max_steps:,})"
