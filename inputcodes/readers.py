@@ -82,11 +82,6 @@ def matching_files(name: str) -> list[str]:
     if not paths:
         where = "in folder" if os.path.isdir(path) else "matches"
         raise UserError(f"no file {where} {name!r}: check the path, and quote a pattern")
-    if other := next((path for path in paths if suffix_of(path) not in SUFFIXES), ""):
-        raise UserError(
-            f"cannot read {other}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
-            f"with {', '.join(COMPRESSIONS)}"
-        )
     return paths
 
 
@@ -179,6 +174,11 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
     import pyarrow.parquet
 
     for path in paths:
+        if suffix_of(path) not in SUFFIXES:
+            raise UserError(
+                f"cannot read {path}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
+                f"with {', '.join(COMPRESSIONS)}"
+            )
         if column is None and suffix_of(path) in TEXT_SUFFIXES:
             raise UserError(
                 f"{path} is a text and holds no conversations: expected JSON lines,"

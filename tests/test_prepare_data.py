@@ -637,6 +637,11 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
                   {"files": path, "val_source": path}):  # fmt: skip
         with pytest.raises(UserError, match=r"a\.parquet: its files are all named before it"):
             prepare(prepare_config(tmp_path, **twice))
+    (tmp_path / "tabs").mkdir()
+    (tmp_path / "tabs" / "train.tsv").write_text("id\ttext\n1\ta\n")
+    for settings in ({"files": f"{tmp_path}/tabs/*"}, {"source": "hub", "hub": f"{tmp_path}/tabs"}):
+        with pytest.raises(UserError, match=r"cannot read .*train\.tsv: expected one of"):
+            prepare(prepare_config(tmp_path, **settings))
     with pytest.raises(UserError, match="no file matches '/nowhere/"):
         prepare(prepare_config(tmp_path, files="/nowhere/*.txt"))
     with pytest.raises(UserError, match="cannot open the data set 'no/such-set:part'"):
