@@ -191,10 +191,12 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
 
 def _open(path: str) -> io.BufferedReader:
     """The bytes of a file, unpacked, without a byte order mark; NotText if that is of UTF-16."""
-    import pyarrow
+    raw: Any = io.FileIO(path)  # pyarrow itself opens no names that are not UTF-8
+    if compression := COMPRESSIONS.get(os.path.splitext(path.lower())[1]):
+        import pyarrow
 
-    compression = COMPRESSIONS.get(os.path.splitext(path.lower())[1])
-    file = io.BufferedReader(pyarrow.input_stream(path, compression=compression))
+        raw = pyarrow.input_stream(raw, compression=compression)
+    file = io.BufferedReader(raw)
     start = file.peek(4)
     if start.startswith(codecs.BOM_UTF8):
         file.read(len(codecs.BOM_UTF8))
@@ -239,7 +241,9 @@ def _read_json(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line.decode())
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
+                raise UserError(
+                    f"{path}, line {number}: not JSON in UTF-8, a row per line: {error}"
+                ) from error
 
 
 _READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: _read_json

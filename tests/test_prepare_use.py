@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import gzip
 import json
 import os
 import re
@@ -289,6 +290,16 @@ def test_a_data_set_within_the_folder_that_is_read_is_no_input(
     for _ in range(2):
         folder = prepare(config)
         assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(documents(60))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    packed = gzip.compress(b"some line\n" * 300)
+    for name, raw in ((b"caf\xe9.txt", b"some line\n" * 300), (b"caf\xe9.txt.gz", packed)):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        Path(os.fsdecode(path)).write_bytes(raw)
+        folder = prepare(prepare_config(tmp_path, files=os.fsdecode(path), overwrite=True))
+        assert len(texts_in(folder, "train")) == 1
 
 
 def test_a_literal_path_wins_over_its_reading_as_a_pattern(
