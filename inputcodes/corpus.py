@@ -231,21 +231,25 @@ def find_entries(
         entries = [*(Entry(name, "val", split) for split in val_source for name in names), *entries]
     seen: set[tuple[int, int]] = set()
     for entry in entries:
-        folder, config, _ = hub_name(entry.name)
-        if kind == "files" or os.path.isdir(folder):
-            hub = kind == "hub"
-            paths = (
-                _hub_files(folder, config, entry.hub_split) if hub else matching_files(entry.name)
-            )
-            entry.paths = []
-            for path in paths:
-                if os.path.realpath(path) in own:
-                    continue
-                status = os.stat(path)
-                if (file := (status.st_dev, status.st_ino)) not in seen:
-                    entry.paths.append(path)
-                    seen.add(file)
+        if (paths := _paths_of(entry, kind)) is None:
+            continue
+        entry.paths = []
+        for path in paths:
+            if os.path.realpath(path) in own:
+                continue
+            status = os.stat(path)
+            if (file := (status.st_dev, status.st_ino)) not in seen:
+                entry.paths.append(path)
+                seen.add(file)
     return entries
+
+
+def _paths_of(entry: Entry, kind: str) -> list[str] | None:
+    """The files that an entry names, None if they are not on this machine."""
+    if kind == "files":
+        return matching_files(entry.name)
+    folder, config, _ = hub_name(entry.name)
+    return _hub_files(folder, config, entry.hub_split) if os.path.isdir(folder) else None
 
 
 def describe(entries: Sequence[Entry]) -> list[dict[str, Any]]:
