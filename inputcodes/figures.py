@@ -24,7 +24,7 @@ from inputcodes.configurator import Settings, UserError, configure, run_main, se
 from inputcodes.files import atomic_write, read_json_lines
 from inputcodes.judging import Gap
 from inputcodes.report import Report, short_count
-from inputcodes.runs import Row, present
+from inputcodes.runs import BySeed, Row, present
 from inputcodes.stats import mean
 
 LOSS = "validation loss (nats per token)"
@@ -48,11 +48,26 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format=kind, **extra)
 
 
+def begin(width: float, height: float, note: str = "") -> Figure:
+    """An empty figure of this size in inches; the note above it says how to read it."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(note, fontsize="medium")
+    return figure
+
+
 def style(number: int) -> dict[str, Any]:
     """How line `number` looks; the first 40 all differ."""
     marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
     color = COLORS[number % len(COLORS)]
     return {"color": color, "linestyle": dash, "marker": marker, "markersize": 4}
+
+
+def draw_line(
+    axes: Axes, points: Iterable[tuple[float, float | None]], label: str, **look: Any
+) -> None:
+    """A line through the points that have a value, if any do."""
+    if known := [(x, y) for x, y in points if y is not None]:
+        axes.plot(*zip(*known, strict=True), label=label, **look)
 
 
 def count_axis(axes: Axes, log: bool = False) -> None:
@@ -92,23 +107,20 @@ def curve_figure(runs: Sequence[Path]) -> Figure:
 
     Raises UserError for a run without metrics.
     """
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = begin(8, 4.2)
     axes = figure.add_subplot()
     for i, path in enumerate(runs):
         lines = read_json_lines(path / "metrics.jsonl")
         if not lines:
             raise UserError(f"{path} holds no metrics: expected the directory of a run")
         name = f"{path.name}: " if len(runs) > 1 else ""
-        look = style(i)
-        for kind, extra in (("train", {"alpha": 0.35, "marker": ""}), ("val", {})):
-            known = [(x["tokens"], x[f"{kind}_loss"]) for x in lines if f"{kind}_loss" in x]
-            label = name + {"train": "training", "val": "validation"}[kind]
-            axes.plot(*zip(*known, strict=True), label=label, **(look | extra)) if known else None
+        drawn = [("train_loss", f"{name}training", style(i) | {"alpha": 0.35, "marker": ""})]
+        drawn += [("val_loss", f"{name}validation", style(i))]
         if i == 0:
-            for kind, label in (("chance", "chance"), ("bigram", COUNTED)):
-                known = [(x["tokens"], y) for x in lines if (y := x.get(f"val_{kind}")) is not None]
-                look = {"color": "grey", "linestyle": ":" if kind == "chance" else "-"}
-                axes.plot(*zip(*known, strict=True), label=label, **look) if known else None
+            drawn += [("val_chance", "chance", {"color": "grey", "linestyle": ":"})]
+            drawn += [("val_bigram", COUNTED, {"color": "grey"})]
+        for key, label, look in drawn:
+            draw_line(axes, [(line["tokens"], line.get(key)) for line in lines], label, **look)
     axes.set_ylabel("loss (nats per token)")
     count_axis(axes)
     legend(figure, [axes])
@@ -147,7 +159,8 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
     """Validation loss against tokens, with the band over seeds; a panel a group."""
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(4 + 3.8 * columns, 3.8 * lines), layout="constrained")
+    note = "mean over seeds; band: lowest to highest seed"
+    figure = begin(4 + 3.8 * columns, 3.8 * lines, note)
     kinds = list(dict.fromkeys(row.kind for group in groups for row in group))
     for number, group in enumerate(groups):
         axes = figure.add_subplot(lines, columns, number + 1)
@@ -158,13 +171,11 @@ def loss_figure(groups: list[list[Row]]) -> Figure:
             axes.plot(tokens, [mean(each) for each in losses], label=row.kind, **look)
             low, high = [min(each) for each in losses], [max(each) for each in losses]
             axes.fill_between(tokens, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        counted = [(p.tokens, p.bigram) for p in group[0].curve if p.bigram is not None]
-        if counted:
-            axes.plot(*zip(*counted, strict=True), color="grey", label=COUNTED)
+        counted = [(point.tokens, point.bigram) for point in group[0].curve]
+        draw_line(axes, counted, COUNTED, color="grey")
         axes.set(ylabel=LOSS if number % columns == 0 else "", title=group[0].group)
         count_axis(axes)
     legend(figure, figure.axes)
-    figure.suptitle("mean over seeds; band: lowest to highest seed", fontsize="medium")
     return figure
 
 
@@ -185,7 +196,8 @@ def names_of(gaps: list[Gap]) -> tuple[list[str], str]:
 
 def difference_figure(gaps: list[Gap], margin: float) -> Figure:
     """The gaps at the end, with their intervals and every seed."""
-    figure = Figure(figsize=(8, 1.5 + 0.34 * len(gaps)), layout="constrained")
+    note = f"diamond: mean; bar: 95% interval; dots: seeds; grey: within {100 * margin:g}%"
+    figure = begin(8, 1.5 + 0.34 * len(gaps), note)
     axes = figure.add_subplot()
     labels, name = names_of(gaps)
     for y, gap in enumerate(gaps):
@@ -200,43 +212,39 @@ def difference_figure(gaps: list[Gap], margin: float) -> Figure:
     axes.set_yticks(range(len(gaps)), labels, fontsize="small")
     axes.set_ylim(len(gaps) - 0.4, -0.6)
     axes.set_xlabel(f"{name[:-1]}; below 0: better)")
-    notes = f"diamond: mean; bar: 95% interval; dots: seeds; grey: within {100 * margin:g}%"
-    figure.suptitle(notes, fontsize="medium")
     return figure
 
 
 def price_figure(gaps: list[Gap], margin: float) -> Figure:
     """The gap against tokens: as a share of the loss with its fits, and as a multiple of data."""
     with_data = any(point.data for gap in gaps for point in gap.points)
-    figure = Figure(figsize=(11 if with_data else 7.5, 4), layout="constrained")
-    axes = figure.add_subplot(1, 2 if with_data else 1, 1)
-    labels, name = names_of(gaps)
     banded = len(gaps) <= 4 and all(point.interval for gap in gaps for point in gap.points)
+    note = f"grey: within {100 * margin:g}%" + ("; bands: 95% intervals" if banded else "")
+    if any(gap.fits for gap in gaps):
+        note += "; crosses: where power laws reach it, with 95% intervals"
+    figure = begin(11 if with_data else 7.5, 4, note)
+    shares, *others = figure.subplots(1, 1 + with_data, sharex=True, squeeze=False)[0]
+    labels, name = names_of(gaps)
     for i, (gap, label) in enumerate(zip(gaps, labels, strict=True)):
+        look = style(i)
         tokens = [point.tokens for point in gap.points]
-        axes.plot(tokens, [100 * point.share for point in gap.points], label=label, **style(i))
+        shares.plot(tokens, [100 * point.share for point in gap.points], label=label, **look)
         if banded:
             bands = [point.interval for point in gap.points if point.interval]
             low, high = ([100 * band[end] for band in bands] for end in (0, 1))
-            axes.fill_between(tokens, low, high, color=style(i)["color"], alpha=0.15, linewidth=0)
-        draw_fits(axes, gap, margin, style(i)["color"])
-    axes.axhspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_ylabel(name)
-    count_axis(axes, log=True)
-    if with_data:
-        axes = figure.add_subplot(1, 2, 2, sharex=axes)
-        for i, (gap, label) in enumerate(zip(gaps, labels, strict=True)):
-            known = [(point.tokens, point.data) for point in gap.points if point.data]
-            axes.plot([t for t, _ in known], [x for _, x in known], label=label, **style(i))
+            shares.fill_between(tokens, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        draw_fits(shares, gap, margin, look["color"])
+        for axes in others:
+            draw_line(axes, [(point.tokens, point.data) for point in gap.points], label, **look)
+    shares.axhspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
+    shares.axhline(0, color="black", linewidth=0.8)
+    shares.set_ylabel(name)
+    for axes in others:
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set(xlabel="training tokens", ylabel="tokens needed / tokens the baseline needs")
-        axes.grid(alpha=0.3)
-    legend(figure, figure.axes[:1])
-    note = "; bands: 95% intervals" if banded else ""
-    if any(gap.fits for gap in gaps):
-        note += "; crosses: where power laws reach it, with 95% intervals"
-    figure.suptitle(f"grey: within {100 * margin:g}%{note}", fontsize="medium")
+        axes.set_ylabel("tokens needed / tokens the baseline needs")
+    for axes in figure.axes:
+        count_axis(axes, log=True)
+    legend(figure, [shares])
     return figure
 
 
@@ -263,29 +271,24 @@ def draw_fits(axes: Axes, gap: Gap, margin: float, color: str) -> None:
 
 def length_figure(group: list[Row]) -> Figure:
     """Loss against the length of the code; lines across for layers that are no code of the id."""
-    figure = Figure(figsize=(8.5, 4.4), layout="constrained")
+    figure = begin(8.5, 4.4, "mean over seeds; bars and bands: lowest to highest seed")
     axes = figure.add_subplot()
-    coded = sorted((row for row in group if row.code_length), key=lambda row: row.code_length or 0)
-    linear = [row for row in coded if row.settings["input_layer"] in ("fixed", "codeword")]
-    axes.plot([row.code_length or 0 for row in linear], [row.loss for row in linear], ":k", lw=0.8)
-    layers = list(dict.fromkeys(row.settings["input_layer"] for row in coded))
-    for i, layer in enumerate(layers, 1):
-        rows = [row for row in coded if row.settings["input_layer"] == layer]
-        lengths = [float(row.code_length or 0) for row in rows]
-        draw_means(axes, lengths, [present(row.losses) for row in rows], layer, i)
+    coded = [(n, row, row.settings["input_layer"]) for row in group if (n := row.code_length)]
+    coded.sort(key=lambda one: one[0])
+    linear = [(n, row.loss) for n, row, layer in coded if layer in ("fixed", "codeword")]
+    draw_line(axes, linear, "", color="black", linestyle=":", linewidth=0.8)
+    K = (group[0].settings["vocab_size"] - 1).bit_length()
+    name = f"length of the code, no parameters (K = {K} bits tell the ids apart)"
+    draw_means(axes, [(layer, n, row.losses) for n, row, layer in coded], name, first_style=1)
     across = [row for row in group if not row.code_length]
-    for row, color, dash in zip(
-        across, ("black", *COLORS[len(layers) + 1 :]), DASHES, strict=False
-    ):
+    unused = len({layer for _, _, layer in coded}) + 1
+    for row, color, dash in zip(across, ("black", *COLORS[unused:]), DASHES, strict=False):
         label = f"{row.kind} ({short_count(row.input_parameters)} parameters)"
         axes.axhline(row.loss, color=color, linestyle=dash, label=label)
         ends = min(present(row.losses)), max(present(row.losses))
         axes.axhspan(*ends, color=color, alpha=0.1, linewidth=0)
     axes.set_ylabel(LOSS)
-    K = (coded[0].settings["vocab_size"] - 1).bit_length()
-    label_values(axes, f"length of the code, no parameters (K = {K} bits tell the ids apart)")
     legend(figure, [axes])
-    figure.suptitle("mean over seeds; bars and bands: lowest to highest seed", fontsize="medium")
     return figure
 
 
@@ -299,35 +302,31 @@ def sweep_figure(groups: list[list[Row]]) -> Figure | None:
     names, values = {name for name, _ in keys}, [value for _, value in keys]
     if len(keys) < max(2, len(groups)) or len(names) > 1 or min(values) <= 0:
         return None
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = begin(8, 4, "mean over seeds; bars: lowest to highest seed")
     axes = figure.add_subplot()
-    placed = [(x, row) for x, group in zip(values, groups, strict=True) for row in group]
-    placed.sort(key=lambda pair: pair[0])
-    for i, kind in enumerate(dict.fromkeys(row.kind for group in groups for row in group)):
-        xs = [x for x, row in placed if row.kind == kind]
-        bits = [present(row.bits_per_byte) for _, row in placed if row.kind == kind]
-        draw_means(axes, xs, bits, kind, i)
+    placed = zip(values, groups, strict=True)
+    points = [(row.kind, value, row.bits_per_byte) for value, group in placed for row in group]
+    draw_means(axes, points, names.pop())
     axes.set_ylabel("validation loss (bits per byte)")
-    label_values(axes, keys[0][0])
     legend(figure, [axes])
-    figure.suptitle("mean over seeds; bars: lowest to highest seed", fontsize="medium")
     return figure
 
 
 def draw_means(
-    axes: Axes, xs: Sequence[float], samples: list[list[float]], label: str, number: int
+    axes: Axes, points: Sequence[tuple[str, float, BySeed]], name: str, first_style: int = 0
 ) -> None:
-    """Means over seeds, with bars from the lowest to the highest seed."""
-    means = [mean(sample) for sample in samples]
-    below = [y - min(sample) for y, sample in zip(means, samples, strict=True)]
-    above = [max(sample) - y for y, sample in zip(means, samples, strict=True)]
-    look = style(number) | {"linestyle": "-"}
-    axes.errorbar(xs, means, [below, above], capsize=3, label=label, **look)
+    """Means over seeds, with bars from the lowest to the highest seed, a line a label.
 
-
-def label_values(axes: Axes, name: str) -> None:
-    """A logarithmic axis with a tick at every value of `draw_means`."""
-    ticks = sorted({float(x) for line in axes.containers for x in line[0].get_xdata()})
+    `points` are label, value of `name` and results; the axis is logarithmic, with a tick a value.
+    """
+    for number, label in enumerate(dict.fromkeys(point[0] for point in points), first_style):
+        chosen = sorted((x, present(results)) for other, x, results in points if other == label)
+        xs, means = [x for x, _ in chosen], [mean(sample) for _, sample in chosen]
+        below = [mean(sample) - min(sample) for _, sample in chosen]
+        above = [max(sample) - mean(sample) for _, sample in chosen]
+        look = style(number) | {"linestyle": "-"}
+        axes.errorbar(xs, means, [below, above], capsize=3, label=label, **look)
+    ticks = sorted({x for _, x, _ in points})
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
