@@ -83,10 +83,8 @@ def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
     noisy = [_scatters_more(table, fit, i) for i in range(len(table))]
     results: list[Contrast | None] = []
     for i, row in enumerate(table[1:], 1):
-        differences = _differences(row, table[0])
-        alone = (
-            stats.paired(differences, [0.0] * len(differences)) if len(differences) > 1 else None
-        )
+        differences = present(_differences(row, table[0]))
+        alone = stats.t_test(differences) if len(differences) > 1 else None
         V = fit.covariance
         variance = float(V[i, i] + V[0, 0] - 2 * V[i, 0]) * fit.rss / fit.df
         difference = float(fit.means[i] - fit.means[0])
@@ -96,10 +94,10 @@ def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
     return results
 
 
-def _differences(ours: Sequence[float | None], base: Sequence[float | None]) -> list[float]:
-    """By seed, where both have it."""
+def _differences(ours: Sequence[float | None], base: Sequence[float | None]) -> BySeed:
+    """By seed; None where one of the two has none."""
     both = zip(ours, base, strict=True)
-    return [a - b for a, b in both if a is not None and b is not None]
+    return [None if a is None or b is None else a - b for a, b in both]
 
 
 def _scatters_more(table: Sequence[Sequence[float | None]], fit: Additive, i: int) -> bool:
@@ -124,19 +122,15 @@ def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
     below = stats.holm([stats.t_cdf(ratio(c.difference - m, c.se), c.df) for c, m in known])
     within = stats.holm([stats.tost(c, m) for c, m in known])
     differ = stats.holm([c.p for c, _ in known])
-    claims = iter(zip(known, below, within, differ, strict=True))
     said = []
-    for row in rows:
-        if row is None:
-            said.append("one seed, no verdict")
-            continue
-        (c, _), not_worse, equivalent, different = next(claims)
+    for (c, _), not_worse, equivalent, different in zip(known, below, within, differ, strict=True):
         side = ("worse" if c.difference > 0 else "better") if different < ALPHA else ""
         if equivalent < ALPHA:
             said.append(f"equivalent, {side}" if side else "equivalent")
         else:
             said.append(side or ("not worse" if not_worse < ALPHA else "not resolved"))
-    return said
+    judged = iter(said)
+    return [next(judged) if row else "one seed, no verdict" for row in rows]
 
 
 @dataclass(frozen=True)
@@ -208,8 +202,8 @@ class Gap:
     uneven: bool  # one scatters more than the others, so `interval` is `paired`
     verdict: str
     seeds_needed: str
-    points: list[GapPoint] = dataclasses.field(default_factory=list)
-    fits: list[Fit] = dataclasses.field(default_factory=list)
+    points: list[GapPoint]
+    fits: list[Fit]
 
 
 @dataclass(frozen=True)
@@ -226,20 +220,19 @@ def judge(groups: list[list[Row]], margin: float) -> list[list[Gap]]:
     tables = [contrasts([row.losses for row in rows]) for rows in groups]
     flat = [contrast for table in tables for contrast in table]
     claims = iter(verdicts(flat, [margin * rows[0].loss for rows in groups for _ in rows[1:]]))
-    gaps: list[list[Gap]] = []
+    gaps = []
     for rows, table in zip(groups, tables, strict=True):
-        gaps.append([])
-        for row, contrast, points in zip(rows[1:], table, gap_points(rows), strict=True):
-            gap = gap_of(row, rows[0], contrast, next(claims), margin)
-            fits = fits_of(points, margin) if row.constant_rate and gap.share > 0 else []
-            gaps[-1].append(dataclasses.replace(gap, points=points, fits=fits))
+        each = zip(rows[1:], gap_points(rows), table, strict=True)
+        gaps.append([gap_of(rows[0], *facts, next(claims), margin) for facts in each])
     return gaps
 
 
-def gap_of(row: Row, base: Row, contrast: Contrast | None, verdict: str, margin: float) -> Gap:
-    """The gap at the end of the runs; `points` and `fits` are left empty."""
-    judged, alone = (contrast.judged, contrast.paired) if contrast else (None, None)
-    nats = judged.difference if judged else mean(_differences(row.losses, base.losses))
+def gap_of(
+    base: Row, row: Row, points: list[GapPoint], test: Contrast | None, verdict: str, margin: float
+) -> Gap:
+    """The gap at the end of the runs, and its `points` on the way."""
+    judged, alone = (test.judged, test.paired) if test else (None, None)
+    nats = judged.difference if judged else mean(present(_differences(row.losses, base.losses)))
     needed = ""
     if judged and verdict == "not resolved":
         needed = stats.seeds_needed(judged, len(present(row.losses)), margin * base.loss)
@@ -248,14 +241,16 @@ def gap_of(row: Row, base: Row, contrast: Contrast | None, verdict: str, margin:
         baseline=base.variant,
         nats=nats,
         share=nats / base.loss,
-        bits_per_byte=mean(_differences(row.bits_per_byte, base.bits_per_byte)),
-        data=data_multiple(row, base, row.curve[-1]) if row.curve else None,
+        bits_per_byte=mean(present(_differences(row.bits_per_byte, base.bits_per_byte))),
+        data=data_multiple(row, base, row.curve[-1]),
         interval=(judged.low, judged.high) if judged else None,
         paired=(alone.low, alone.high) if alone else None,
         over_documents=over_documents(row, base),
-        uneven=bool(contrast and contrast.uneven),
+        uneven=bool(test and test.uneven),
         verdict=verdict,
         seeds_needed=needed,
+        points=points,
+        fits=fits_of(points, margin) if row.constant_rate and nats > 0 else [],
     )
 
 
@@ -315,8 +310,8 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
         centre = mean(present(first.losses))
         table = contrasts([first.losses, *(point.losses for point in others)])
         for i, (point, contrast) in enumerate(zip(others, table, strict=True)):
-            both = zip(point.losses, first.losses, strict=True)
-            shares = [None if a is None or b is None else (a - b) / centre for a, b in both]
+            nats = _differences(point.losses, first.losses)
+            shares = [None if one is None else one / centre for one in nats]
             judged = contrast.judged if contrast else None
             interval = (judged.low / centre, judged.high / centre) if judged else None
             data = data_multiple(rows[i + 1], rows[0], point)
@@ -343,8 +338,8 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
         crossing = math.exp(mean(logs)) if math.isfinite(sum(logs)) else None
         interval = None
         if crossing and len(logs) > 1:
-            low, high = stats.mean_interval(logs)
-            interval = math.exp(low), math.exp(high) if high < 700 else math.inf
+            ends = stats.t_test(logs)
+            interval = math.exp(ends.low), math.exp(ends.high) if ends.high < 700 else math.inf
         fits.append(Fit(with_offset, laws, crossings, crossing, interval))
     return fits
 

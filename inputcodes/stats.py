@@ -1,8 +1,8 @@
 """Statistics for comparing methods over seeds; standard library only.
 
 Used by autoenc_study.py and by judging.py, which has the model of a whole study. Differences are in
-the unit of the samples; that of `paired(a, b)` is mean(a) - mean(b). A large p-value of a t-test
-says that no difference was seen, not that there is none: that takes a margin.
+the unit of the samples. A large p-value of a t-test says that no difference was seen, not that
+there is none: that takes a margin.
 """
 
 import functools
@@ -124,19 +124,17 @@ def ratio(value: float, se: float) -> float:
     return math.copysign(math.inf, value) if value else 0.0
 
 
-def mean_interval(sample: Sample) -> tuple[float, float]:
-    """95% confidence interval of a mean, from Student's t with n - 1 degrees of freedom."""
-    result = comparison(mean(sample), sd(sample) / math.sqrt(len(sample)), len(sample) - 1)
-    return result.low, result.high
+def t_test(sample: Sample) -> Comparison:
+    """The mean of a sample against 0: of paired differences, the paired t-test."""
+    n = len(sample)
+    return comparison(mean(sample), sd(sample) / math.sqrt(n), n - 1)
 
 
 def paired(a: Sample, b: Sample) -> Comparison:
-    """Paired t-test: a[i] and b[i] belong together. ValueError when the lengths differ."""
+    """t-test of mean(a) - mean(b), where a[i] and b[i] belong together. ValueError otherwise."""
     if len(a) != len(b):
         raise ValueError(f"paired samples have {len(a)} and {len(b)} numbers: expected as many")
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    n = len(differences)
-    return comparison(mean(differences), sd(differences) / math.sqrt(n), n - 1)
+    return t_test([x - y for x, y in zip(a, b, strict=True)])
 
 
 def cohens_d(a: Sample, b: Sample) -> float:

@@ -115,8 +115,8 @@ def test_mean_and_sd_and_interval_of_textbook_data():
     # Student's differences: mean 1.58, and R's t.test interval 0.7001142 to 2.4598858.
     differences = [b - a for a, b in zip(SLEEP_1, SLEEP_2, strict=True)]
     assert stats.mean(differences) == close(1.58, 12)
-    low, high = stats.mean_interval(differences)
-    assert (low, high) == (close(0.7001142), close(2.4598858))
+    test = stats.t_test(differences)
+    assert (test.low, test.high) == (close(0.7001142), close(2.4598858))
     # Whole numbers with a known answer: the squares of 2, 4, 4, 4, 5, 5, 7, 9 about 5 sum to 32.
     assert stats.sd([2, 4, 4, 4, 5, 5, 7, 9]) == close(math.sqrt(32 / 7), 14)
 
