@@ -307,7 +307,7 @@ def check_before(study: Study) -> None:
             data = known[key]
             config = for_data(config, data, study.config.nproc)
             stored = [study.stored_run(variant, seed) for seed in study.config.seed_list]
-            if None in stored:
+            if None in stored and config.input_layer == "compressed" and config.table_of:
                 starting_table(config, data)
             for run in stored:
                 if run and run.evaluations and run.record["data_sha256"] != data.sha256:
