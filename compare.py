@@ -36,6 +36,7 @@ from inputcodes.configurator import (
     setting,
 )
 from inputcodes.data import DataSet
+from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
@@ -187,7 +188,7 @@ class Study:
         write_json(self.directory / "report.json", report.to_json())
         write_text(self.directory / "report.md", text + "\n")
         names = draw_study(self.directory, report)
-        if self.runs_dir != self.directory:
+        if self.runs_dir.resolve() != self.directory.resolve():
             for variant, seed, path in self.all_runs():
                 if run := runs.read_run(path, TrainConfig):
                     runs.keep_record(run, self.record_dir(variant, seed))
@@ -276,7 +277,7 @@ def variants_of(
 def read_study(given: dict[str, Any]) -> Study:
     """The study whose study.json is in the directory `report`; other settings change it."""
     if unknown := given.keys() - {"report", "margin"}:
-        raise UserError(f"--report takes --margin alone, not {', '.join(unknown)}")
+        raise UserError(f"--report takes --margin alone, not {', '.join(sorted(unknown))}")
     file = Path(given["report"]) / "study.json"
     if not file.is_file():
         raise UserError(f"no study in {file.parent}: there is no {file} (compare.py makes one)")
@@ -327,32 +328,29 @@ def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:
 
 def run_missing(study: Study) -> list[str]:
     """Do the runs that are not complete; what there is to say of those that failed."""
-    waiting, files = dict[Path, int](), dict[Path, str]()
+    plans: dict[Path, tuple[str, int]] = {}
     for variant, seed, path in study.all_runs():
         run = study.stored_run(variant, seed)
         if run is None or not run.complete:
             config = study.run_config(variant, seed)
-            waiting[path] = config.max_steps * config.tokens_per_step
             lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
-            files[path / "config.py"] = "".join(lines)
+            plans[path] = "".join(lines), config.max_steps * config.tokens_per_step
     study.write()
-    for file, text in files.items():
-        write_text(file, text)
     nproc = study.config.nproc
-    jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc, len(waiting))
-    return runs.Runner(waiting, jobs, nproc).run()
+    jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc, len(plans))
+    return runs.Runner(plans, jobs, nproc).run()
 
 
 def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
     failed: list[str] = []
-    with runs.stopped_by_signals(), contextlib.ExitStack() as stack:
+    with stop_signals(runs.stop), contextlib.ExitStack() as stack:
         if any(word.partition("=")[0] == "--report" for word in argv):
             study = read_study(given_values(CompareConfig, argv))
         else:
             study = configure_study(argv)
             check_before(study)
-            for directory in sorted({study.directory, study.runs_dir}):
+            for directory in sorted({study.directory.resolve(), study.runs_dir.resolve()}):
                 stack.enter_context(locked(directory, wait=False))
             failed = run_missing(study)
         try:

@@ -1,6 +1,5 @@
 """The runs of a study: started as processes, read back, checked to be matched, and measured."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -9,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import Settings, UserError, from_record
-from inputcodes.distributed import PARENT, stop_signals
+from inputcodes.distributed import PARENT
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
 from inputcodes.workers import cores
@@ -95,7 +94,13 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
         if type(record.get(name)) is not kind:
             raise UserError(f"{path / 'run.json'} is damaged (no {name}): {advice}")
     config = from_record(settings, record["config"], path / "run.json")
-    return Run(path, record, dataclasses.asdict(config), read_json_lines(path / "metrics.jsonl"))
+    lines = read_json_lines(path / "metrics.jsonl")
+    for line in lines:
+        needed = [line.get(name) for name in ("tokens", "val_loss", "val_bits_per_byte")]
+        if "val_loss" in line and None in needed:
+            step = line["step"]
+            raise UserError(f"{path / 'metrics.jsonl'} is damaged at step {step:,}: {advice}")
+    return Run(path, record, dataclasses.asdict(config), lines)
 
 
 def differences(facts: Mapping[str, list[dict[str, Any]]], free: set[str]) -> list[str]:
@@ -154,12 +159,12 @@ def jobs_at_once(device: str, nproc: int, runs: int) -> int:
 
 
 class Runner:
-    """Runs the config.py in each directory of `waiting`, given with the tokens it will train on."""
+    """Trains runs, given as directory: (text of its config.py, tokens that it will train on)."""
 
-    def __init__(self, waiting: Mapping[Path, int], jobs: int, nproc: int) -> None:
-        self.wanted, self.waiting, self.jobs, self.nproc = waiting, list(waiting), jobs, nproc
-        self.count, self.total = len(waiting), sum(waiting.values())
-        self.tokens = {path: tokens_of(path) for path in waiting}  # trained on so far
+    def __init__(self, plans: Mapping[Path, tuple[str, int]], jobs: int, nproc: int) -> None:
+        self.plans, self.waiting, self.jobs, self.nproc = plans, list(plans), jobs, nproc
+        self.total = sum(tokens for _, tokens in plans.values())
+        self.tokens = {path: tokens_of(path) for path in plans}  # trained on so far
         self.active: dict[Path, subprocess.Popen[bytes]] = {}
         self.failed: list[str] = []
         threads = max(1, cores() // (jobs * nproc))
@@ -170,11 +175,11 @@ class Runner:
         terminal, shown_at = sys.stderr.isatty(), time.monotonic()
         shape = {"total": self.total, "unit": "tokens", "unit_scale": True, "ncols": 80}
         shape |= {"initial": sum(self.tokens.values()), "smoothing": 0.05}
-        with tqdm(**shape, disable=not (self.count and terminal)) as bar:
+        with tqdm(**shape, disable=not (self.plans and terminal)) as bar:
             try:
                 while self.waiting or self.active:
                     ended = self.look_after()
-                    left = f"{len(self.waiting) + len(self.active)} of {self.count} runs left"
+                    left = f"{len(self.waiting) + len(self.active)} of {len(self.plans)} runs left"
                     trained = sum(self.tokens.values())
                     bar.set_description_str(left, False)
                     bar.update(trained - bar.n)
@@ -198,14 +203,17 @@ class Runner:
         ended = [path for path, process in self.active.items() if process.poll() is not None]
         self.tokens |= {path: tokens_of(path) for path in self.active}
         for path in ended:
-            if self.active.pop(path).returncode or self.tokens[path] < self.wanted[path]:
-                log = (path / "log.txt").read_text(encoding="utf-8", errors="replace")
-                lines = log.strip().splitlines()
+            status, log = self.active.pop(path).returncode, path / "log.txt"
+            if not log.is_file():
+                self.failed.append(f"{path} has been deleted while it ran")
+            elif status or self.tokens[path] < self.plans[path][1]:
+                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 errors = [line for line in lines if line.startswith("error:")] or lines[-3:]
-                self.failed += [f"{path} failed, says {path / 'log.txt'}:", *errors]
+                self.failed += [f"{path} failed, says {log}:", *errors]
         return ended
 
     def start(self, path: Path) -> None:
+        write_text(path / "config.py", self.plans[path][0])
         command = [sys.executable]
         if self.nproc > 1:
             command += ["-m", "torch.distributed.run", "--standalone"]
@@ -227,16 +235,10 @@ def tokens_of(path: Path) -> int:
         return 0
 
 
-@contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise SystemExit, with the status that shells expect."""
-
-    def stop(number: int, _: object) -> None:
-        print("stopping: the runs save, and the same command goes on", file=sys.stderr)
-        raise SystemExit(128 + number)
-
-    with stop_signals(stop):
-        yield
+def stop(number: int, _: object) -> None:
+    """What a signal does that ends a program: SystemExit with the status that shells expect."""
+    print("stopping: the runs save, and the same command goes on", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -150,6 +150,26 @@ def test_configs_as_variants_through_torchrun(text_data, tmp_path):
     assert not (study / "compressed-s7" / "log.txt").exists()
 
 
+@pytest.mark.slow
+def test_one_directory_by_two_names_and_a_run_that_is_deleted(text_data, tmp_path, monkeypatch):
+    file = recipe(tmp_path, text_data, max_steps=300, eval_interval=300)
+    (tmp_path / "link").symlink_to("study")
+    metrics = tmp_path / "study" / "learned-s1" / "metrics.jsonl"
+
+    def delete() -> None:
+        while not (metrics.is_file() and metrics.read_text()):
+            time.sleep(0.02)
+        shutil.rmtree(metrics.parent, ignore_errors=True)
+
+    threading.Thread(target=delete, daemon=True).start()
+    words = [file, "--seeds=1", "--variants=fixed; learned", f"--study_dir={tmp_path / 'study'}"]
+    words.append(f"--runs_dir={tmp_path / 'link'}")
+    with pytest.raises(UserError, match=r"learned-s1 has been deleted while it ran"):
+        compare.main([*words, "--jobs=2"])
+    assert len(losses(tmp_path / "study", "fixed")) == 1
+    assert not (tmp_path / "study" / "runs").exists()
+
+
 def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data, tmp_path):
     files = [
         recipe(tmp_path, text_data, "a", input_layer="learned"),

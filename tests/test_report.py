@@ -301,6 +301,10 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
     file.write_text(whole.replace('"step": 1,', '"step" 1,'))
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is damaged"):
         read_json_lines(tmp_path / "metrics.jsonl")
+    for cell in ('"val_loss": 0.9', '"tokens": 200', '"val_bits_per_byte": 1.8'):
+        file.write_text(whole.replace(cell, f"{cell.split(':')[0]}: null"))
+        with pytest.raises(UserError, match=r"metrics.jsonl is damaged at step 2: delete"):
+            runs.read_run(tmp_path, TrainConfig)
     for damaged in ("{}", '{"config": 1}', "[]", ""):
         (tmp_path / "run.json").write_text(damaged)
         with pytest.raises(UserError, match=r"run.json is damaged"):
