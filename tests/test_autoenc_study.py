@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -461,6 +462,17 @@ def test_a_place_that_cannot_be_written_is_named_before_the_study_runs():
     assert done.returncode == 1
     assert done.stderr.startswith("error: autoenc_study.py")
     assert done.stderr.count("\n") == 1
+
+
+def test_workers_end_with_a_study_that_is_killed():
+    killed = "import os, signal, autoenc_study as study\n"
+    killed += "pool = study.ProcessPoolExecutor(2, initializer=study.end_with_parent)\n"
+    killed += "pool.submit(int).result()\nos.kill(os.getpid(), signal.SIGTERM)"
+    # Ends once nobody holds the pipes any more, workers included.
+    done = subprocess.run(
+        [sys.executable, "-c", killed], cwd=ROOT, stderr=subprocess.PIPE, timeout=60
+    )
+    assert done.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("results/autoenc_*.json")), ids=lambda f: f.stem)
