@@ -316,8 +316,8 @@ def check_before(study: Study) -> None:
             fact = dataclasses.asdict(config)
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
-        if lines := runs.differences(facts, runs.FREE_FIELDS | study.config.may_differ):
-            raise runs.not_matched(lines)
+        free = runs.FREE_FIELDS | study.config.may_differ
+        runs.refuse_if_unmatched(runs.differences(facts, free))
 
 
 def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:

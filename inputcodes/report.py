@@ -15,14 +15,18 @@ from inputcodes.runs import (
     Variant,
     circumstances,
     measure,
-    not_matched,
     present,
+    refuse_if_unmatched,
     unmatched,
 )
 from inputcodes.stats import markdown_table, mean
 from model import INPUT_FIELDS
 
 Group = Sequence[tuple[Variant, Sequence[Run | None]]]
+DIFFERENCES = """\
+Differences within seeds; margin {margin:.2%} of the baseline's loss; verdicts at 5%,
+corrected for the number of rows. Data: how many times the baseline's tokens the variant
+needs for its loss (further from 1 in truth, where the learning rate decays)."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,8 @@ def make_report(
         if not used:
             notes.append(f"Nothing to compare with: {group[0][0].label} has no complete run.")
             continue
-        lines = unmatched({v.label: [run for run in runs if run] for v, runs in used}, may_differ)
-        if lines:
-            raise not_matched(lines)
+        by_label = {variant.label: [run for run in runs if run] for variant, runs in used}
+        refuse_if_unmatched(unmatched(by_label, may_differ))
         rows.append([measure(variant, runs) for variant, runs in used])
     if not rows:
         raise UserError("\n".join(["there is nothing to report", *notes]))
@@ -124,23 +127,16 @@ def worse_than_counting(groups: list[list[Row]]) -> list[str]:
 
 def text_of(report: Report) -> str:
     """The report as Markdown."""
-    rows = [row for group in report.groups for row in group]
     gaps = [gap for group in report.gaps for gap in group]
-    fits = [(gap, fit) for gap in gaps for fit in gap.fits]
-    parts = [result_table(rows)]
-    if gaps:
-        parts.append(
-            f"Differences within seeds; margin {report.margin:.2%} of the baseline's loss; verdicts"
-            " at 5%,\ncorrected for the number of rows. Data: how many times the baseline's tokens"
-            " the variant\nneeds for its loss (further from 1 in truth, where the learning rate"
-            " decays).\n\n" + gap_table(gaps)
-        )
-        parts.append(check_table([gap for gap in gaps if gap.paired]))
-    parts.append(fit_table(fits, report.margin))
-    parts += [recoding_text(recodings) for recodings in report.recodings]
-    if report.best:
-        parts.append("Each at its best, chosen after looking.\n\n" + gap_table(report.best))
-    parts.append("\n".join(f"- {note}" for note in report.notes))
+    parts = [
+        result_table([row for group in report.groups for row in group]),
+        gap_table(DIFFERENCES.format(margin=report.margin), gaps),
+        check_table([gap for gap in gaps if gap.paired]),
+        fit_table([(gap, fit) for gap in gaps for fit in gap.fits], report.margin),
+        *map(recoding_text, report.recodings),
+        gap_table("Each at its best, chosen after looking.", report.best),
+        "\n".join(f"- {note}" for note in report.notes),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -152,16 +148,8 @@ def short_count(n: float) -> str:
     return f"{n:.4g}"
 
 
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _table(header: str, lines: list[str]) -> str:
-    return markdown_table(header, [line.split("|") for line in lines])
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _interval(ends: Interval | None) -> str:
@@ -169,68 +157,74 @@ def _interval(ends: Interval | None) -> str:
 
 
 def result_table(rows: list[Row]) -> str:
+    """What every row measured."""
     seeds = " or ".join(map(str, sorted({len(present(row.losses)) for row in rows})))
-    lines = [
-        f"{row.variant} | {row.input_parameters:,} | {row.parameters:,} | {short_count(row.tokens)}"
-        f" | {row.loss:.4f} | {_loss(row.bigram)} | {_loss(row.chance)} | {row.perplexity:.3f}"
-        f" | {_share(row.perplexity_range)} | {mean(present(row.bits_per_byte)):.4f}"
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [row.variant, f"{row.input_parameters:,}", f"{row.parameters:,}"]
+        cells += [short_count(row.tokens), f"{row.loss:.4f}"]
+        cells += [_cell(row.bigram, ".4f"), _cell(row.chance, ".4f"), f"{row.perplexity:.3f}"]
+        cells += [_cell(row.perplexity_range, ".2%"), f"{mean(present(row.bits_per_byte)):.4f}"]
+        lines.append(cells)
     header = "variant | at input | in all | tokens | loss | bigram | chance | perplexity | range"
     return f"""\
 Means over seeds ({seeds}). Loss, chance and bigram (counts of the same training tokens): nats
 per token. Range: (max - min) / mean of the perplexity over seeds. Parameters: trainable ones, at
 the input and in all.
 
-{_table(header + " | bits per byte", lines)}"""
+{markdown_table(header + " | bits per byte", lines)}"""
 
 
-def gap_table(gaps: list[Gap]) -> str:
-    lines = [
-        f"{gap.variant} - {gap.baseline}"
-        f" | {gap.nats:+.4f} {_interval(gap.interval) if gap.interval else ''} | {gap.share:+.2%}"
-        f" | {gap.bits_per_byte:+.4f} | {f'{gap.data:.2f}x' if gap.data else '-'} | {gap.verdict}"
-        for gap in gaps
-    ]
+def gap_table(heading: str, gaps: list[Gap]) -> str:
+    """Every gap with its verdict; empty if there are none, as the next two."""
+    if not gaps:
+        return ""
+    lines = []
+    for gap in gaps:
+        interval = _interval(gap.interval) if gap.interval else ""
+        cells = [f"{gap.variant} - {gap.baseline}", f"{gap.nats:+.4f} {interval}"]
+        cells += [f"{gap.share:+.2%}", f"{gap.bits_per_byte:+.4f}"]
+        lines.append([*cells, f"{gap.data:.2f}x" if gap.data else "-", gap.verdict])
     header = "variant - baseline | nats per token [95%] | % | bits per byte | data | verdict"
-    return _table(header, lines)
+    return f"{heading}\n\n{markdown_table(header, lines)}"
 
 
 def check_table(gaps: list[Gap]) -> str:
-    """The same differences, checked in other ways; empty where there is one seed."""
+    """The same differences, checked in other ways."""
     if not gaps:
         return ""
     uneven = "\n(*) scatters more than the others and is judged alone."
     note = uneven if any(gap.uneven for gap in gaps) else ""
-    lines = [
-        f"{gap.variant} - {gap.baseline}{' (*)' if gap.uneven else ''} | {_interval(gap.paired)}"
-        f" | {_interval(gap.over_documents)} | {gap.seeds_needed or '-'}"
-        for gap in gaps
-    ]
+    lines = []
+    for gap in gaps:
+        name = f"{gap.variant} - {gap.baseline}{' (*)' if gap.uneven else ''}"
+        intervals = [_interval(gap.paired), _interval(gap.over_documents)]
+        lines.append([name, *intervals, gap.seeds_needed or "-"])
     header = "variant - baseline | alone [95%] | over documents too [95%] | seeds to settle it"
     return f"""\
 Checks, in nats per token: the two variants alone, and with the validation documents drawn again
 as well as the seeds. Seeds: how many would settle it in 4 studies of 5, from five seeds on.{note}
 
-{_table(header, lines)}"""
+{markdown_table(header, lines)}"""
 
 
 def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
-    """Power laws of the gap against tokens; empty if there are none."""
+    """Power laws of the gap against tokens."""
     if not fits:
         return ""
-    lines = [
-        f"{gap.variant} - {gap.baseline} | {mean([law.exponent for law in fit.laws]):.2f}"
-        f" | {f'{mean([law.offset for law in fit.laws]):+.2%}' if fit.with_offset else 'none'}"
-        f" | {mean([law.error for law in fit.laws]):.2%} | {_crossing(fit)}"
-        for gap, fit in fits
-    ]
+    lines = []
+    for gap, fit in fits:
+        exponent = mean([law.exponent for law in fit.laws])
+        offset = f"{mean([law.offset for law in fit.laws]):+.2%}" if fit.with_offset else "none"
+        error = mean([law.error for law in fit.laws])
+        cells = [f"{gap.variant} - {gap.baseline}", f"{exponent:.2f}", offset]
+        lines.append([*cells, f"{error:.2%}", _crossing(fit)])
     header = "variant - baseline | exponent | offset | error | tokens at the margin"
     return f"""\
 Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
 tokens at which they reach the margin of {margin:.2%}.
 
-{_table(header, lines)}"""
+{markdown_table(header, lines)}"""
 
 
 def _crossing(fit: Fit) -> str:

@@ -121,10 +121,11 @@ def unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> list[str]:
     return lines + [f"{run.path} was resumed with changed settings" for run in changed]
 
 
-def not_matched(lines: Sequence[str]) -> UserError:
-    """What to say of variants that differ as `lines` say."""
-    shown = "\n".join(f"  {line}" for line in lines)
-    return UserError(f"not matched: besides the input layer these differ in\n{shown}")
+def refuse_if_unmatched(lines: Sequence[str]) -> None:
+    """Raise UserError if there are `lines`, which say in what variants differ."""
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines)
+        raise UserError(f"not matched: besides the input layer these differ in\n{shown}")
 
 
 def circumstances(runs: Sequence[Run]) -> list[str]:

@@ -238,7 +238,8 @@ class PowerLaw:
     def reaches(self, level: float) -> float:
         """The tokens at which the gap is `level`; infinite if it never is."""
         share = (level - self.offset) / self.scale if self.scale else 0.0
-        return share ** (-1 / self.exponent) if share > 0 else math.inf
+        log = -math.log(share) / self.exponent if share > 0 else math.inf
+        return math.exp(log) if log < 700 else math.inf  # about the largest that a float holds
 
 
 def power_law(tokens: Sample, gaps: Sample, with_offset: bool) -> PowerLaw:
@@ -286,7 +287,8 @@ def markdown_table(header: str, rows: Sequence[Sequence[object]]) -> str:
 
     Columns are as wide as their widest cell, the first to the left and the others to the right.
     """
-    lines = [[str(cell).strip() for cell in line] for line in (header.split("|"), *rows)]
+    titles = [title.strip() for title in header.split("|")]
+    lines = [titles, *([str(cell).strip().replace("|", "\\|") for cell in row] for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     out = []

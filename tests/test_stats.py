@@ -248,8 +248,8 @@ def test_holm_by_its_definition():
 
 
 def test_a_table_is_markdown_and_aligned():
-    assert stats.markdown_table("run | loss", [["out/a", "1.25"], ["b", 10]]) == "\n".join(
-        ["| run   | loss |", "| ----- | ---: |", "| out/a | 1.25 |", "| b     |   10 |"]
+    assert stats.markdown_table("run | loss", [["out/a", "1.25"], ["b|c", 10]]) == "\n".join(
+        ["| run   | loss |", "| ----- | ---: |", "| out/a | 1.25 |", "| b\\|c  |   10 |"]
     )
 
 
@@ -395,6 +395,7 @@ def test_a_power_law_is_found_with_its_offset():
     )
     assert law.reaches(0.05) == pytest.approx((3 / 0.03) ** (1 / 0.6), rel=0.02)
     assert law.reaches(0.01) == math.inf
+    assert stats.PowerLaw(1.0, 0.02, 0.0, 0.0).reaches(1e-7) == math.inf  # 1e350
     plain = stats.power_law(tokens, gaps, with_offset=False)
     assert plain.error > 10 * law.error
 
