@@ -19,6 +19,7 @@ every run beside its report, in results/NAME/runs, and is reported from them whe
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
-from inputcodes.resume import for_data, starting_table
+from inputcodes.resume import config_files, find_start, for_data, starting_table
 from model import INPUT_FIELDS, GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
@@ -159,7 +160,8 @@ class Study:
             return run  # without a checkpoint there is nothing to guard
         # A base decides the architecture. It may be gone by now; that it is the same is compared.
         base = base_of(variant)
-        inherited = {} if base == "scratch" else architecture(run)
+        kept = [] if base == "scratch" else dataclasses.fields(GPTConfig)
+        inherited = {field.name: run.config[field.name] for field in kept}
         now = dataclasses.asdict(build(TrainConfig, inherited | self.run_settings(variant, seed)))
         now["vocab_size"] = now["vocab_size"] or run.config["vocab_size"]
         now["fine-tuned from"] = str(Path(base))
@@ -202,18 +204,11 @@ def base_of(variant: runs.Variant) -> str:
     return init_from.removeprefix("resume").lstrip(",") or "scratch"
 
 
+@functools.cache
 def architecture_of(base: str) -> dict[str, Any]:
-    """The settings that the run to fine-tune decides."""
-    if base == "scratch":
-        return {}
-    run = runs.read_run(Path(base), TrainConfig)
-    if run is None:
-        raise UserError(f"init_from={base!r}: there is no run")
-    return architecture(run)
-
-
-def architecture(run: runs.Run) -> dict[str, Any]:
-    return {field.name: run.config[field.name] for field in dataclasses.fields(GPTConfig)}
+    """The settings that the run or export to fine-tune decides; UserError if there is none."""
+    start = find_start(base, Path())
+    return dataclasses.asdict(start.settings(GPTConfig)) if start else {}
 
 
 def another_run(run: runs.Run, lines: Sequence[str]) -> UserError:
@@ -224,7 +219,7 @@ def another_run(run: runs.Run, lines: Sequence[str]) -> UserError:
 
 def configure_study(argv: Sequence[str]) -> Study:
     """The study that the config files and `--name=value` words of `argv` describe."""
-    files = [word for word in argv if word.endswith(".py") and not word.startswith("-")]
+    files = config_files(argv)
     options = [word for word in argv if word not in files]
     files = files or [str(ROOT / DEFAULT_STUDY)]
     for name in given_values(CompareConfig, options).keys() & {"seed", "out_dir"}:
@@ -345,8 +340,8 @@ def main(argv: list[str]) -> None:
     """Run and report a study, or report one; see the module's docstring."""
     failed: list[str] = []
     with stop_signals(runs.stop), contextlib.ExitStack() as stack:
-        if any(word.partition("=")[0] == "--report" for word in argv):
-            study = read_study(given_values(CompareConfig, argv))
+        if "report" in (given := given_values(CompareConfig, argv)):
+            study = read_study(given)
         else:
             study = configure_study(argv)
             check_before(study)

@@ -75,7 +75,7 @@ class Bigram:
     def __init__(self, training: TrainingData, vocab_size: int) -> None:
         self._training, self.vocab_size = training, vocab_size
         self._pairs = np.empty(0, dtype=np.int64)
-        self._counts = np.empty(0, dtype=np.int64)
+        self._counts: NDArray[Any] = np.empty(0)
         self._sequences = 0  # counted so far
 
     def count(self, sequences: int) -> None:
@@ -93,12 +93,9 @@ class Bigram:
         self._sequences = max(self._sequences, sequences)
 
     def _add(self, pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        both = np.concatenate((self._pairs, pairs))
-        order = np.argsort(both, kind="stable")  # two sorted runs: a merge
-        both = both[order]
-        starts = np.flatnonzero(np.diff(both, prepend=-1))
-        self._pairs = both[starts]
-        self._counts = np.add.reduceat(np.concatenate((self._counts, counts))[order], starts)
+        all_counts = np.concatenate((self._counts, counts))
+        self._pairs, places = np.unique(np.concatenate((self._pairs, pairs)), return_inverse=True)
+        self._counts = np.bincount(places, all_counts)
         # What every probability needs: by context its occurrences and its kinds of successors.
         V = self.vocab_size
         contexts, successors = self._pairs // V, self._pairs % V
@@ -122,11 +119,9 @@ class Bigram:
         pairs = x * self.vocab_size + y
         places = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
         counts = np.where(self._pairs[places] == pairs, self._counts[places], 0)
-        seen, kinds = self._seen[x], self._kinds[x]
-        # p = (count + kinds * unigram) / (seen + kinds); an unseen context leaves the unigram.
-        weight = np.divide(kinds, seen + kinds, out=np.ones(len(x)), where=seen > 0)
-        share = counts / np.maximum(seen + kinds, 1)
-        return share + weight * self._unigram[y]
+        # (count + kinds * unigram) / (seen + kinds); an unseen context leaves the unigram.
+        kinds = np.maximum(self._kinds[x], 1)
+        return (counts + kinds * self._unigram[y]) / (self._seen[x] + kinds)
 
 
 @torch.no_grad()

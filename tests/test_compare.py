@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 import compare
+import export
 import prepare_data
 import train
 from inputcodes import runs
 from inputcodes.configurator import UserError
 from inputcodes.files import locked, read_json_lines
-from tests.helpers import SMALL, Program, metrics_of
+from inputcodes.tokenizer import Tokenizer
+from tests.helpers import SMALL, Program, metrics_of, write_run
 
 SETTINGS = SMALL | {"max_steps": 12, "eval_interval": 4, "warmup_steps": 2}
 
@@ -269,6 +271,17 @@ def test_runs_of_another_base_or_of_data_made_again_are_not_reported(text_data, 
     prepare_data.main(again)
     with pytest.raises(UserError, match=r"holds another run:\n.*tiny has been made again"):
         compare.main([file, *words, "--variants=learned"])
+
+
+def test_an_export_is_a_base_like_a_run(tmp_path):
+    write_run(tmp_path / "run", Tokenizer(256), n_layer=3)
+    export.main([f"--out_dir={tmp_path / 'run'}", f"--to={tmp_path / 'export'}"])
+    for base in ("run", "export"):
+        words = ["config/sft_default.py", "--variants=learned", f"--init_from={tmp_path / base}"]
+        study = compare.configure_study(words)
+        assert study.run_config(study.variants[0], 1).n_layer == 3
+    with pytest.raises(UserError, match="expected scratch, resume or the directory of a run"):
+        compare.main(["--variants=learned", f"--init_from={tmp_path / 'nowhere'}"])
 
 
 def test_missing_cores_of_a_platform_do_not_matter(monkeypatch):
