@@ -304,9 +304,11 @@ def _curve(row: Row, seed: int) -> tuple[Sample, Sample]:
 def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
     """The gap of every row but the first at each number of tokens that all rows have."""
     points: list[list[GapPoint]] = [[] for _ in rows[1:]]
-    for first, *others in zip(*(row.curve for row in rows), strict=False):
-        if any(point.tokens != first.tokens for point in others):
-            break
+    curves = [{point.tokens: point for point in row.curve} for row in rows]
+    for tokens in curves[0]:
+        if not all(tokens in curve for curve in curves):
+            continue
+        first, *others = (curve[tokens] for curve in curves)
         centre = mean(present(first.losses))
         table = contrasts([first.losses, *(point.losses for point in others)])
         for i, (point, contrast) in enumerate(zip(others, table, strict=True)):
@@ -315,7 +317,7 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
             judged = contrast.judged if contrast else None
             interval = (judged.low / centre, judged.high / centre) if judged else None
             data = data_multiple(rows[i + 1], rows[0], point)
-            points[i].append(GapPoint(first.tokens, shares, mean(present(shares)), interval, data))
+            points[i].append(GapPoint(tokens, shares, mean(present(shares)), interval, data))
     return points
 
 

@@ -209,8 +209,9 @@ class Runner:
                 self.failed.append(f"{path} has been deleted while it ran")
             elif status or self.tokens[path] < self.plans[path][1]:
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                errors = [line for line in lines if line.startswith("error:")] or lines[-3:]
-                self.failed += [f"{path} failed, says {log}:", *errors]
+                errors = [line for line in lines if line.startswith("error: ")] or lines[-3:]
+                self.failed.append(f"{path} failed, says {log}:")
+                self.failed += [line.removeprefix("error: ") for line in errors]
         return ended
 
     def start(self, path: Path) -> None:
@@ -305,11 +306,13 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
 
     perplexities = [math.exp(min(loss, 700.0)) for loss in present(last("val_loss"))]
     spread = max(perplexities) - min(perplexities)
+    curves = [{line["tokens"]: line for line in run.evaluations} for run in runs]
     curve = []
-    for lines in zip(*(run.evaluations for run in runs), strict=False):
-        losses = iter(line["val_loss"] for line in lines)
-        values = [next(losses) if run else None for run in by_seed]
-        curve.append(Point(lines[0]["tokens"], values, lines[0].get("val_bigram")))
+    for tokens, line in curves[0].items():
+        if all(tokens in one for one in curves):  # a run can have lost lines
+            losses = iter(one[tokens]["val_loss"] for one in curves)
+            values = [next(losses) if run else None for run in by_seed]
+            curve.append(Point(tokens, values, line.get("val_bigram")))
     return Row(
         variant=variant.label,
         group=variant.group,

@@ -210,7 +210,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(text_data, tmp_path, 
     study = tmp_path / "study"
     train.main([file, "--input_layer=learned", f"--out_dir={study / 'learned-s1'}"])
     variants = "learned learning_rate=1e9; learned; fixed"
-    said = r"(?s)learned-learning_rate=1e9-s1 failed, says .*log.txt:\nerror: .*stopped"
+    said = r"(?s)learned-learning_rate=1e9-s1 failed, says .*log.txt:\nstep .*stopped"
     with pytest.raises(UserError, match=said):
         compare.main([file, f"--study_dir={study}", "--seeds=1", f"--variants={variants}"])
     printed = capsys.readouterr().out

@@ -122,6 +122,16 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
         by_hand(tmp_path / "b", learned=[None], fixed=[1.0])
 
 
+def test_losses_of_the_same_tokens_are_compared_though_lines_are_lost(tmp_path):
+    group = group_of(tmp_path, learned=[1.0, 1.1], fixed=[1.05, 1.15])
+    whole = report.make_report([group], [1, 2], 0.01)
+    _, (first, _) = group[1]
+    del first.lines[:3]
+    made = report.make_report([group], [1, 2], 0.01)
+    ((gap,),), (before,) = made.gaps, whole.gaps[0]
+    assert (gap.points, gap.data) == (before.points[3:], before.data)
+
+
 def test_both_worse_than_counting_is_said(tmp_path):
     line = {"line": {"val_bigram": 0.9, "val_chance": 5.5}}
     made = by_hand(tmp_path / "a", learned=([1.0, 1.1], line), fixed=([1.0, 1.2], line))
