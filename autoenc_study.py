@@ -4,9 +4,10 @@
     python autoenc_study.py --protocol=trained   # the same comparisons, trained until they learn
     python autoenc_study.py --quick              # fewer seeds, sizes and sequences
 
-Standard library only, as are the two files imported from inputcodes. The paper is M. Bee,
-"Learning Token Encodings During Training Achieves Equivalent Performance with Dramatic Memory
-Savings" (2025); its section numbers are used below. It leaves much open. What was chosen here:
+Standard library only, as are the two files imported from inputcodes, the statistics of compare.py
+and the settings of every command. The paper is M. Bee, "Learning Token Encodings During Training
+Achieves Equivalent Performance with Dramatic Memory Savings" (2025); its section numbers are used
+below. It leaves much open; what was chosen here:
 
 - Task model: code (C numbers) -> 32 ReLU units -> softmax over the V tokens, with biases. The
   hidden width and the N(0, 0.1) initial weights are those of the code that the paper names.

@@ -16,7 +16,6 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -90,16 +89,9 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-
-    def end(label: str) -> float:
-        handle = handles[label]
-        line = handle[0] if isinstance(handle, ErrorbarContainer) else handle
-        return -float(line.get_ydata()[-1])
-
-    names = sorted(handles, key=end)
-    figure.legend(
-        [handles[name] for name in names], names, loc="outside right center", fontsize="small"
-    )
+    names = sorted(handles, key=lambda name: -handles[name].get_ydata()[-1])
+    lines = [handles[name] for name in names]
+    figure.legend(lines, names, loc="outside right center", fontsize="small")
 
 
 def curve_figure(runs: Sequence[Path]) -> Figure:
@@ -325,7 +317,8 @@ def draw_means(
         below = [mean(sample) - min(sample) for _, sample in chosen]
         above = [max(sample) - mean(sample) for _, sample in chosen]
         look = style(number) | {"linestyle": "-"}
-        axes.errorbar(xs, means, [below, above], capsize=3, label=label, **look)
+        axes.plot(xs, means, label=label, **look)
+        axes.errorbar(xs, means, [below, above], fmt="none", ecolor=look["color"], capsize=3)
     ticks = sorted({x for _, x, _ in points})
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
