@@ -124,13 +124,14 @@ class Study:
     def runs_dir(self) -> Path:
         return Path(self.config.runs_dir or self.config.study_dir)
 
+    @property
+    def records(self) -> Path:
+        """Where the records of the runs are kept, if the runs are elsewhere."""
+        return self.directory / "runs"
+
     def run_dir(self, variant: runs.Variant, seed: int) -> Path:
         """Where the run of `variant` with `seed` is."""
         return self.runs_dir / (re.sub(r"[^\w.=+-]+", "-", variant.label) + f"-s{seed}")
-
-    def record_dir(self, variant: runs.Variant, seed: int) -> Path:
-        """Where the record of that run is kept, if the runs are elsewhere."""
-        return self.directory / "runs" / self.run_dir(variant, seed).name
 
     def all_runs(self) -> Iterator[tuple[runs.Variant, int, Path]]:
         """All runs, seed by seed, so that an unfinished study has whole pairs."""
@@ -154,8 +155,9 @@ class Study:
     def stored_run(self, variant: runs.Variant, seed: int) -> runs.Run | None:
         """What there is of a run; UserError if it is another than this study's."""
         path = self.run_dir(variant, seed)
-        run = runs.read_run(path, TrainConfig)
-        run = run or runs.read_run(self.record_dir(variant, seed), TrainConfig)
+        run = runs.read_run(self.records / path.name, TrainConfig)
+        if run is None or not run.complete:
+            run = runs.read_run(path, TrainConfig) or run
         if run is None or not (run.complete or (path / "last.pt").is_file()):
             return run  # without a checkpoint there is nothing to guard
         # A base decides the architecture. It may be gone by now; that it is the same is compared.
@@ -169,8 +171,14 @@ class Study:
         there = run.config | {"fine-tuned from": its_base["out_dir"]}
         free = runs.FREE_FIELDS - {"seed"}
         if lines := runs.differences({"there": [there], "in the study": [now]}, free):
-            raise another_run(run, lines)
+            raise self.another_run(run, lines)
         return run
+
+    def another_run(self, run: runs.Run, lines: Sequence[str]) -> UserError:
+        """What to say where a run's place is taken by one that differs as `lines` say."""
+        option = "study_dir" if run.path.parent == self.records else "runs_dir"
+        advice = f"delete it, or pass another --{option}"
+        return UserError("\n".join([f"{run.path} holds another run:", *lines, advice]))
 
     def write(self) -> None:
         """study.json, from which `--report` reads what the study is."""
@@ -191,9 +199,9 @@ class Study:
         write_text(self.directory / "report.md", text + "\n")
         names = draw_study(self.directory, report)
         if self.runs_dir.resolve() != self.directory.resolve():
-            for variant, seed, path in self.all_runs():
-                if run := runs.read_run(path, TrainConfig):
-                    runs.keep_record(run, self.record_dir(variant, seed))
+            for run in (run for group in groups for _, by_seed in group for run in by_seed):
+                if run and run.path != (kept := self.records / run.path.name):
+                    runs.keep_record(run, kept)
         files = ", ".join(f"{name}.png/.svg" for name in names)
         return f"\n{text}\n\nin {self.directory}: report.json, report.md,\n{files}"
 
@@ -209,12 +217,6 @@ def architecture_of(base: str) -> dict[str, Any]:
     """The settings that the run or export to fine-tune decides; UserError if there is none."""
     start = find_start(base, Path())
     return dataclasses.asdict(start.settings(GPTConfig)) if start else {}
-
-
-def another_run(run: runs.Run, lines: Sequence[str]) -> UserError:
-    """What to say where a run's place is taken by one that differs as `lines` say."""
-    advice = "delete it, or pass another --runs_dir"
-    return UserError("\n".join([f"{run.path} holds another run:", *lines, advice]))
 
 
 def configure_study(argv: Sequence[str]) -> Study:
@@ -307,7 +309,7 @@ def check_before(study: Study) -> None:
                 starting_table(config, data)
             for run in stored:
                 if run and run.evaluations and run.record["data_sha256"] != data.sha256:
-                    raise another_run(run, [f"{data.path} has been made again since"])
+                    raise study.another_run(run, [f"{data.path} has been made again since"])
             fact = dataclasses.asdict(config)
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]

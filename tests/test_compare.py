@@ -265,7 +265,17 @@ def test_runs_of_another_base_or_of_data_made_again_are_not_reported(text_data, 
         compare.main([*tuned, f"--init_from={tmp_path / 'base2'}"])
     for folder in ("base", "runs"):
         shutil.rmtree(tmp_path / folder)
-    compare.main([f"--report={study}"])  # of the records it keeps
+    # A run that has begun in the place of a complete one takes neither that nor its record.
+    kept = study / "runs" / "fixed-s1"
+    text, lines = (study / "report.md").read_text(), (kept / "metrics.jsonl").read_text()
+    (tmp_path / "runs" / "fixed-s1").mkdir(parents=True)
+    shutil.copy(kept / "run.json", tmp_path / "runs" / "fixed-s1")
+    compare.main([f"--report={study}"])
+    assert (study / "report.md").read_text() == text
+    assert (kept / "metrics.jsonl").read_text() == lines
+    with pytest.raises(UserError, match="pass another --study_dir"):
+        compare.main([*tuned, f"--init_from={tmp_path / 'base2'}"])
+    shutil.rmtree(tmp_path / "runs")
     compare.main([file, *words, "--variants=learned"])
     again = [f"--files={__file__}", f"--data_dir={data_dir}", "--dataset=tiny", "--overwrite"]
     prepare_data.main(again)
