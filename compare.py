@@ -41,7 +41,13 @@ from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
-from inputcodes.resume import config_files, find_start, for_data, starting_table
+from inputcodes.resume import (
+    check_architecture,
+    config_files,
+    find_start,
+    for_data,
+    starting_table,
+)
 from model import INPUT_FIELDS, GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
@@ -141,8 +147,10 @@ class Study:
 
     def run_config(self, variant: runs.Variant, seed: int) -> TrainConfig:
         """The configuration of one run; UserError with all that is impossible about it."""
-        settings = self.run_settings(variant, seed)
-        return build(TrainConfig, architecture_of(base_of(variant)) | settings)
+        base, settings = base_of(variant), self.run_settings(variant, seed)
+        there = architecture_of(base)
+        check_architecture(Path(base), there, settings)
+        return build(TrainConfig, there | settings)
 
     def run_settings(self, variant: runs.Variant, seed: int) -> dict[str, Any]:
         """What the config file of a run assigns."""

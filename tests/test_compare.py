@@ -287,11 +287,14 @@ def test_an_export_is_a_base_like_a_run(tmp_path):
     write_run(tmp_path / "run", Tokenizer(256), n_layer=3)
     export.main([f"--out_dir={tmp_path / 'run'}", f"--to={tmp_path / 'export'}"])
     for base in ("run", "export"):
-        words = ["config/sft_default.py", "--variants=learned", f"--init_from={tmp_path / base}"]
+        words = ["config/sft_default.py", "--variants=fixed", f"--init_from={tmp_path / base}"]
         study = compare.configure_study(words)
         assert study.run_config(study.variants[0], 1).n_layer == 3
+    study = compare.configure_study([*words, "--variants=fixed n_layer=2"])
+    with pytest.raises(UserError, match=r"n_layer=2, but .*export has 3: leave it out"):
+        study.run_config(study.variants[0], 1)
     with pytest.raises(UserError, match="expected scratch, resume or the directory of a run"):
-        compare.main(["--variants=learned", f"--init_from={tmp_path / 'nowhere'}"])
+        compare.main(["--variants=fixed", f"--init_from={tmp_path / 'nowhere'}"])
 
 
 def test_missing_cores_of_a_platform_do_not_matter(monkeypatch):
