@@ -117,6 +117,11 @@ def differences(facts: Mapping[str, list[dict[str, Any]]], free: set[str]) -> li
 def unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> list[str]:
     """A line for everything, besides the facts in `free`, that keeps these runs from matching."""
     lines = differences({label: [run.facts for run in each] for label, each in runs.items()}, free)
+    for label, each in runs.items():
+        bases = {(run.record.get("base") or {}).get("sha256") for run in each}
+        tables = {run.record.get("table_sha256") for run in each} - {None}  # not always recorded
+        if max(len(bases), len(tables)) > 1:
+            lines.append(f"the weights that init_from or table_of gave to the runs of {label}")
     changed = [run for each in runs.values() for run in each if run.record.get("changes")]
     return lines + [f"{run.path} was resumed with changed settings" for run in changed]
 

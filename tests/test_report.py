@@ -243,6 +243,19 @@ def test_a_single_seed_that_is_not_matched_is_refused(tmp_path):
         report.make_report([[(runs.Variant("a", {}), some)]], [1, 2], 0.01)
 
 
+@pytest.mark.parametrize("name", ["base", "table"])
+def test_seeds_that_started_from_other_weights_are_refused(tmp_path, name):
+    records = [{"base": {"sha256": sha}, "table_sha256": None} for sha in "ab"]
+    if name == "table":
+        records = [{"base": None, "table_sha256": sha} for sha in "ab"]
+    some = [
+        write_run(tmp_path / f"a-s{seed}", [1.0], {"seed": seed, "max_steps": 1}, record)
+        for seed, record in enumerate(records, 1)
+    ]
+    with pytest.raises(UserError, match="weights that init_from or table_of gave to the runs of a"):
+        report.make_report([[(runs.Variant("a", {}), some)]], [1, 2], 0.01)
+
+
 def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path):
     losses = {
         0.1: {"learned": [1.0, 1.1, 1.2], "fixed": [1.2, 1.3, 1.4]},
