@@ -35,12 +35,10 @@ of its outputs: the weights, then the bias.
 
 import json
 import math
-import multiprocessing
 import os
 import platform
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -52,7 +50,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from inputcodes import stats
-from inputcodes.configurator import Settings, configure, run_main, setting
+from inputcodes.configurator import Settings, configure, end_with_parent, run_main, setting
 
 Row = tuple[float, ...]
 Matrix = list[Row]
@@ -587,17 +585,6 @@ def run_all(
                 print(line, end="", file=sys.stderr)
     print(file=sys.stderr)
     return {c: [results[c, seed] for seed in seeds] for c in conditions}
-
-
-def end_with_parent() -> None:
-    """In a worker, which a signal to the study alone does not reach: watch for its end."""
-    parent: Any = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import difflib
 import inspect
 import io
 import math
+import multiprocessing
 import operator
 import os
 import runpy
 import shlex
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO, TypeVar
@@ -234,6 +236,18 @@ def exit_interrupted(at_once: bool = False) -> NoReturn:
     if at_once:
         os._exit(130)
     sys.exit(130)
+
+
+def end_with_parent() -> None:
+    """In a worker process: end it when its parent ends, which a signal to the parent may not do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only workers call this"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def command(script: str, *words: str) -> str:

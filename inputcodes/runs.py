@@ -243,7 +243,7 @@ def tokens_of(path: Path) -> int:
 
 
 def stop(number: int, _: object) -> None:
-    """What a signal does that ends a program: SystemExit with the status that shells expect."""
+    """Handle a signal that ends the study: raise SystemExit with the status that shells expect."""
     print("stopping: the runs save, and the same command goes on", file=sys.stderr)
     raise SystemExit(128 + number)
 

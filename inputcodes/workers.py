@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import types
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, end_with_parent
 from inputcodes.documents import Chunk, Item
 
 POOL_CHUNKS = 24  # less input than this is done sooner than worker processes start
@@ -84,14 +83,7 @@ def _start_worker(job: Job[Any]) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only workers run this"
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(items: list[Item]) -> Any:
