@@ -283,6 +283,7 @@ def read_study(given: dict[str, Any]) -> Study:
     """The study whose study.json is in the directory `report`; other settings change it."""
     if unknown := given.keys() - {"report", "margin"}:
         raise UserError(f"--report takes --margin alone, not {', '.join(sorted(unknown))}")
+    build(CompareConfig, given)  # refuses a margin that cannot be, by its own name
     file = Path(given["report"]) / "study.json"
     if not file.is_file():
         raise UserError(f"no study in {file.parent}: there is no {file} (compare.py makes one)")

@@ -91,8 +91,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     no checkpoint or it is damaged.
     """
     if not path.is_file():
-        advice = command("train.py", f"--out_dir={path.parent}")
-        raise UserError(f"there is no checkpoint {path}: train one, as with `{advice}`")
+        advice = f"train one, as with `{command('train.py', f'--out_dir={path.parent}')}`"
+        if (path.parent / "config.json").is_file():
+            advice = f"{path.parent} is an export: name the run that it was made of"
+        raise UserError(f"there is no checkpoint {path}: {advice}")
     try:
         sealed, sha256 = check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -99,15 +99,26 @@ def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
             if not isinstance(value, dict) or type(value.get("step")) is not int:
                 raise ValueError("expected an object with a step")
             for name, entry in value.items():
-                if name != "val_documents" and not isinstance(entry, int | float | None):
+                if name == "val_documents":
+                    _check_documents(entry)
+                elif not isinstance(entry, int | float | None):
                     raise ValueError(f"{name}={entry!r} is no number")
             values.append(value)
         except (ValueError, RecursionError) as error:
             message = f"{path}, line {number} is damaged: {error}"
             if strict:
-                raise UserError(message) from error
+                raise UserError(f"{message}: delete the line") from error
             print(f"warning: {message}; going on without it", file=sys.stderr)
     return values
+
+
+def _check_documents(entry: Any) -> None:
+    """Raise ValueError unless these are a list of [nats, tokens], as validation.py writes it."""
+    pairs = entry if isinstance(entry, list) else [entry]
+    for pair in pairs:
+        types = [type(number) for number in pair] if isinstance(pair, list) else []
+        if types not in ([float, int], [int, int]):
+            raise ValueError(f"val_documents has {pair!r}, expected [nats, tokens]")
 
 
 @contextlib.contextmanager

@@ -180,8 +180,12 @@ def test_metrics_keep_every_line_but_those_to_be_repeated(tmp_path, capsys):
 def test_a_metrics_line_of_other_types_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "val_documents": [[1.0, 2]]}\n{"step": 2, "val_loss": "low"}\n')
-    with pytest.raises(UserError, match=r"line 2 is damaged: val_loss='low' is no number"):
+    with pytest.raises(UserError, match=r"line 2 is damaged: val_loss='low' is no number: delete"):
         read_json_lines(path)
+    for documents in ("5", "[[1.0, 2], 3]", '[["a", 2]]', "[[1.0]]"):
+        path.write_text(f'{{"step": 1, "val_documents": {documents}}}\n')
+        with pytest.raises(UserError, match=r"line 1 is damaged: val_documents has .*: delete"):
+            read_json_lines(path)
 
 
 def test_a_checkpoint_of_another_program_is_named_as_such(tmp_path):

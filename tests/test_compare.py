@@ -326,3 +326,6 @@ def test_a_damaged_study_is_refused_by_its_report_in_one_line(tmp_path):
         with pytest.raises(UserError, match=r"study\.json") as caught:
             compare.main([f"--report={tmp_path}"])
         assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "study.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"^margin=2"):
+        compare.main([f"--report={tmp_path}", "--margin=2"])

@@ -253,6 +253,8 @@ def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
     with pytest.raises(UserError, match=r"not written by export\.py"):
         train.main([f"--init_from={tmp_path}", f"--out_dir={tmp_path}/run"])
+    with pytest.raises(UserError, match=r"is an export: name the run that it was made of"):
+        export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}/hf"])
 
 
 @pytest.mark.parametrize("layout", ["bytes", "ngrams"])
