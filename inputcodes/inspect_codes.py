@@ -1,4 +1,4 @@
-"""What trained models make of their input: neighbours of tokens, and similarity to a trained table.
+"""What trained models make of their input: likeness to a trained table, neighbours, copying.
 
     python -m inputcodes.inspect_codes out/learned out/fixed out/spelling --tokens="for;class;("
 
@@ -9,6 +9,10 @@ table of the first model (normally one with a learned table), over all ids but s
 - CKA: linear centred kernel alignment (Kornblith et al. 2019), 1 for equal up to rotation and scale
 - R2: the share of the table's variance that a ridge regression on the vectors gives, on ids that
   the regression was not fitted on
+
+Then the nearest neighbours of some tokens, and whether a model copies: its loss on random tokens,
+and on the same ones when they come again. Only induction heads make that one lower, which find what
+followed a token before (Olsson et al. 2022).
 
 Shapes: N ids, C width of a model.
 """
@@ -21,12 +25,14 @@ from torch import Tensor
 
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.loss import token_nats
 from inputcodes.stats import markdown_table
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
 USAGE = "usage: python -m inputcodes.inspect_codes RUN [RUN ...] [--name=value ...]"
 EXAMPLES = (" in", "ing", "(s", "0")
+TEXTS = 32  # of random tokens, each half a context long
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,22 @@ def nearest(states: Tensor, row: int, count: int) -> list[int]:
     return [other for other in order if other != row][:count]
 
 
-def compare(config: InspectConfig) -> tuple[str, str]:
-    """Two tables: likeness to the first run's input by depth, and neighbours of the tokens."""
+@torch.no_grad()
+def copying(model: GPT, ids: Tensor) -> tuple[float, float]:
+    """Nats per token of random ones of `ids` (N,), and of the same ones when they come again.
+
+    The same texts for every model of a context. The first token of either time does not count.
+    """
+    half = model.config.block_size // 2
+    drawn = torch.randint(len(ids), (TEXTS, half), generator=torch.Generator().manual_seed(0))
+    tokens = ids[drawn].repeat(1, 2)
+    states = model.hidden(tokens[:, :-1]).flatten(0, 1)
+    nats = token_nats(states, model.head.weight, tokens[:, 1:].flatten()).view(TEXTS, -1)
+    return nats[:, : half - 1].mean().item(), nats[:, half:].mean().item()
+
+
+def compare(config: InspectConfig) -> tuple[str, str, str]:
+    """Tables: likeness to the first run's input by depth, neighbours of the tokens, copying."""
     models = [load_model(Path(run) / "best.pt") for run in config.runs]
     tokenizer = Tokenizer.from_json(models[0][1]["tokenizer"])
     for run, (_, record) in zip(config.runs, models, strict=True):
@@ -112,6 +132,7 @@ def compare(config: InspectConfig) -> tuple[str, str]:
     rows = {text: texts.index(text) for text in wanted if text in texts}
     alike: list[list[str]] = []
     neighbours: list[list[str]] = []
+    copied: list[list[str]] = []
     table = token_states(models[0][0], ids, tokenizer.end_of_text)[0]
     table = table - table.mean(0)
     for run, (model, _) in zip(config.runs, models, strict=True):
@@ -124,15 +145,19 @@ def compare(config: InspectConfig) -> tuple[str, str]:
                 near = [texts[ids[n]] for n in nearest(states, row, config.neighbours)]
                 shown = " ".join(repr(other.decode(errors="replace")) for other in near)
                 neighbours.append([repr(text.decode()), run, name, shown])
+        if model.config.block_size >= 4:  # two tokens, twice
+            first, again = copying(model, ids)
+            copied.append([run, f"{first:.3f}", f"{again:.3f}", f"{first - again:+.3f}"])
     neighbours.sort(key=lambda row: row[0])  # stable: runs and depths of a token stay in order
     return (
         markdown_table("run | depth | CKA | R2", alike),
         markdown_table("token | run | depth | nearest", neighbours),
+        markdown_table("run | random tokens: loss | again | copying gains", copied),
     )
 
 
 def main(argv: list[str]) -> None:
-    """Print both tables; see the module's docstring."""
+    """Print the tables; see the module's docstring."""
     print("\n\n".join(compare(configure(InspectConfig, argv, "runs"))))
 
 

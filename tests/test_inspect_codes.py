@@ -6,7 +6,7 @@ import torch
 
 from inputcodes import inspect_codes
 from inputcodes.configurator import UserError
-from inputcodes.inspect_codes import linear_cka, nearest, ridge_r2, token_states
+from inputcodes.inspect_codes import copying, linear_cka, nearest, ridge_r2, token_states
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 from tests.helpers import write_run
@@ -46,7 +46,34 @@ def test_the_nearest_have_the_largest_cosines():
     assert nearest(states, 0, 2) == [1, 3]
 
 
-def test_the_command_prints_both_tables(tmp_path, capsys):
+class Copier(torch.nn.Module):
+    """A model that is sure of the token that followed this one before, if it came before."""
+
+    def __init__(self, V: int, block_size: int) -> None:
+        super().__init__()
+        self.config = GPTConfig(vocab_size=V, block_size=block_size)
+        self.head = torch.nn.Linear(V, V, bias=False)
+        torch.nn.init.eye_(self.head.weight)
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*ids.shape, self.config.vocab_size)
+        for row, text in enumerate(ids.tolist()):
+            for i, token in enumerate(text):
+                for before in (j for j in range(i) if text[j] == token):
+                    logits[row, i, text[before + 1]] = 50
+        return logits
+
+
+def test_copying_is_seen_where_tokens_come_again():
+    first, again = copying(Copier(4096, 8), torch.arange(4096))
+    assert first == pytest.approx(np.log(4096), rel=1e-3)
+    assert again == pytest.approx(0, abs=0.05)
+    model = GPT(GPTConfig(vocab_size=256, block_size=16, n_layer=2, n_embd=32)).eval()
+    first, again = copying(model, torch.arange(20))
+    assert again == pytest.approx(first, abs=0.1)  # random weights copy nothing
+
+
+def test_the_command_prints_its_tables(tmp_path, capsys):
     for name in ("learned", "fixed"):
         write_run(tmp_path / name, Tokenizer(256), input_layer=name)
     inspect_codes.main([str(tmp_path / "learned"), str(tmp_path / "fixed"), "--tokens=a"])
@@ -55,6 +82,8 @@ def test_the_command_prints_both_tables(tmp_path, capsys):
     first = next(row for row in rows if row and row[0].endswith("learned"))
     assert first[1:] == ["input", "1.000", first[3]]
     assert sum(row[:1] == ["'a'"] for row in rows) == 6
+    assert [row[0][-5:] for row in rows[-2:]] == ["arned", "fixed"]
+    assert float(rows[-1][1]) - float(rows[-1][2]) == pytest.approx(float(rows[-1][3]), abs=2e-3)
     inspect_codes.main([str(tmp_path / "learned")])
     assert "'0'" in capsys.readouterr().out  # of the examples the only byte
     with pytest.raises(UserError, match="no runs"):
