@@ -32,7 +32,8 @@ train.main(sys.argv[1:])
 def outside(command: str, cwd: Path, log: Path) -> tuple[int, str]:
     """The exit code and output of a command that the program printed."""
     _, program, *argv = shlex.split(command)
-    (code,), output = Program(log, argv, program, cwd=cwd).finish()
+    script = (cwd / program).resolve()  # printed as seen from there
+    (code,), output = Program(log, argv, str(script), cwd=cwd).finish()
     return code, output
 
 
