@@ -11,8 +11,8 @@ table of the first model (normally one with a learned table), over all ids but s
   the regression was not fitted on
 
 Then the nearest neighbours of some tokens, and whether a model copies: its loss on random tokens,
-and on the same ones when they come again. Only induction heads make that one lower, which find what
-followed a token before (Olsson et al. 2022).
+and on the same ones when they come again. Induction heads, which find what followed a token before,
+make that one lower (Olsson et al. 2022).
 
 Shapes: N ids, C width of a model.
 """
