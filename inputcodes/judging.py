@@ -223,19 +223,25 @@ def judge(groups: list[list[Row]], margin: float) -> list[list[Gap]]:
     gaps = []
     for rows, table in zip(groups, tables, strict=True):
         each = zip(rows[1:], gap_points(rows), table, strict=True)
-        gaps.append([gap_of(rows[0], *facts, next(claims), margin) for facts in each])
+        gaps.append([gap_of(rows[0], *facts, next(claims), margin, len(flat)) for facts in each])
     return gaps
 
 
 def gap_of(
-    base: Row, row: Row, points: list[GapPoint], test: Contrast | None, verdict: str, margin: float
+    base: Row,
+    row: Row,
+    points: list[GapPoint],
+    test: Contrast | None,
+    verdict: str,
+    margin: float,
+    rows: int,
 ) -> Gap:
-    """The gap at the end of the runs, and its `points` on the way."""
+    """The gap at the end of the runs, one of `rows` of the study, and its `points` on the way."""
     judged, alone = (test.judged, test.paired) if test else (None, None)
     nats = judged.difference if judged else mean(present(_differences(row.losses, base.losses)))
     needed = ""
     if judged and verdict == "not resolved":
-        needed = stats.seeds_needed(judged, len(present(row.losses)), margin * base.loss)
+        needed = stats.seeds_needed(judged, len(present(row.losses)), margin * base.loss, rows)
     return Gap(
         variant=row.variant,
         baseline=base.variant,
@@ -324,11 +330,12 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
 def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
     """Power laws from a twentieth of the tokens on, without and with offset.
 
-    Nothing below six points, or where the gap has not fallen: then no power law describes it.
+    Nothing below six points, where the gap has not fallen (no power law describes it then) or
+    was within the margin from the start.
     """
     late = [point for point in points if point.tokens >= 0.05 * points[-1].tokens]
     seeds = [i for i, share in enumerate(points[-1].shares if points else []) if share is not None]
-    if len(late) < 6 or late[-1].share >= late[0].share:
+    if len(late) < 6 or late[0].share <= max(margin, late[-1].share):
         return []
     fits = []
     for with_offset in (False, True):

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import Settings, UserError, from_record
 from inputcodes.distributed import PARENT
 from inputcodes.files import read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
-from inputcodes.workers import cores
+from inputcodes.workers import cores, progress_bar
 from model import GPTConfig, count_parameters
 
 BySeed = list[float | None]  # None where a seed has no such run
@@ -32,7 +31,6 @@ FREE_FIELDS = {
 }
 CIRCUMSTANCES = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
 TAIL = 2**15  # bytes at the end of metrics.jsonl, in which its last line is
-PLAIN_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,6 @@ class Runner:
 
     def __init__(self, plans: Mapping[Path, tuple[str, int]], jobs: int, nproc: int) -> None:
         self.plans, self.waiting, self.jobs, self.nproc = plans, list(plans), jobs, nproc
-        self.total = sum(tokens for _, tokens in plans.values())
         self.tokens = {path: tokens_of(path) for path in plans}  # trained on so far
         self.active: dict[Path, subprocess.Popen[bytes]] = {}
         self.failed: list[str] = []
@@ -178,22 +175,14 @@ class Runner:
 
     def run(self) -> list[str]:
         """Do all runs; what there is to say of those that failed."""
-        terminal, shown_at = sys.stderr.isatty(), time.monotonic()
-        shape = {"total": self.total, "unit": "tokens", "unit_scale": True, "ncols": 80}
-        shape |= {"initial": sum(self.tokens.values()), "smoothing": 0.05}
-        with tqdm(**shape, disable=not (self.plans and terminal)) as bar:
+        total, done = sum(n for _, n in self.plans.values()), sum(self.tokens.values())
+        with progress_bar("", done, bool(self.plans), "tokens", total) as bar:
             try:
                 while self.waiting or self.active:
-                    ended = self.look_after()
+                    self.look_after()
                     left = f"{len(self.waiting) + len(self.active)} of {len(self.plans)} runs left"
-                    trained = sum(self.tokens.values())
                     bar.set_description_str(left, False)
-                    bar.update(trained - bar.n)
-                    if not terminal and (ended or time.monotonic() - shown_at > PLAIN_SECONDS):
-                        words = [*(f"{path.name} ended" for path in ended), left]
-                        words.append(f"{trained / self.total:.0%} of the tokens")
-                        print(", ".join(words), file=sys.stderr, flush=True)
-                        shown_at = time.monotonic()
+                    bar.update(sum(self.tokens.values()) - bar.n)
             finally:
                 for process in self.active.values():
                     process.terminate()  # it saves
@@ -201,8 +190,8 @@ class Runner:
                     process.wait()
         return self.failed
 
-    def look_after(self) -> list[Path]:
-        """Start a run where there is room, wait a little; the runs that have ended."""
+    def look_after(self) -> None:
+        """Start a run where there is room, wait a little, and see which runs have ended."""
         if self.waiting and len(self.active) < self.jobs:
             self.start(self.waiting.pop(0))
         time.sleep(0.2)
@@ -217,7 +206,6 @@ class Runner:
                 errors = [line for line in lines if line.startswith("error: ")] or lines[-3:]
                 self.failed.append(f"{path} failed, says {log}:")
                 self.failed += [line.removeprefix("error: ") for line in errors]
-        return ended
 
     def start(self, path: Path) -> None:
         write_text(path / "config.py", self.plans[path][0])

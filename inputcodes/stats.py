@@ -189,20 +189,22 @@ def noncentral_t_cdf(t: float, df: float, shift: float) -> float:
     return total * width
 
 
-def power(difference: float, se: float, df: float, margin: float) -> float:
-    """The chance that a study claims "not worse", or "better" or "worse", of one row.
+def power(difference: float, se: float, df: float, margin: float, rows: int) -> float:
+    """The chance that a study of `rows` rows claims "not worse", or "better" or "worse", of one.
 
-    Exact, were `difference` and `se` the true ones; the larger of the two chances.
+    Exact for the first p-value of Holm's rule, and so a lower bound for the later ones, were
+    `difference` and `se` the true ones; the larger of the two chances.
     """
+    level = ALPHA / rows
     if se <= 0:
         return 1.0
-    inside = noncentral_t_cdf(-t_quantile(1 - ALPHA, df), df, (difference - margin) / se)
-    critical = t_quantile(1 - ALPHA / 2, df)
+    inside = noncentral_t_cdf(-t_quantile(1 - level, df), df, (difference - margin) / se)
+    critical = t_quantile(1 - level / 2, df)
     return max(inside, 1 - noncentral_t_cdf(critical, df, abs(difference) / se))
 
 
-def seeds_needed(result: Comparison, seeds: int, margin: float, most: int = 1000) -> str:
-    """How many seeds would settle a row in 4 studies of 5, as a range; empty below five seeds.
+def seeds_needed(result: Comparison, seeds: int, margin: float, rows: int, most: int = 1000) -> str:
+    """How many seeds would settle one row of `rows` in 4 studies of 5; empty below five seeds.
 
     The range is that over the ends of the interval and the estimate: what a few seeds say of the
     number that is needed is no more certain than what they say of the difference.
@@ -215,7 +217,7 @@ def seeds_needed(result: Comparison, seeds: int, margin: float, most: int = 1000
         while high - low > 1:
             n = (low + high) // 2
             se, df = result.se * math.sqrt(seeds / n), result.df * (n - 1) / (seeds - 1)
-            low, high = (low, n) if power(difference, se, df, margin) >= POWER else (n, high)
+            low, high = (low, n) if power(difference, se, df, margin, rows) >= POWER else (n, high)
         return high
 
     numbers = [needed(difference) for difference in (result.low, result.difference, result.high)]
@@ -236,8 +238,8 @@ class PowerLaw:
         return self.scale * tokens**-self.exponent + self.offset
 
     def reaches(self, level: float) -> float:
-        """The tokens at which the gap is `level`; infinite if it never is."""
-        share = (level - self.offset) / self.scale if self.scale else 0.0
+        """The tokens at which the gap has fallen to `level`; infinite if it never does."""
+        share = (level - self.offset) / self.scale if self.scale > 0 else 0.0
         log = -math.log(share) / self.exponent if share > 0 else math.inf
         return math.exp(log) if log < 700 else math.inf  # about the largest that a float holds
 

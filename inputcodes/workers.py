@@ -99,10 +99,13 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-def progress_bar(what: str, done: int, shown: bool) -> Any:
-    """A bar in bytes; where there is no terminal, a plain line every 30 seconds."""
+def progress_bar(
+    what: str, done: int, shown: bool, unit: str = "B", total: int | None = None
+) -> Any:
+    """A bar in bytes or another unit; where there is no terminal, a plain line every 30 seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
-        desc=what, initial=done, unit="B", unit_scale=True, disable=not shown, ncols=80,
+        desc=what, initial=done, total=total, unit=unit, unit_scale=True, ncols=80,
         file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30,
+        disable=not shown,
     )  # fmt: skip

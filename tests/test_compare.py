@@ -79,7 +79,7 @@ def test_a_study_is_interrupted_goes_on_reports_and_does_not_run_again(
     printed, progress = capsys.readouterr()
     assert (study / "learned-s1" / "run.json").stat().st_mtime_ns == first
     assert "resuming at step" in (study / f"{name}1" / "log.txt").read_text()
-    assert "0 of 2 runs left, 100% of the tokens\n" in progress  # plain lines, as there is no
+    assert "0 of 2 runs left: 100%" in progress  # plain lines, as there is no
     assert "\r" not in progress  # terminal
     assert "| learned " in printed
     assert "affine code_seed=3 - learned" in printed

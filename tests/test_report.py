@@ -175,6 +175,8 @@ def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
     assert [law.exponent for law in plain.laws] == pytest.approx([0.5] * 3, rel=0.01)
     assert [law.offset for law in offset.laws] == pytest.approx([0.0] * 3, abs=1e-3)
     assert " 0.50 |   none | " in report.text_of(made)
+    within_from_the_start = report.make_report([group], [1, 2, 3], 0.5)
+    assert within_from_the_start.gaps[0][0].fits == []
     names = figures.draw_study(tmp_path / "report", made)
     assert names == ["loss", "differences", "price"]
     for name in names:

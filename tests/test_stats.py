@@ -354,8 +354,16 @@ def test_the_power_is_the_share_of_studies_that_succeed():
             test = stats.paired([rng.gauss(difference, sd) for _ in range(n)], [0.0] * n)
             below = stats.t_cdf((test.difference - margin) / test.se, test.df) < 0.05
             wins += below if difference < 2 else test.p < 0.05
-        exact = stats.power(difference, sd / math.sqrt(n), n - 1, margin)
+        exact = stats.power(difference, sd / math.sqrt(n), n - 1, margin, rows=1)
         assert exact == pytest.approx(wins / 1500, abs=0.04)
+
+
+def test_the_power_among_other_rows_is_no_more_than_that_of_whole_studies():
+    rng, studies, seeds, sd = random.Random(6), 300, 6, 0.5
+    said = [simulated([0.0] * 4, seeds, sd, rng) for _ in range(studies)]
+    settled = sum(one[0] != "not resolved" for one in said) / studies
+    safe, of_one = (stats.power(0, sd * math.sqrt(2 / seeds), 20, 1.0, rows) for rows in (4, 1))
+    assert safe - 0.05 < settled < of_one - 0.05
 
 
 def test_the_noncentral_t_is_its_definition():
@@ -378,11 +386,11 @@ def test_the_noncentral_t_is_its_definition():
 
 def test_seeds_are_asked_for_as_a_range_and_only_from_five_on():
     found = stats.Comparison(0.5, 0.5, 16, -0.56, 1.56, 1.0, 0.33)
-    assert stats.seeds_needed(found, 4, 1.0) == ""
-    low, high = stats.seeds_needed(found, 5, 1.0).split(" to ")
+    assert stats.seeds_needed(found, 4, 1.0, 1) == ""
+    low, high = stats.seeds_needed(found, 5, 1.0, 1).split(" to ")
     assert 2 < int(low) < int(high) < 1000
     on_the_margin = stats.Comparison(1.0, 0.01, 16, 0.9999, 1.0001, 0, 1)
-    assert stats.seeds_needed(on_the_margin, 5, 1.0, most=3) == "2 to 2"  # "worse"
+    assert stats.seeds_needed(on_the_margin, 5, 1.0, 1, most=3) == "2 to 2"  # "worse"
 
 
 def test_a_power_law_is_found_with_its_offset():
@@ -396,6 +404,7 @@ def test_a_power_law_is_found_with_its_offset():
     assert law.reaches(0.05) == pytest.approx((3 / 0.03) ** (1 / 0.6), rel=0.02)
     assert law.reaches(0.01) == math.inf
     assert stats.PowerLaw(1.0, 0.02, 0.0, 0.0).reaches(1e-7) == math.inf  # 1e350
+    assert stats.PowerLaw(-2500.0, 1.0, 0.03, 0.0).reaches(0.01) == math.inf  # it leaves the level
     plain = stats.power_law(tokens, gaps, with_offset=False)
     assert plain.error > 10 * law.error
 

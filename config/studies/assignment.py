@@ -5,8 +5,6 @@
 #
 # The second data set is prepared first:
 #   python prepare_data.py --dataset=stdlib-4096-text --vocab_size=4096 --ngram_order=text
-from config.default import *
-
 variants = [
     "fixed",
     *(f"random code_length=12 code_seed={seed}" for seed in (1, 2, 3, 4)),

@@ -11,8 +11,6 @@
 # The run whose table is compressed comes first. Its seed is none of the study's:
 #   python train.py --dataset=stdlib-4096 --n_layer=2 --input_layer=learned --table_std=0.1 \
 #     --max_steps=1600 --eval_tokens=131072 --seed=21 --out_dir=out/table
-from config.default import *
-
 variants = [
     "compressed",
     "compressed table_of=out/table",

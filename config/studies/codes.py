@@ -4,8 +4,6 @@
 # smaller study: --variants='learned table_std=0.1; fixed; codeword code_length=24;
 # codeword code_length=60; codeword code_length=128; spelling' --seeds=11,12,13 --max_steps=1600
 # --eval_interval=400 --compile
-from config.default import *
-
 variants = [
     "learned table_std=0.1",
     "learned",

@@ -1,7 +1,5 @@
 # What `python compare.py` runs: the paper's variants (its Table 1) on the default run's model.
 # 9 runs of 2.9 M tokens, 18 minutes on two cores.
-from config.default import *
-
 variants = ["learned", "fixed", "affine"]
 seeds = "1,2,3"
 

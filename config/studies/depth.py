@@ -2,8 +2,6 @@
 # `fixed` with three more blocks is compared with the table, too.
 # 12 runs of 2 M tokens, 15 minutes on two cores. Deeper: --n_layer=4 (8) with "fixed n_layer=7"
 # (11) as the last variant and a --study_dir of its own, 23 (40) minutes.
-from config.default import *
-
 across = "n_layer"
 variants = ["learned table_std=0.1", "fixed", "spelling", "fixed n_layer=5"]
 seeds = "11,12,13"

@@ -8,8 +8,6 @@
 # The list is the paper's author's (Hugging Face: AVBochkov/Embeddings, _n-gramms-2-3.txt; as a JSON
 # list or one n-gram a line). Prepare the data set first:
 #   python prepare_data.py --dataset=stdlib-paper --vocab_size=65536 --ngram_file=FILE
-from config.default import *
-
 _paper = ("learned table_std=0.1", "fixed", "affine", "codeword code_length=128", "spelling")
 _dense = ("learned table_std=0.1", "fixed", "spelling")
 variants = [f"{layer} dataset=stdlib-paper" for layer in _paper]

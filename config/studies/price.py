@@ -10,8 +10,6 @@
 #     --files='documents/driver-docs.parquet,documents/cpp-docs.parquet,documents/peps.parquet' \
 #     --probabilities=0.5,0.4,0.1 --max_tokens=17000000
 # The mixture ends with the PEPs, after 15,176,357 training tokens: just enough for a run.
-from config.default import *
-
 variants = ["learned table_std=0.1", "fixed", "spelling"]
 seeds = "11,12,13"
 
