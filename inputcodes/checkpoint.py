@@ -16,7 +16,6 @@ import platform
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -40,20 +39,9 @@ from inputcodes.files import (
 )
 from model import GPT, GPTConfig
 
-FORMAT = 2  # 1 had no SHA-256 at the end
+FORMAT = 2  # 1 had no SHA-256 at the end, and is not read
 SEAL = b"\nsha256 "  # begins the last line of a checkpoint
 SEAL_BYTES = len(SEAL) + 64 + 1
-# What every record holds, and of what type.
-RECORD_PARTS: dict[str, Any] = {
-    "step": int,
-    "tokens": int,
-    "best_val_loss": (int, float),
-    "elapsed_s": (int, float),
-    "config": dict,
-    "tokenizer": str,
-    "tokenizer_sha256": str,
-    "data_sha256": str,
-}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,9 +74,8 @@ def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors ({"model": ..., "optimizer": ...}) and the JSON record of a checkpoint.
 
-    Every byte is checked, and nothing but tensors is loaded. The record's configuration has the
-    present names of settings, its `checkpoint_sha256` is the file's. Raises UserError if there is
-    no checkpoint or it is damaged.
+    Every byte is checked, and nothing but tensors is loaded. The record's `checkpoint_sha256` is
+    the file's. Raises UserError if there is no checkpoint or it is damaged.
     """
     if not path.is_file():
         advice = f"train one, as with `{command('train.py', f'--out_dir={path.parent}')}`"
@@ -96,58 +83,31 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             advice = f"{path.parent} is an export: name the run that it was made of"
         raise UserError(f"there is no checkpoint {path}: {advice}")
     try:
-        sealed, sha256 = check_bytes(path)
+        sha256 = check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not (
-            isinstance(state, dict) and isinstance(state.get("model"), dict) and "record" in state
-        ):
-            raise UserError(f"{path} is not a checkpoint of this program")
         record: dict[str, Any] = json.loads(state.pop("record"))
-        if not sealed and record.get("format", 1) > 1:
-            raise ValueError("its SHA-256 is missing")
-        check_record(record)
-        record |= {"config": present_names(record["config"]), "checkpoint_sha256": sha256}
-    except UserError:
-        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it holds other objects than tensors") from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason}); {other_checkpoint(path)}") from error
-    for name in ("columns", "shift", "codes"):  # once stored, though they follow from the settings
-        state["model"].pop(f"input_layer.{name}", None)
-    return state, record
+    return state, record | {"checkpoint_sha256": sha256}
 
 
-def check_record(record: dict[str, Any]) -> None:
-    """Raise ValueError, naming them, if parts of a checkpoint's record are missing or of no use."""
-    parts = {name: isinstance(record.get(name), kind) for name, kind in RECORD_PARTS.items()}
-    settings = record["config"] if parts["config"] else {}
-    parts |= {f"config[{name!r}]": name in settings for name in ("input_layer", "dataset", "seed")}
-    if bad := [name for name, is_there in parts.items() if not is_there]:
-        raise ValueError(f"its record lacks {', '.join(bad)}")
-
-
-def check_bytes(path: Path) -> tuple[bool, str]:
-    """Whether the file ends with the SHA-256 of all before, and that of the whole file.
-
-    Raises ValueError if a checksum is wrong.
-    """
+def check_bytes(path: Path) -> str:
+    """The SHA-256 of the file; ValueError unless it ends with that of all before its last line."""
     total = hashlib.sha256()
     with open(path, "rb") as file:
         body = max(0, path.stat().st_size - SEAL_BYTES)
         for start in range(0, body, 2**20):
             total.update(file.read(min(2**20, body - start)))
         seal = file.read()
-    if sealed := seal.startswith(SEAL):
-        if seal != SEAL + total.hexdigest().encode() + b"\n":
-            raise ValueError("wrong SHA-256")
-    else:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"wrong checksum in {damaged}")
+    if not seal.startswith(SEAL):
+        raise ValueError("no SHA-256 at its end: cut short, or made by another program")
+    if seal != SEAL + total.hexdigest().encode() + b"\n":
+        raise ValueError("wrong SHA-256")
     total.update(seal)
-    return sealed, total.hexdigest()
+    return total.hexdigest()
 
 
 def other_checkpoint(path: Path) -> str:
@@ -160,17 +120,6 @@ def other_checkpoint(path: Path) -> str:
         return f"read {other} instead (--checkpoint=last), or go on training from it: `{go_on}`"
     again = command("train.py", f"--init_from={path.parent}", f"--out_dir={path.parent}-again")
     return f"start another run from its best weights, `{again}`, or read them (--checkpoint=best)"
-
-
-def present_names(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a record under the names that they have today."""
-    config = dict(config)
-    if config.pop("tf32", False):  # otherwise the default, which rounds nothing
-        config["matmul_precision"] = "high"
-    random_width = config.pop("random_width", 0)
-    if config["input_layer"] == "random":
-        config.setdefault("code_length", random_width)
-    return config
 
 
 @contextlib.contextmanager

@@ -163,6 +163,17 @@ def test_shards_and_bfloat16(tokenizers, tmp_path, monkeypatch):
         hf.read_export(folder)
 
 
+@pytest.mark.parametrize("name", sorted(hf.RECORD_PARTS))
+def test_a_record_that_lacks_a_part_is_one_line(name, tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    file = exported(tmp_path) / "config.json"
+    config = json.loads(file.read_text())
+    del config[hf.RECORD][name]
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config\.json is damaged: it lacks {name}$"):
+        hf.read_export(file.parent)
+
+
 def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
     """As from its checkpoint: the first evaluations agree, and the record says where from."""
     run, data = tmp_path / "run", f"--data_dir={text_data}"
