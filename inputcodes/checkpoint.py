@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from inputcodes.configurator import (
 )
 from inputcodes.files import (
     atomic_write,
+    file_sha256,
     read_json,
     read_json_lines,
     system_errors,
@@ -48,27 +49,16 @@ SEAL_BYTES = len(SEAL) + 64 + 1
 # Checkpoints
 
 
-class HashedFile:
-    """A file open for writing, and the SHA-256 of what was written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.sha256, self.flush = file, hashlib.sha256(), file.flush
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self._file.write(data)
-
-
 def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
     """Replace the checkpoint `path` at once; UserError, with the old one left, if that fails."""
+    text = json.dumps({"format": FORMAT, "code_sha256": code_sha256(), **record})
     with atomic_write(path) as file:
-        hashed = HashedFile(file)
         try:
-            text = json.dumps({"format": FORMAT, "code_sha256": code_sha256(), **record})
-            torch.save({**tensors, "record": text}, cast(IO[bytes], hashed))  # calls write, flush
+            torch.save({**tensors, "record": text}, file)
         except RuntimeError as error:  # torch's, which does not say why a write failed
             raise error.__context__ or error from None
-        file.write(SEAL + hashed.sha256.hexdigest().encode() + b"\n")
+        file.flush()
+        file.write(SEAL + file_sha256(Path(file.name)).encode() + b"\n")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
