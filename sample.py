@@ -23,7 +23,6 @@ from inputcodes.distributed import autocast, setup_device
 from inputcodes.documents import END_OF_TURN, encode_turns
 from inputcodes.files import system_errors
 from inputcodes.loss import token_nats
-from inputcodes.resume import chat_commands
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
@@ -166,9 +165,8 @@ def main(argv: list[str]) -> None:
             f" its model {model.config.vocab_size}"
         )
     if config.chat and not record.get("chat"):
-        advice = " && ".join(chat_commands(config.out_dir, record))
         raise UserError(
-            f"{config.out_dir} was not fine-tuned on conversations; this does it: `{advice}`"
+            f"{config.out_dir} was not fine-tuned on conversations: docs/finetuning.md says how"
         )
     if config.chat:
         chat(model, tokenizer, config)

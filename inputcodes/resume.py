@@ -24,11 +24,9 @@ from inputcodes.checkpoint import (
     read_checkpoint,
 )
 from inputcodes.configurator import (
-    ROOT,
     S,
     UserError,
     build,
-    command,
     from_record,
     given_values,
     names_where,
@@ -37,7 +35,6 @@ from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import read_json_lines
 from inputcodes.hf import read_export, weights_file
 from inputcodes.loss import LOGITS_BYTES
-from inputcodes.tokenizer import Tokenizer
 from model import GPTConfig, count_parameters
 
 # Settings of nanoGPT, and of this program before: what to use instead.
@@ -194,51 +191,15 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
     if start.resuming and data.sha256 != start.record["data_sha256"]:
         raise UserError(f"cannot resume {start.path}: {data.path} is another data set than it had")
     if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
-        settings = data.meta.get("settings", {})
-        prepare, dataset = _preparing_for(start.record, data.path.name, settings, data_dir)
+        there = start.record["config"]  # an export's does not say where its data were
+        folder = Path(there.get("data_dir", data_dir)) / there["dataset"]
         raise UserError(
             f"{data.path} has another tokenizer than {start.path}: prepare it under another name"
-            f" (`{prepare}`) and pass {dataset}"
+            f" with --tokenizer={folder / 'tokenizer.json'}, and pass that name as --dataset"
         )
     was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
     if start.resuming and choice != "resume" and was != str(Path(choice)):
         raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
-
-
-def chat_commands(out_dir: str, record: Mapping[str, Any]) -> list[str]:
-    """The commands that fine-tune the run in `out_dir` on the embedded conversations."""
-    words = [os.path.relpath(ROOT / "config/sft_default.py")]
-    words += [f"--init_from={out_dir}", f"--out_dir={out_dir}-chat"]
-    if record["tokenizer_sha256"] == Tokenizer(256).sha256:
-        return [command("train.py", *words)]
-    data_dir = Path(record["config"].get("data_dir", "data"))
-    prepare, dataset = _preparing_for(record, "docstrings", {"chat": True}, data_dir)
-    return [prepare, command("train.py", *words, dataset, *_data_dir_words(data_dir))]
-
-
-def _preparing_for(
-    record: Mapping[str, Any], name: str, settings: Mapping[str, Any], data_dir: Path
-) -> tuple[str, str]:
-    """The command that prepares data set `name` again with a run's tokenizer, and its --dataset.
-
-    `settings` are those that `name` was made with.
-    """
-    of_tokens = ("vocab_size", "tokenizer", "count_characters", "max_ngram", "shard_tokens")
-    words = [
-        f"--{name}={value}"
-        for name, value in settings.items()
-        if name not in of_tokens
-        and not name.startswith("ngram")
-        and str(value) not in ("", "0", "False")
-    ]
-    base = Path(record["config"]["dataset"]).name
-    words += [dataset := f"--dataset={name}-{base}"]
-    words += [f"--tokenizer={data_dir / base / 'tokenizer.json'}", *_data_dir_words(data_dir)]
-    return command("prepare_data.py", *words), dataset
-
-
-def _data_dir_words(data_dir: Path) -> list[str]:
-    return [f"--data_dir={data_dir}"] if data_dir != Path("data") else []
 
 
 def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:

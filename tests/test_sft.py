@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import shlex
 import shutil
 from pathlib import Path
 
@@ -14,22 +13,18 @@ import torch
 import sample
 import train
 from inputcodes.checkpoint import load_model, read_checkpoint
-from inputcodes.configurator import UserError, configure, given_values
+from inputcodes.configurator import UserError
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.documents import encode_turns
 from inputcodes.loss import IGNORED
-from inputcodes.resume import chat_commands
 from inputcodes.tokenizer import Tokenizer
-from prepare_data import PrepareConfig
 from tests.helpers import (
     SMALL,
     Program,
     assert_same_run,
     metrics_of,
-    record_of,
     write_data_set,
 )
-from train import TrainConfig
 
 BASE = {key: SMALL[key] for key in ("block_size", "n_layer", "n_head", "n_embd")}
 SFT = {key: value for key, value in SMALL.items() if key not in BASE}
@@ -207,11 +202,9 @@ def test_what_contradicts_the_checkpoint_is_named(words, base, data_dir, tmp_pat
     write_data_set(other / "sums", sums.train.shards, sums.val.shards, vocab_size=300, chat=True)
     with pytest.raises(UserError, match="has another tokenizer than") as caught:
         train.main(words(data_dir=other))
-    _, script, *argv = shlex.split(str(caught.value).split("`")[1])
-    advised = configure(PrepareConfig, argv)
-    assert (script, advised.chat) == ("prepare_data.py", True)
-    assert (advised.data_dir, advised.dataset) == (str(other), "sums-tiny")
-    assert advised.tokenizer == str(other / "tiny" / "tokenizer.json")
+    tokenizer = data_dir / "tiny" / "tokenizer.json"
+    assert f" with --tokenizer={tokenizer}, and" in str(caught.value)
+    assert tokenizer.is_file()
     assert not (tmp_path / "run").exists()
 
 
@@ -263,19 +256,5 @@ def test_a_chat_goes_on_until_the_input_ends(words, tmp_path, capsys, monkeypatc
 
 
 def test_a_chat_needs_a_run_of_conversations(base):
-    with pytest.raises(UserError, match=r"was not fine-tuned on conversations; .*sft_default"):
+    with pytest.raises(UserError, match=r"not fine-tuned on conversations: docs.finetuning\.md"):
         sample.main([f"--out_dir={base}", "--chat"])
-
-
-def test_a_run_of_ngrams_is_told_both_commands():
-    record = record_of({"dataset": "mine", "data_dir": "sets"}, Tokenizer(300, ["ab"]))
-    lines = [shlex.split(line) for line in chat_commands("out/mine", record)]
-    assert [script for _, script, *_ in lines] == ["prepare_data.py", "train.py"]
-    prepared, trained = (
-        configure(PrepareConfig, lines[0][2:]),
-        given_values(TrainConfig, lines[1][2:]),
-    )
-    assert prepared.chat
-    assert prepared.tokenizer == "sets/mine/tokenizer.json"
-    assert (prepared.data_dir, prepared.dataset) == (trained["data_dir"], trained["dataset"])
-    assert (trained["init_from"], trained["out_dir"]) == ("out/mine", "out/mine-chat")
