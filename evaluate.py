@@ -11,12 +11,13 @@ the tables are printed for all that were evaluated, also if a later run fails.
 """
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inputcodes.checkpoint import make_model, read_checkpoint
+from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
@@ -25,6 +26,7 @@ from inputcodes.stats import markdown_table
 from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer
 from inputcodes.validation import Bigram, Evaluation, validate
+from model import GPT
 
 USAGE = "usage: python evaluate.py [--name=value ...]"
 
@@ -70,14 +72,11 @@ class EvaluateConfig(Settings):
 class Target:
     """A checkpoint to evaluate, what it says of itself, and its validation data."""
 
-    path: Path
-    tensors: dict[str, Any]
+    run: str
+    model: GPT
     record: dict[str, Any]
+    tokenizer: Tokenizer
     data: DataSet | None
-
-    @property
-    def run(self) -> str:
-        return str(self.path.parent)
 
     @property
     def trained_on_data(self) -> bool:  # this very data set, by its hash
@@ -99,9 +98,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
     targets = []
     for out_dir in config.out_dirs:
         path = Path(out_dir) / f"{config.checkpoint}.pt"
-        if not path.is_file() and path.with_name("last.pt").is_file():
-            path = path.with_name("last.pt")  # a run without an evaluation yet; `notes` says so
-        tensors, record = read_checkpoint(path)
+        model, record, tokenizer = load_model(path)
         folder = Path(config.data_dir) / (config.dataset or record["config"]["dataset"])
         if config.validation and not folder.is_dir():
             raise UserError(
@@ -113,7 +110,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
         data = data_sets[folder] if config.validation else None
         if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
             raise UserError(f"{data.path} has another tokenizer than {path}")
-        targets.append(Target(path, tensors, record, data))
+        targets.append(Target(str(Path(out_dir)), model, record, tokenizer, data))
     return targets
 
 
@@ -122,7 +119,7 @@ def evaluate_run(
 ) -> Result:
     """All results of one checkpoint."""
     record = target.record
-    model = make_model(target.path, target.tensors, record, processes.device)
+    model = copy.deepcopy(target.model).to(processes.device)  # freed before the next one
     loss, bigram, data = None, None, target.data
     if data and target.trained_on_data:
         rows = data.rows("train", model.config.block_size)
@@ -132,10 +129,10 @@ def evaluate_run(
         batch_size = max(1, config.batch_size // processes.world)
         measured = model, data, config.eval_tokens, batch_size, processes, config.dtype
         loss = validate(*measured, bigram)
-    tokenizer, tasks = Tokenizer.from_json(record["tokenizer"]), {}
+    tasks = {}
     for name, rows_of in items.items():
         with autocast(config.dtype, processes.device):
-            scores = score(model, tokenizer, rows_of, config.batch_size, processes)
+            scores = score(model, target.tokenizer, rows_of, config.batch_size, processes)
         tasks[name] = summarize(TASKS[name], scores)
     return Result(target, loss, tasks)
 
@@ -143,8 +140,8 @@ def evaluate_run(
 def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
     """What evaluation.json says."""
     target = result.target
-    entry = {"run": target.run, "checkpoint": target.path.stem, "step": target.record["step"]}
-    entry |= {"checkpoint_sha256": target.record["checkpoint_sha256"]}
+    names = ("checkpoint", "step", "checkpoint_sha256")
+    entry = {"run": target.run} | {name: target.record[name] for name in names}
     if result.loss and target.data:
         entry |= {"dataset": target.data.path.name, "data_sha256": target.data.sha256}
         entry |= {"eval_tokens": config.eval_tokens, **result.loss.as_metrics()}
@@ -154,7 +151,7 @@ def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
 
 def write_evaluation(result: Result, config: EvaluateConfig) -> None:
     """Write evaluation.json; what else it has of the same checkpoint stays: tasks, or the loss."""
-    file, entry = result.target.path.parent / "evaluation.json", as_json(result, config)
+    file, entry = Path(result.target.run) / "evaluation.json", as_json(result, config)
     with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one
         there = read_json(file)
         if there.get("checkpoint_sha256") == entry["checkpoint_sha256"]:
@@ -202,13 +199,11 @@ def task_table(results: Sequence[Result]) -> str:
     return markdown_table(header, rows)
 
 
-def notes(results: Sequence[Result], config: EvaluateConfig) -> list[str]:
+def notes(results: Sequence[Result]) -> list[str]:
     """What a reader of the tables must know, one sentence each."""
     lines = []
     for result in results:
         target, loss = result.target, result.loss
-        if target.path.stem != config.checkpoint:
-            lines.append(f"{target.run} has no {config.checkpoint}.pt: this is {target.path.name}")
         name = target.record["config"]["dataset"]
         if target.data and target.data.path.name == name and not target.trained_on_data:
             lines.append(
@@ -239,7 +234,7 @@ def main(argv: list[str]) -> None:
         finally:
             if processes.first and results:
                 tables = [main_table(results), *([task_table(results)] if items else [])]
-                print("\n\n".join([*tables, *notes(results, config)]), flush=True)
+                print("\n\n".join([*tables, *notes(results)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ class ExportConfig(Settings):
 def export(config: ExportConfig) -> None:
     """Write the folder in the format asked for, with a model card."""
     out_dir, to = Path(config.out_dir), Path(config.to)
-    model, record = load_model(out_dir / f"{config.checkpoint}.pt")
+    model, record, tokenizer = load_model(out_dir / f"{config.checkpoint}.pt")
     record["config"] |= dataclasses.asdict(model.config)
-    tokenizer = Tokenizer.from_json(record.pop("tokenizer"))
+    del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
     card = model_card(config, model, record)
     with system_errors("write", to):
         to.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ V vocabulary size.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,15 +141,6 @@ class GPT(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self._init_weights(torch.Generator().manual_seed(seed))
-
-    @classmethod
-    def from_weights(cls, config: GPTConfig, weights: Mapping[str, Tensor]) -> Self:
-        """The model of a checkpoint, whose weights hold the texts if its codes need them."""
-        tables = [weight for name, weight in weights.items() if name.endswith(".spellings")]
-        rows = [bytes(row) for row in tables[0].tolist()] if tables else []
-        gpt = cls(config, texts=[row[1 : 1 + row[0]] for row in rows])
-        gpt.load_state_dict(weights)
-        return gpt
 
     def _init_weights(self, generator: torch.Generator) -> None:
         """N(0, 0.02), less where a block writes to the residual stream (GPT-2, section 2.3).

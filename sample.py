@@ -157,8 +157,7 @@ def main(argv: list[str]) -> None:
     """Write samples as `argv` says; see the module's docstring."""
     config = configure(SampleConfig, argv)
     device = setup_device(config.device, config.dtype)
-    model, record = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
-    tokenizer = Tokenizer.from_json(record["tokenizer"])
+    model, record, tokenizer = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
             f"the tokenizer of {config.out_dir} has {tokenizer.vocab_size} ids,"

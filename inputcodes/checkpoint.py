@@ -38,6 +38,7 @@ from inputcodes.files import (
     write_json,
     write_text,
 )
+from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2  # 1 had no SHA-256 at the end, and is not read
@@ -64,8 +65,9 @@ def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors ({"model": ..., "optimizer": ...}) and the JSON record of a checkpoint.
 
-    Every byte is checked, and nothing but tensors is loaded. The record's `checkpoint_sha256` is
-    the file's. Raises UserError if there is no checkpoint or it is damaged.
+    Every byte is checked, and nothing but tensors is loaded. In the record `checkpoint` is the
+    file's name, best or last, and `checkpoint_sha256` its hash. Raises UserError if there is no
+    checkpoint or it is damaged.
     """
     if not path.is_file():
         advice = f"train one, as with `{command('train.py', f'--out_dir={path.parent}')}`"
@@ -81,7 +83,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason}); {other_checkpoint(path)}") from error
-    return state, record | {"checkpoint_sha256": sha256}
+    return state, record | {"checkpoint": path.stem, "checkpoint_sha256": sha256}
 
 
 def check_bytes(path: Path) -> str:
@@ -122,8 +124,10 @@ def fitting_weights(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged: weights and settings differ ({reason})") from error
 
 
-def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dict[str, Any]]:
-    """The model of a checkpoint, ready to use, and the checkpoint's record.
+def load_model(
+    path: Path, device: torch.device | None = None
+) -> tuple[GPT, dict[str, Any], Tokenizer]:
+    """The model of a checkpoint, ready to use, the checkpoint's record and its tokenizer.
 
     A run that has no best.pt yet is loaded from its last.pt, which a note on stderr says.
     """
@@ -133,20 +137,12 @@ def load_model(path: Path, device: torch.device | None = None) -> tuple[GPT, dic
             print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
         path = last
     tensors, record = read_checkpoint(path)
-    return make_model(path, tensors, record, device), record
-
-
-def make_model(
-    path: Path,
-    tensors: dict[str, Any],
-    record: dict[str, Any],
-    device: torch.device | None = None,
-) -> GPT:
-    """The model of what was read from the checkpoint `path`, ready to use."""
+    tokenizer = Tokenizer.from_json(record["tokenizer"])
     with fitting_weights(path):
         config = from_record(GPTConfig, record["config"], path)
-        model = GPT.from_weights(config, tensors["model"])
-    return model.to(device or "cpu").eval()
+        model = GPT(config, texts=tokenizer.texts())
+        model.load_state_dict(tensors["model"], assign=True)  # mapped from the file, not copied
+    return model.to(device or "cpu").eval(), record, tokenizer
 
 
 # ---------------------------------------------------------------------------------------------

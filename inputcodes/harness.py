@@ -132,8 +132,7 @@ def main(argv: list[str]) -> None:
     if unknown or not names:
         raise UserError(f"tasks={config.tasks!r}: expected names that `lm_eval ls tasks` lists")
     device = setup_device(config.device, dtype=config.dtype)
-    model, record = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
-    tokenizer = Tokenizer.from_json(record["tokenizer"])
+    model, record, tokenizer = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
     kind = type("RunModel", (Adapter, api.TemplateLM), {})
     with autocast(config.dtype, device):
         results = lm_eval.simple_evaluate(

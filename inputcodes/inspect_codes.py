@@ -27,7 +27,6 @@ from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.loss import token_nats
 from inputcodes.stats import markdown_table
-from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
 USAGE = "usage: python -m inputcodes.inspect_codes RUN [RUN ...] [--name=value ...]"
@@ -118,8 +117,8 @@ def copying(model: GPT, ids: Tensor) -> tuple[float, float]:
 def compare(config: InspectConfig) -> tuple[str, str, str]:
     """Tables: likeness to the first run's input by depth, neighbours of the tokens, copying."""
     models = [load_model(Path(run) / "best.pt") for run in config.runs]
-    tokenizer = Tokenizer.from_json(models[0][1]["tokenizer"])
-    for run, (_, record) in zip(config.runs, models, strict=True):
+    tokenizer = models[0][2]
+    for run, (_, record, _) in zip(config.runs, models, strict=True):
         if record["tokenizer_sha256"] != models[0][1]["tokenizer_sha256"]:
             raise UserError(f"{run} has another tokenizer than {config.runs[0]}")
     texts = tokenizer.texts()
@@ -135,7 +134,7 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
     copied: list[list[str]] = []
     table = token_states(models[0][0], ids, tokenizer.end_of_text)[0]
     table = table - table.mean(0)
-    for run, (model, _) in zip(config.runs, models, strict=True):
+    for run, (model, _, _) in zip(config.runs, models, strict=True):
         for depth, states in enumerate(token_states(model, ids, tokenizer.end_of_text)):
             name = f"block {depth}" if depth else "input"
             cka, r2 = linear_cka(states, table), ridge_r2(states, table, config.ridge)

@@ -273,7 +273,7 @@ def starting_table(config: GPTConfig, data: DataSet) -> tuple[Tensor, str]:
     float32. They keep their ratios, and are scaled together to the standard deviation `table_std`.
     Raises UserError if there is no such run, or if its tokenizer or its width do not fit.
     """
-    model, record = load_model(Path(config.table_of) / "best.pt")
+    model, record, _ = load_model(Path(config.table_of) / "best.pt")
     width, there = config.n_embd // config.compression, model.config.n_embd
     if record["tokenizer_sha256"] != data.tokenizer.sha256:
         raise UserError(

@@ -67,8 +67,8 @@ def run(request, tmp_path_factory) -> Path:
 
 
 def load(run: Path) -> tuple[GPT, Tokenizer]:
-    model, record = harness.load_model(run / "best.pt")
-    return model, Tokenizer.from_json(record["tokenizer"])
+    model, _, tokenizer = harness.load_model(run / "best.pt")
+    return model, tokenizer
 
 
 def test_the_harness_agrees_with_evaluate(run, tmp_path, capsys):

@@ -11,7 +11,6 @@ import sample
 import train
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
-from inputcodes.tokenizer import Tokenizer
 from tests.helpers import SMALL
 
 
@@ -110,8 +109,8 @@ def test_a_prompt_that_can_be_read_once_starts_every_sample(out_dir):
 
 
 def test_a_chat_line_that_is_no_text_is_refused(out_dir, monkeypatch):
-    model, record = load_model(out_dir / "best.pt")
-    tokenizer, config = Tokenizer.from_json(record["tokenizer"]), sample.SampleConfig()
+    model, _, tokenizer = load_model(out_dir / "best.pt")
+    config = sample.SampleConfig()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xe9llo\n"), "utf-8"))
     with pytest.raises(
         UserError, match=r"is not utf-8 text \(invalid continuation byte\): convert it"
@@ -124,7 +123,7 @@ def test_the_loss_of_what_was_written_is_said_if_asked(out_dir, count):
     argv = "--temperature=0", f"--max_new_tokens={count}", "--prompt=co"
     text = write(out_dir, *argv)
     with_loss = write(out_dir, *argv, "--loss")
-    model, _ = load_model(out_dir / "best.pt")
+    model = load_model(out_dir / "best.pt")[0]
     ids = torch.tensor(list(text.removesuffix("\n").encode())[-17:])  # the block, and a target
     log_p = model(ids[None, :-1])[0].log_softmax(-1)
     nats = -log_p[torch.arange(len(ids) - 1), ids[1:]][-count:].mean().item()

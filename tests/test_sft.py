@@ -226,8 +226,7 @@ def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path):
 def test_a_chat_goes_on_until_the_input_ends(words, tmp_path, capsys, monkeypatch):
     """Replies against greedy decoding by hand, the second with the first turn in view."""
     train.main(words(max_steps=60, learning_rate=1e-2))
-    gpt, record = load_model(tmp_path / "run" / "last.pt")
-    tokenizer = Tokenizer.from_json(record["tokenizer"])
+    gpt, _, tokenizer = load_model(tmp_path / "run" / "last.pt")
     special, context, expected = tokenizer.special, [], []
     for line in ("ab", "b"):
         context += [special["<|user|>"], *line.encode(), special["<|endofturn|>"]]

@@ -51,7 +51,7 @@ def test_a_run_starts_from_it_and_then_needs_no_other(trained, words, text_data,
     table = weights_of(tmp_path / "run")["input_layer.weight"]
     assert torch.equal(table, start) == (not trained)
     train.main([*words(**changes | {"max_steps": 7}), "--init_from=resume"])
-    model, record = load_model(tmp_path / "run" / "last.pt")
+    model, record, _ = load_model(tmp_path / "run" / "last.pt")
     assert (record["step"], record["table_sha256"]) == (7, sha256)
     assert torch.equal(model.input_layer.weight, start) == (not trained)
     assert count_parameters(model.config)[1] == 256 * 4 * trained
