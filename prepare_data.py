@@ -200,6 +200,7 @@ def prepare(config: PrepareConfig) -> Path:
     sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
     wanted = {"settings": _identity(config), "sources": [*describe(entries), *sources]}
     if config.overwrite or not shards.is_finished(folder, wanted):
+        shards.check_folder(folder)
         with locked(folder, wait=True):
             shards.take_over(folder)  # an earlier process may have died just before
             if config.overwrite or not shards.is_finished(folder, wanted):  # made meanwhile?

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from inputcodes.configurator import UserError
 
-PARTIAL = ".partial"  # the suffix of a file that is being written
+# The suffix of a file that is being written: no other program's, as such files are removed.
+PARTIAL = ".inputcodes.partial"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
+import re
 import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,8 @@ from inputcodes.tokenizer import TokenIds
 
 FORMAT = 1
 NEW = "new"  # the folder within a data set's in which the one that replaces it is made
-OWN_FILES = ("meta.json", "progress.json", "tokenizer.json", "verified.json", "counts.npz")
+RECORDS = ("meta.json", "progress.json")
+OWN_FILES = (*RECORDS, "tokenizer.json", "verified.json", "counts.npz")  # besides the shards
 
 
 class ShardWriter:
@@ -143,13 +144,7 @@ class ShardWriter:
 
     def cut_back(self) -> None:
         """Give every shard the size that `progress` records and remove later ones."""
-        sizes: dict[str, int] = {}
-        for split in SPLITS:
-            counts = self.progress["splits"][split]
-            closed = {file["name"]: file["tokens"] for file in counts["files"]}
-            if left := counts["tokens"] - sum(closed.values()):
-                closed[self._path(split).name] = left
-            sizes |= {name: self._dtype.itemsize * tokens for name, tokens in closed.items()}
+        sizes = _sizes(self.progress)
         for name, size in sizes.items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size < size:
@@ -162,8 +157,7 @@ class ShardWriter:
         _remove(path for path in _shards_in(self.folder) if path.name not in sizes)
 
     def _path(self, split: str) -> Path:
-        number = len(self.progress["splits"][split]["files"])
-        return self.folder / f"{split}_{number:06d}.bin"
+        return self.folder / _shard_name(split, len(self.progress["splits"][split]["files"]))
 
     def _close(self, split: str) -> None:
         path = self._path(split)
@@ -173,6 +167,22 @@ class ShardWriter:
         self.progress["splits"][split]["files"].append(entry)
 
 
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}_{number:06d}.bin"
+
+
+def _sizes(record: Mapping[str, Any]) -> dict[str, int]:
+    """The bytes in every shard, by its name, that meta.json or progress.json records."""
+    itemsize, sizes = np.dtype(record.get("dtype", "uint16")).itemsize, dict[str, int]()
+    for split in SPLITS:
+        counts = record["splits"][split]
+        tokens = [file["tokens"] for file in counts["files"]]
+        if left := counts["tokens"] - sum(tokens):
+            tokens.append(left)
+        sizes |= {_shard_name(split, n): itemsize * number for n, number in enumerate(tokens)}
+    return sizes
+
+
 def _record_sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -180,7 +190,7 @@ def _record_sha256(record: dict[str, Any]) -> str:
 def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
     """A writer for a data set of the `settings` and `sources` in `wanted`, new or unfinished.
 
-    Raises UserError if the folder holds anything else: it is never overwritten.
+    Raises UserError if the folder holds an unfinished one of others: it is never overwritten.
     """
     path = folder / "progress.json"
     if path.is_file():
@@ -194,8 +204,8 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
         if not changes:
             writer.cut_back()
             return writer
-        discard(folder)  # nothing is written yet
-    check_foreign(folder, ())
+    for place in (folder, folder / NEW):  # has no tokens yet; is of an --overwrite that never ended
+        discard(place)
     empty = {split: {"tokens": 0, "documents": 0, "bytes": 0, "files": []} for split in SPLITS}
     progress = {"tokenizer_sha256": "", "stream": None, "splits": empty, "skipped": {}}
     writer = ShardWriter(folder, shard_tokens, wanted | progress)
@@ -215,10 +225,7 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
 
 def open_new(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
     """A writer for the data set that is to replace the one in `folder`, new or unfinished."""
-    check_foreign(folder, own_files(folder))
     new = folder / NEW
-    with system_errors("write in", new):
-        new.mkdir(exist_ok=True)
     try:
         return open_folder(new, shard_tokens, wanted)
     except UserError:  # of other settings, or damaged
@@ -234,17 +241,19 @@ def take_over(folder: Path) -> None:
     new = folder / NEW
     if not (new / "meta.json").is_file():
         return
-    if any((folder / name).is_file() for name in ("meta.json", "progress.json")):  # the old one's
-        _remove(reversed(own_files(folder)))
+    if any((folder / name).is_file() for name in RECORDS):  # the old one's
+        discard(folder)
     with system_errors("write in", folder):
         for path in reversed(own_files(new)):
             os.replace(path, folder / path.name)
-        shutil.rmtree(new)
+    discard(new)
 
 
 def discard(folder: Path) -> None:
-    """Remove a data set, finished or not; `meta.json` first, so that no half of one is left."""
-    _remove(own_files(folder))
+    """Remove a data set, finished or not, its records last, and the folder if nothing is left."""
+    _remove([*folder.glob(f"*{PARTIAL}"), *reversed(own_files(folder))])
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def own_paths(folder: Path) -> set[str]:
@@ -254,16 +263,26 @@ def own_paths(folder: Path) -> set[str]:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The files of a data set, finished or not; `meta.json` and `progress.json` first."""
+    """The files of a data set, finished or not; RECORDS first."""
     named = [path for name in OWN_FILES if (path := folder / name).is_file()]
     return [*named, *_shards_in(folder)]
 
 
-def check_foreign(folder: Path, own: Sequence[Path]) -> None:
-    """Raise UserError if `folder` holds anything besides the files `own`."""
-    names = {"lock", NEW, *(path.name for path in own)}
-    if any(p.name not in names and not p.name.endswith(PARTIAL) for p in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no data set: choose another --dataset=NAME")
+def check_folder(folder: Path) -> None:
+    """Raise UserError, before anything is changed, if `folder` holds what is no data set's.
+
+    Files of its names are none without a record. Hidden files (.DS_Store) are left where they are.
+    """
+    places = folder / NEW, folder  # in this order, as another process may move files up
+    recorded = any((place / name).is_file() for place in places for name in RECORDS)
+    own = {path for place in places for path in own_files(place) if recorded}
+    for path in (path for place in places for path in place.glob("*")):
+        known = path in own or path.name in ("lock", NEW) or path.name.endswith(PARTIAL)
+        if not known and not path.name.startswith("."):
+            raise UserError(
+                f"{folder} holds {path.relative_to(folder)}, which is no part of a data set: "
+                "choose another --dataset=NAME, or move it away"
+            )
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -273,7 +292,8 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def _shards_in(folder: Path) -> list[Path]:
-    return [path for split in SPLITS for path in folder.glob(f"{split}_*.bin")]
+    pattern = rf"({'|'.join(SPLITS)})_\d{{6,}}\.bin"
+    return [path for path in folder.glob("*.bin") if re.fullmatch(pattern, path.name)]
 
 
 def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -392,8 +392,10 @@ def test_an_unfinished_or_finished_set_is_not_overwritten(
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "finish", dies)
-        with pytest.raises(Interrupted):
-            prepare(wanted)
+        for overwrite in (True, False):
+            with pytest.raises(Interrupted):
+                prepare(dataclasses.replace(wanted, overwrite=overwrite))
+    assert not (tmp_path / "data" / "set" / shards.NEW).exists()
     other = prepare_config(tmp_path, files=files, val_fraction=0.2)
     with pytest.raises(UserError, match=r"unfinished data set.*val_fraction 0.1 there, 0.2 now"):
         prepare(other)
@@ -408,11 +410,30 @@ def test_an_unfinished_or_finished_set_is_not_overwritten(
     with pytest.raises(UserError, match="input files have changed"):
         prepare(wanted)
     assert contents(folder) == before
-    (tmp_path / "data" / "mine").mkdir()
-    (tmp_path / "data" / "mine" / "train_000000.bin").write_bytes(b"precious")
-    with pytest.raises(UserError, match="is not empty"):
-        prepare(prepare_config(tmp_path, files=files, dataset="mine"))
-    assert contents(tmp_path / "data" / "mine") == {"train_000000.bin": b"precious"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train_000000.bin"],
+        ["dump.partial", "input.txt"],
+        ["meta.json", "train_1.bin"],
+        ["meta.json", "new/meta.json", "new/notes.txt"],
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_left_as_it_is(
+    tmp_path: Path, names: list[str], overwrite: bool
+) -> None:
+    files = write_parquet(tmp_path / "a.parquet", texts_of(9, seed=7))
+    mine = tmp_path / "data" / "mine"
+    for name in names:
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text("{}")
+    with pytest.raises(UserError):
+        prepare(prepare_config(tmp_path, files=files, dataset="mine", overwrite=overwrite))
+    left = [str(path.relative_to(mine)) for path in mine.rglob("*") if path.is_file()]
+    assert sorted(left) == names
 
 
 def test_a_damaged_unfinished_set_is_refused(

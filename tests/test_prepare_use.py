@@ -210,7 +210,7 @@ def test_overwrite_makes_a_set_anew(tmp_path: Path) -> None:
     assert not (folder / "train_000001.bin").exists()
     assert len(texts_in(folder, "val")) > 6
     (folder / "train_notes.txt").write_text("precious")
-    with pytest.raises(UserError, match="is not empty and no data set"):
+    with pytest.raises(UserError, match=r"holds train_notes\.txt, which is no part"):
         prepare(prepare_config(tmp_path, files=files, overwrite=True))
     assert (folder / "train_notes.txt").read_text() == "precious"
 
@@ -417,6 +417,7 @@ def other_settings(folder: Path) -> list[str]:
 def changed_file(folder: Path) -> list[str]:
     words = other_settings(folder)
     os.utime(words[0], (1, 1))
+    (folder / "stories" / ".DS_Store").touch()  # as the Finder does in a folder that it shows
     return [words[0], "--val_fraction=0.1"]
 
 
