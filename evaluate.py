@@ -164,14 +164,14 @@ def main_table(results: Sequence[Result]) -> str:
     """The results side by side, one run per row (as in Bochkov's Table 5; accuracies in %)."""
     columns = ["run", "step"]
     if results[0].loss:
-        columns += ["val data", "val loss", "bigram", "val PPL", "bits per byte"]
+        columns += ["val data", "val loss", "new", "again", "bigram", "val PPL", "bits per byte"]
     rows = []
     for result in results:
         target, loss = result.target, result.loss
         row = [target.run, f"{target.record['step']:,}"]
         if loss and target.data:
-            bigram = "" if loss.bigram is None else f"{loss.bigram:.4f}"
-            row += [target.data.path.name, f"{loss.loss:.4f}", bigram]
+            nats = (loss.loss, loss.new, loss.again, loss.bigram)
+            row += [target.data.path.name, *("" if n is None else f"{n:.4f}" for n in nats)]
             row += [f"{loss.perplexity:.3f}", f"{loss.bits_per_byte:.4f}"]
         for task in result.tasks.values():
             accuracy = task.measures.get("acc")

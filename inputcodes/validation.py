@@ -6,6 +6,9 @@ that was rarely or never seen falls back on the frequency of its second token, a
 
 Windows hold block_size targets each, and the first target of a window is predicted from one token
 alone: losses are those of a model that reads block_size tokens at a time, without overlap.
+
+The loss is divided, too: over targets that have followed the same token earlier in their window,
+which a model can copy (Olsson et al. 2022), and over all others.
 """
 
 import math
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inputcodes.configurator import UserError
 from inputcodes.data import Batch, DataSet, TrainingData, validation_batches
@@ -40,6 +44,8 @@ class Evaluation:
     chance: float = math.nan
     bigram: float | None = None  # None if there is no training data to count
     documents: tuple[tuple[float, int], ...] = ()
+    new: float | None = None  # the loss on targets that are new behind their token, in the window
+    again: float | None = None  # and on those that are not; None if there are no such targets
 
     @property
     def perplexity(self) -> float:
@@ -53,8 +59,8 @@ class Evaluation:
             "val_bits_per_byte": self.bits_per_byte,
             "val_chance": self.chance,
         }
-        if self.bigram is not None:
-            metrics["val_bigram"] = self.bigram
+        more = {"val_bigram": self.bigram, "val_new": self.new, "val_again": self.again}
+        metrics |= {name: value for name, value in more.items() if value is not None}
         return metrics | {"val_documents": [[round(n, 3), count] for n, count in self.documents]}
 
     def __str__(self) -> str:
@@ -147,7 +153,7 @@ def validate(
     bytes_of = data.tokenizer.token_bytes()  # (V,)
     documents = rows.document_count
     entries = min(documents, MOST_DOCUMENTS)
-    sums = np.zeros((2, entries))  # nats and tokens
+    sums = np.zeros((2, entries + 2))  # nats and tokens: by document, of new targets, of others
     text_bytes, counted_nats = 0, 0.0
     for batch in validation_batches(rows, max_tokens, batch_size, processes):
         if stop and stop.asked():
@@ -159,16 +165,19 @@ def validate(
         kept = (batch.y >= 0).cpu().numpy().ravel()
         x, y = (ids.cpu().numpy().ravel()[kept] for ids in (batch.x, batch.y))
         whose = batch.documents.cpu().numpy().ravel()[kept] * entries // documents
+        again = entries + came_before(batch.x, batch.y).ravel()[kept]
         for total, weights in zip(sums, (nats[kept], None), strict=True):
-            total += np.bincount(whose, weights, minlength=entries)
+            total += np.bincount(whose, weights, minlength=entries + 2)
+            total += np.bincount(again, weights, minlength=entries + 2)
         text_bytes += int(bytes_of[y].sum())
         counted_nats += bigram.nats(x, y) if bigram else 0.0
     if stop:
         stop.check()
         stop.check()  # hears the answer to the first
     parts = torch.from_numpy(np.concatenate((sums.ravel(), [text_bytes, counted_nats])))
-    *by_document, total_bytes, counted_nats = processes.sum(parts).tolist()
-    nats_of, tokens_of = by_document[:entries], by_document[entries:]
+    *both, total_bytes, counted_nats = processes.sum(parts).tolist()
+    *nats_of, nats_new, nats_again = both[: entries + 2]
+    *tokens_of, tokens_new, tokens_again = both[entries + 2 :]
     total_nats, total_tokens = sum(nats_of), sum(tokens_of)
     if not math.isfinite(total_nats):
         raise UserError(
@@ -181,7 +190,18 @@ def validate(
         chance=math.log(model.config.vocab_size),
         bigram=counted_nats / total_tokens if bigram else None,
         documents=tuple((n, int(t)) for n, t in zip(nats_of, tokens_of, strict=True) if t),
+        new=nats_new / tokens_new if tokens_new else None,
+        again=nats_again / tokens_again if tokens_again else None,
     )
+
+
+def came_before(x: Tensor, y: Tensor) -> NDArray[np.bool_]:
+    """Whether the pair of x (B, T) and its target y (B, T) stands in its row already, (B, T)."""
+    rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+    triples = torch.stack((rows.expand_as(x), x, y), dim=-1).flatten(0, 1).cpu().numpy()
+    before = np.ones(x.shape, dtype=bool)
+    before.flat[np.unique(triples, axis=0, return_index=True)[1]] = False  # the first of each
+    return before
 
 
 def target_nats(model: GPT, batch: Batch) -> NDArray[np.float64]:

@@ -228,19 +228,19 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
     head, _, first, second = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[:4]
     ]
-    assert head[2:] == ["val data", "val loss", "bigram", "val PPL", "bits per byte", "ARC-C",
-                        "HellaSwag", "BoolQ", "SQuAD PPL"]  # fmt: skip
+    assert head[2:] == ["val data", "val loss", "new", "again", "bigram", "val PPL",
+                        "bits per byte", "ARC-C", "HellaSwag", "BoolQ", "SQuAD PPL"]  # fmt: skip
     assert len({len(line) for line in shown.splitlines()[:4]}) == 1  # aligned
     assert first == second
     record = load_model(out_dir / "best.pt")[1]
     assert first[:4] == [str(out_dir), "30", "tiny", f"{record['best_val_loss']:.4f}"]
     last = json.loads((out_dir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert first[4] == f"{last['val_bigram']:.4f}"
+    assert first[4:7] == [f"{last[f'val_{name}']:.4f}" for name in ("new", "again", "bigram")]
     assert result["val_documents"] == last["val_documents"]
     assert f"{out_dir} is worse than a bigram of counts" in shown
     scores = result["tasks"]
-    assert first[7:10] == [f"{100 * scores[name]['acc']:.2f}" for name in CHOICES]
-    assert first[10] == f"{scores['squad']['perplexity']:.2f}"
+    assert first[9:12] == [f"{100 * scores[name]['acc']:.2f}" for name in CHOICES]
+    assert first[12] == f"{scores['squad']['perplexity']:.2f}"
     assert all(score["items"] == score["limit"] == 10 for score in scores.values())
     assert f"± {100 * scores['boolq']['acc_stderr']:.2f}" in shown
     evaluate.main([*argv, "--validation=False", "--tasks=boolq"])

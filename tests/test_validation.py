@@ -1,6 +1,7 @@
 """Losses by document against one sequence at a time, the bigram against dictionaries."""
 
 import collections
+import itertools
 import math
 
 import numpy as np
@@ -101,15 +102,21 @@ def test_the_loss_by_document_is_that_of_its_targets(data, gpt):
     text = np.concatenate(data.val.shards).astype(int)
     document = np.concatenate(([0], np.cumsum(text == END)[:-1]))  # of each token
     nats, tokens = np.zeros(5), np.zeros(5, dtype=int)
+    new, again = [], []
     for start in range(0, len(text) - T, T):
         window = torch.tensor(text[start : start + T + 1])
         losses = F.cross_entropy(gpt(window[None, :-1])[0], window[1:], reduction="none")
         np.add.at(nats, document[start + 1 : start + T + 1], losses.double().numpy())
         np.add.at(tokens, document[start + 1 : start + T + 1], 1)
+        pairs = list(itertools.pairwise(window.tolist()))
+        for i, loss in enumerate(losses.tolist()):
+            (again if pairs[i] in pairs[:i] else new).append(loss)
     result = validate(gpt, data, 0, 3, CPU)
     assert [count for _, count in result.documents] == tokens.tolist()
     assert [n for n, _ in result.documents] == pytest.approx(nats.tolist(), rel=1e-5)
     assert result.loss == pytest.approx(nats.sum() / tokens.sum(), rel=1e-5)
+    assert result.new == pytest.approx(np.mean(new), rel=1e-5)
+    assert result.again == pytest.approx(np.mean(again), rel=1e-5)
     seen_bytes = sum(token != END for token in text[1 : tokens.sum() + 1])
     assert result.bits_per_byte == pytest.approx(nats.sum() / math.log(2) / seen_bytes, rel=1e-5)
     metrics = result.as_metrics()
