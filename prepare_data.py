@@ -66,9 +66,7 @@ class PrepareConfig(Settings):
     files: tuple[str, ...] = setting((), FILES_HELP)
     hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
     val_source: str = setting("", "text to hold out: paths; of hub data sets, names of splits")
-    separator: str = setting(
-        "", "what stands between documents in text files: '<|endoftext|>', '\\n\\n'"
-    )
+    separator: str = setting("", "between documents of a text file: '<|endoftext|>' or '\\n\\n'")
     probabilities: str = setting("", "chance of each entry to give the next one, comma-separated")
     seed: int = setting(0, "seed of the draws that mix the entries")
     text_column: str = setting("text", "column or key that holds the document")
@@ -208,8 +206,7 @@ def prepare(config: PrepareConfig) -> Path:
                 open_writer = shards.open_new if config.overwrite else shards.open_folder
                 writer = open_writer(folder, config.shard_tokens, wanted)
                 column = None if config.chat else config.text_column
-                separator = config.separator.replace("\\n", "\n")  # as typed in a shell
-                how = separator, config.val_fraction, config.chances, config.seed
+                how = config.separator, config.val_fraction, config.chances, config.seed
                 meta = _Preparation(config, Corpus(entries, column, *how), writer).run()
                 shards.take_over(folder)
                 elapsed_s = time.monotonic() - started
@@ -361,8 +358,12 @@ class _Preparation:
                     return
                 if self.writer.is_due(config.save_every_s):
                     writer.save(chunk.state)
+        documents = sum(counts["documents"] for counts in splits.values())
+        documents += sum(writer.progress["skipped"].values())
         if stream.used_up:
             config.say(stream.used_up)
+        elif config.separator and documents <= self.corpus.text_files:
+            config.say(f"note: --separator={config.separator!r} divides no file: one document each")
 
     def check_splits(self) -> None:
         """Refuse a data set without training documents, or without the validation asked for."""

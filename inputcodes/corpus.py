@@ -85,11 +85,15 @@ class Corpus:
     seed: int = 0
 
     @property
+    def text_files(self) -> int:
+        """How many text files are read; 0 if there are other sources besides."""
+        paths = [path for e in self.entries for path in (("",) if e.paths is None else e.paths)]
+        return len(paths) if all(suffix_of(path) in TEXT_SUFFIXES for path in paths) else 0
+
+    @property
     def is_one_text(self) -> bool:
         """Whether a single text is read, which is split within itself."""
-        paths = [path for e in self.entries for path in (("",) if e.paths is None else e.paths)]
-        plain = self.column is not None and not self.separator
-        return plain and len(paths) == 1 and suffix_of(paths[0]) in TEXT_SUFFIXES
+        return self.column is not None and not self.separator and self.text_files == 1
 
     @property
     def is_split_by_hash(self) -> bool:

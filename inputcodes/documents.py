@@ -30,6 +30,7 @@ SKIPS = ("empty", "binary", "not_utf8", "surrogate", "not_text",
 SPLITS = ("train", "val")
 CHUNK_CHARACTERS = 1 << 20  # what a worker gets at a time
 CHUNK_DOCUMENTS = 4096
+HASHED = 1 << 20  # bytes of a document that decide its side: of a long one the first part is known
 ROLES = ("system", "user", "assistant")
 # What other formats call them. Results of tools are words that the assistant is given.
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "developer": "system", "tool": "user",
@@ -142,7 +143,7 @@ def _turn(message: Any) -> Turn:
 
 def split_hash(utf8: bytes) -> int:
     """A keyed hash, evenly spread over [0, 2^64): the same text is always on the same side."""
-    digest = hashlib.blake2b(utf8, digest_size=8, key=b"input-codes split").digest()
+    digest = hashlib.blake2b(utf8[:HASHED], digest_size=8, key=b"input-codes split").digest()
     return int.from_bytes(digest, "little")
 
 

@@ -11,13 +11,14 @@ import glob
 import io
 import json
 import os
+import re
 import shlex
 import textwrap
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import CHAT_COLUMNS, Item, split_hash
+from inputcodes.documents import CHAT_COLUMNS, HASHED, Item, split_hash
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -30,7 +31,7 @@ OTHER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-PART = 1 << 20  # characters of a text that are read at a time, up to the end of a line
+PART = HASHED  # characters of a text that are read at a time, up to the end of a line
 
 
 class NotText(UserError):
@@ -326,20 +327,28 @@ def _halves(path: str, left: int) -> Iterator[tuple[str, str, bool]]:
 
 
 def _documents(path: str, separator: str) -> Iterator[tuple[str, str, bool]]:
-    """The documents between separators, in parts: each with whether its document ends there."""
+    """The documents between separators, in parts: each with whether its document ends there.
+
+    A separator is as typed in a shell, and its line breaks may be CRLF in the file.
+    """
+    for typed, meant in ((r"\n", "\n"), (r"\r", "\r"), (r"\t", "\t")):
+        separator = separator.replace(typed, meant)
+    escaped = re.escape(separator).replace("\\\n", "\r?\n")
+    pattern = re.compile(escaped.removeprefix("\r?"))  # faster; a text loses its last \r anyway
     rest, inside = "", False
     for block, is_last in _blocks(path):
         if not separator:
             yield "", block, is_last
             continue
-        *texts, rest = (rest + block).split(separator)
+        *texts, rest = pattern.split(rest + block)
         for text in texts:
             text = text.rstrip("\r\n")
             yield "", text if inside else text.lstrip("\r\n"), True
             inside = False
-        rest = rest if inside else rest.lstrip("\r\n")
-        if len(rest) > 2 * PART and not is_last:  # all but what may begin a separator
-            yield "", rest[: -len(separator)], False
-            rest, inside = rest[-len(separator) :], True
+        start = rest if inside else rest.lstrip("\r\n")
+        if len(start) > 2 * PART and not is_last:  # all but what may begin a separator
+            kept = 2 * len(separator)
+            yield "", start[:-kept], False
+            rest, inside = start[-kept:], True
     if inside or rest.strip():  # nothing follows a separator at the end
-        yield "", rest.rstrip("\r\n"), True
+        yield "", (rest if inside else rest.lstrip("\r\n")).rstrip("\r\n"), True

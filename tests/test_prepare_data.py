@@ -152,6 +152,26 @@ def test_duplicates_never_cross_the_split_and_order_does_not_matter(tmp_path: Pa
     assert 5 < len(sides[0][1]) < 40  # 20 expected
 
 
+def test_long_duplicates_are_on_one_side_wherever_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PART", 50)
+    monkeypatch.setattr(documents, "HASHED", 50)
+    fillers = iter(texts_of(200, seed=4))
+    texts = [f"{n} {'long ' * 60}" for n in range(20)] * 6
+    mixed = [text for long in texts for text in (next(fillers)[: len(long) % 7 + 1], long)]
+    (tmp_path / "s.txt").write_text("##\n".join(mixed))
+    write_json_lines(tmp_path / "s.jsonl", [{"text": text} for text in mixed])
+    sides = []
+    for name in ("s.txt", "s.jsonl"):
+        made = {"files": f"{tmp_path}/{name}", "separator": "##", "dataset": name.replace(".", "-")}
+        folder = prepare(prepare_config(tmp_path, val_fraction=0.4, **made))
+        sides.append([set(read_split(folder, split)[0]) & {*texts} for split in ("train", "val")])
+    assert sides[0] == sides[1]
+    assert len(sides[0][0]) + len(sides[0][1]) == 20
+    assert all(sides[0])
+
+
 def test_an_array_may_begin_anywhere(tmp_path: Path) -> None:
     texts = texts_of(30, seed=3)
     rows = json.dumps([{"text": text} for text in texts], indent=1)

@@ -332,12 +332,32 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(
         prepare(prepare_config(tmp_path, files=f"{tmp_path}/texts"))
 
 
-@pytest.mark.parametrize("separator", ["\n\n", r"\n\n"])
-def test_a_separator_may_be_line_breaks(tmp_path: Path, separator: str) -> None:
-    (tmp_path / "s.txt").write_text("\n".join(documents(20)))
+@pytest.mark.parametrize(
+    ("separator", "between"),
+    [("\n\n", "\n\n"), (r"\n\n", "\n\n"), (r"\n\n", "\r\n\r\n"), (r"\r\n\r\n", "\r\n\r\n"),
+     (r"\t", "\t"), (r"\n#", "\n#\n#")],
+)  # fmt: skip
+def test_a_separator_may_be_line_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, between: str
+) -> None:
+    texts = [text.rstrip("\n") for text in documents(20)]
+    (tmp_path / "s.txt").write_text(between.join(texts), newline="")
     settings = {"files": f"{tmp_path}/s.txt", "separator": separator, "val_fraction": 0.0}
-    found = texts_in(prepare(prepare_config(tmp_path, **settings)), "train")
-    assert found == [text.rstrip("\n") for text in documents(20)]
+    for part in (len(texts[0]) + 1, 1 << 20):  # a block ends between two separators
+        monkeypatch.setattr("inputcodes.readers.PART", part)
+        assert texts_in(prepare(prepare_config(tmp_path, **settings)), "train") == texts
+        settings["overwrite"] = True
+
+
+def test_a_separator_that_divides_no_file_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.txt").write_text("<|endoftext|>\n".join(documents(20)))
+    words = [f"{tmp_path}/s.txt", f"--data_dir={tmp_path}/data", "--val_fraction=0", "--overwrite"]
+    for separator, noted in (("<|endoftext|>", False), ("<|endoftxt|>", True)):
+        main([*words, f"--separator={separator}"])
+        note = f"note: --separator={separator!r} divides no file: one document each"
+        assert (note in capsys.readouterr().out) == noted
 
 
 def play(seed: int) -> str:
