@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, split_torch_state_dict_into_shards
-from safetensors.torch import save
-from torch import Tensor
+from huggingface_hub import HfApi, save_torch_state_dict
+from safetensors import SafetensorError
 
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import (
-    atomic_write,
     read_json,
     read_json_lines,
     system_errors,
@@ -37,7 +35,6 @@ from inputcodes.files import (
 )
 from inputcodes.gguf_file import write_gguf
 from inputcodes.hf import (
-    INDEX,
     RECORD,
     TOKENIZER,
     neox_config,
@@ -105,29 +102,28 @@ def export(config: ExportConfig) -> None:
     card = model_card(config, model, record)
     with system_errors("write", to):
         to.mkdir(parents=True, exist_ok=True)
-    there = {*to.glob("model*.safetensors*"), *to.glob("model.gguf")}
     if config.format == "gguf":
         template = CHAT_TEMPLATE if record.get("chat") else ""
-        written = {to / "model.gguf"}
         write_gguf(to / "model.gguf", model, tokenizer, config.dtype, template)
     else:
-        written = write_hf(to, model, tokenizer, config.dtype, record)
+        write_hf(to, model, tokenizer, config.dtype, record)
     write_text(to / "README.md", card)
-    with system_errors("write", to):
-        for old in there - written:
+    with system_errors("write", to):  # the folder holds one model, not an earlier one beside it
+        for old in to.glob("model*.safetensors*" if config.format == "gguf" else "model.gguf"):
             old.unlink()
 
 
 def write_hf(
     to: Path, model: GPT, tokenizer: Tokenizer, dtype: str, record: dict[str, Any]
-) -> set[Path]:
-    """Weights, tokenizer and their configurations as transformers reads them.
-
-    Returns the files of the weights.
-    """
+) -> None:
+    """Weights, tokenizer and their configurations as transformers reads them."""
     chat = bool(record.get("chat"))
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    written = write_weights(to, {name: w.to(kind) for name, w in neox_weights(model).items()})
+    weights = {name: weight.to(kind) for name, weight in neox_weights(model).items()}
+    try:
+        save_torch_state_dict(weights, to, max_shard_size=SHARD_BYTES)  # replaces an earlier one
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {to}: {error}") from error
     write_text(to / TOKENIZER, tokenizer.to_json())
     write_json(to / "tokenizer.json", tokenizer_json(tokenizer))
     write_json(to / "tokenizer_config.json", tokenizer_config(model.config.block_size, chat))
@@ -138,24 +134,6 @@ def write_hf(
     write_json(to / "config.json", described | {RECORD: without_places(record)})
     generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
     write_json(to / "generation_config.json", generation)
-    return written
-
-
-def write_weights(to: Path, weights: dict[str, Tensor]) -> set[Path]:
-    """model.safetensors, or files of at most SHARD_BYTES (but for one tensor) and their index.
-
-    Returns the files.
-    """
-    split = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD_BYTES)
-    for file, names in split.filename_to_tensors.items():
-        with atomic_write(to / file) as target:
-            target.write(save({name: weights[name] for name in names}, {"format": "pt"}))
-    written = {to / file for file in split.filename_to_tensors}
-    if not split.is_sharded:
-        return written
-    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    write_json(to / INDEX, index)
-    return written | {to / INDEX}
 
 
 def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:

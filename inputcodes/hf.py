@@ -13,7 +13,6 @@ Shapes: V vocabulary size, C model width, H heads, D = C / H.
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inputcodes.configurator import UserError, from_record
-from inputcodes.files import file_sha256, read_json, system_errors
+from inputcodes.files import file_sha256, read_json, sha256_of_all, system_errors
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
 RECORD = "input_codes"  # the key of config.json with what made the model
 TOKENIZER = "input_codes_tokenizer.json"  # this project's own form, for the import
-INDEX = "model.safetensors.index.json"
 # What a run takes from the record of the export that it starts from.
 RECORD_PARTS = {"step", "best_val_loss", "config", "tokenizer_sha256", "data_sha256", "code_sha256"}
 BLOCK = {  # modules of a block here and there
@@ -147,7 +145,9 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder} was not written by export.py: its config.json lacks {RECORD!r}")
     if record.get("best_val_loss", 0) is None:  # JSON has no infinity: there was no evaluation
         record["best_val_loss"] = math.inf
-    record["checkpoint_sha256"] = file_sha256(weights_file(folder))
+    files = sorted(folder.glob("model*.safetensors"))  # several, of a large model
+    hashes = [file_sha256(file) for file in files]
+    record["checkpoint_sha256"] = hashes[0] if len(hashes) == 1 else sha256_of_all(hashes)
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
     if lacking := ", ".join(sorted(RECORD_PARTS - record.keys())):
@@ -156,13 +156,13 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     texts = Tokenizer.from_json(record["tokenizer"]).texts()
     weights = GPT(config, texts=texts).state_dict()
     try:
-        there = {name: tensor.float() for name, tensor in _read_tensors(folder)}
+        there = {name: w.float() for file in files for name, w in load_file(file).items()}
         for name, neox_name in module_names(config.n_layer).items():
             weight = there[f"{neox_name}.weight"]
             if name.endswith("qkv"):  # (H 3 D, C) to (3 H D, C)
                 weight = weight.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
             weights[f"{name}.weight"] = weight.contiguous()
-        weights["head.weight"] = there.get(HEAD, there.get("lm_head.weight"))
+        weights["head.weight"] = there[HEAD if HEAD in there else "lm_head.weight"]
         if (trained := weights.get("input_layer.weight")) is not None:
             weights["input_layer.weight"] = there[EMBEDDING][:, : trained.shape[1]].contiguous()
     except (KeyError, SafetensorError) as error:
@@ -170,19 +170,3 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{folder} is not a whole export ({error}): export the run again"
         ) from error
     return {"model": weights}, record
-
-
-def weights_file(folder: Path) -> Path:
-    """The weights of an export, or the index of their files."""
-    index = folder / INDEX
-    return index if index.is_file() else folder / "model.safetensors"
-
-
-def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    start = weights_file(folder)
-    names = {start.name}
-    if start.name == INDEX:
-        names = set(read_json(start)["weight_map"].values())
-    for name in sorted(names):
-        with system_errors("read", folder / name):
-            yield from load_file(folder / name).items()

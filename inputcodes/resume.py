@@ -33,7 +33,7 @@ from inputcodes.configurator import (
 )
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import read_json_lines
-from inputcodes.hf import read_export, weights_file
+from inputcodes.hf import read_export
 from inputcodes.loss import LOGITS_BYTES
 from model import GPTConfig, count_parameters
 
@@ -154,7 +154,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             if not path.is_file():
                 continue
         elif not path.is_file() and (Path(choice) / "config.json").is_file():
-            return Start(weights_file(Path(choice)), False, *read_export(Path(choice)))
+            return Start(Path(choice) / "model.safetensors", False, *read_export(Path(choice)))
         elif not path.is_file():
             raise UserError(
                 f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"

@@ -148,18 +148,25 @@ def test_shards_and_bfloat16(tokenizers, tmp_path, monkeypatch):
     model = write_run(tmp_path, tokenizers["bytes"], input_layer="fixed")
     whole = exported(tmp_path, "--dtype=bfloat16") / "model.safetensors"
     assert whole.stat().st_size < 2.2 * sum(w.numel() for w in hf.neox_weights(model).values())
+    (tmp_path / "hf" / "model.gguf").touch()
     monkeypatch.setattr(export, "SHARD_BYTES", 150_000)
     folder = exported(tmp_path)
-    assert not whole.exists()  # of the export before
-    index = json.loads((folder / hf.INDEX).read_text())
+    assert not whole.exists()  # of the exports before
+    assert not (folder / "model.gguf").exists()
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
     files = {file.name for file in folder.glob("*.safetensors")}
     assert set(index["weight_map"].values()) == files
     assert len(files) > 2
     assert max((folder / file).stat().st_size for file in files) < 155_000
-    state = hf.read_export(folder)[0]["model"]
-    assert all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
+    tensors, record = hf.read_export(folder)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(tensors["model"][name], weight)
+    write_run(tmp_path, tokenizers["bytes"], input_layer="affine")  # other weights, the same index
+    again = hf.read_export(exported(tmp_path))[1]
+    assert json.loads((folder / "model.safetensors.index.json").read_text()) == index
+    assert again["checkpoint_sha256"] != record["checkpoint_sha256"]
     next(folder.glob("model-00002-*")).unlink()
-    with pytest.raises(UserError, match="model-00002"):
+    with pytest.raises(UserError, match="not a whole export"):
         hf.read_export(folder)
 
 
@@ -247,6 +254,8 @@ def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkey
     pytest.importorskip("gguf")
     exported(tmp_path, "--format=gguf")
     assert not weights.exists()
+    with pytest.raises(UserError, match="is not a whole export"):
+        hf.read_export(tmp_path / "hf")
     before = (tmp_path / "hf" / "model.gguf").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("gguf.GGUFWriter.write_tensors_to_file", lambda writer: 1 / 0)
@@ -254,6 +263,17 @@ def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkey
             exported(tmp_path, "--format=gguf")
     assert (tmp_path / "hf" / "model.gguf").read_bytes() == before
     assert not list(weights.parent.glob(f"*{PARTIAL}"))
+
+
+def test_weights_that_cannot_be_written_or_are_not_there_are_one_line(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    weights = exported(tmp_path) / "model.safetensors"
+    weights.unlink()
+    with pytest.raises(UserError, match=r"^.*hf is not a whole export \(.*\): export .*$"):
+        hf.read_export(weights.parent)
+    weights.mkdir()
+    with pytest.raises(UserError, match=r"^cannot write .*hf: .*"):
+        exported(tmp_path)
 
 
 def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
