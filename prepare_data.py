@@ -387,7 +387,7 @@ def main(argv: list[str]) -> None:
     if config.show:
         from inputcodes.data import DataSet, show  # with torch, which takes seconds
 
-        print(show(DataSet(Path(config.show), verify=False)))
+        print(show(DataSet(Path(config.show))))
         return
     try:
         prepare(config)

@@ -172,7 +172,7 @@ def peak_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")
     if status.is_file():  # Linux, whose getrusage counts what the parent held, too
-        size = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        size = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if size:
             return int(size[1]) * 1024 / 1e6
     try:
@@ -290,7 +290,7 @@ def one_cause() -> Iterator[None]:
             say(cause)
             if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # for torchrun's own summary
                 error = {"message": cause, "extraInfo": {"timestamp": str(int(time.time()))}}
-                Path(file).write_text(json.dumps({"message": error}))
+                Path(file).write_text(json.dumps({"message": error}), encoding="utf-8")
         else:
             time.sleep(1)  # so that torchrun, too, takes the first for the cause
         os._exit(1)

@@ -24,7 +24,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ class ShardWriter:
 
     def load_counts(self) -> tuple[Counts, int, dict[str, Any] | None]:
         """What `save_counts` kept; nothing if there is no such file or it is damaged."""
-        damage = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile)
+        # Also what zipfile says of methods and flags that it does not know.
+        damage = (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile)
         with contextlib.suppress(*damage), np.load(self.folder / "counts.npz") as file:
             state = json.loads(str(file["state"]))
             return (file["keys"], file["counts"]), state["characters"], state["stream"]
@@ -214,12 +215,19 @@ def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> Shar
 
 
 def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the wanted data set is there, complete; UserError if it is another one."""
+    """Whether the wanted data set is there, complete; UserError if it is another, or damaged."""
     path = folder / "meta.json"
     if not path.is_file() or (folder / NEW / "meta.json").is_file():  # which is to take over
         return False
-    if changes := _changes(path, read_json(path, "start over with --overwrite"), wanted):
+    meta = read_json(path, "start over with --overwrite")
+    if changes := _changes(path, meta, wanted):
         raise _differs(folder, "a finished data set", changes)
+    with _damage_named(path):
+        sizes = _sizes(meta)
+    for name in ("tokenizer.json", *sizes):
+        path = folder / name
+        if not path.is_file() or (name in sizes and path.stat().st_size != sizes[name]):
+            raise UserError(f"{path} is missing or of another size: start over with --overwrite")
     return True
 
 
@@ -298,7 +306,7 @@ def _shards_in(folder: Path) -> list[Path]:
 
 def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """How the data set that `path` records differs; an unset setting may be absent."""
-    try:
+    with _damage_named(path):
         old, new = found["settings"], wanted["settings"]
         changes = [
             f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
@@ -312,9 +320,16 @@ def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
             # Data sets of earlier versions record less; no revision is known without a network.
             elif any(None not in (v, now.get(k)) and v != now[k] for k, v in was.items()):
                 changes.append(f"the input files have changed since: {now['name']}")
+    return changes
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what a record of another shape raises inside into a UserError that names its file."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): start over with --overwrite") from error
-    return changes
 
 
 def _differs(folder: Path, what: str, changes: list[str]) -> UserError:

@@ -25,6 +25,7 @@ import pytest
 import prepare_data
 from inputcodes import corpus, documents, readers, shards, workers
 from inputcodes.configurator import UserError, configure, help_text
+from inputcodes.ngrams import merge_counts
 from inputcodes.shards import ShardWriter
 from inputcodes.tokenizer import Tokenizer
 from prepare_data import PrepareConfig, main, prepare
@@ -485,6 +486,16 @@ def test_a_damaged_unfinished_set_is_refused(
         progress.write_text(damaged)
         with pytest.raises(UserError, match=r"progress\.json is damaged"):
             prepare(wanted)
+
+
+@pytest.mark.parametrize("place", [8, 10])  # the flags, the method of compression
+def test_damaged_counts_are_none(tmp_path: Path, place: int) -> None:
+    writer = ShardWriter(tmp_path, 1000, {})
+    writer.save_counts(merge_counts([]), 7, {})
+    raw = bytearray((tmp_path / "counts.npz").read_bytes())
+    raw[raw.index(b"PK\1\2") + place] ^= 1
+    (tmp_path / "counts.npz").write_bytes(raw)
+    assert writer.load_counts()[1:] == (0, None)
 
 
 def test_overwrite_removes_nothing_before_the_new_set_is_complete(

@@ -198,6 +198,10 @@ def test_show_prints_counts_and_the_first_documents(
     assert capsys.readouterr().out.endswith("  train: 'a <|endoftext|> b'\n")
     with pytest.raises(UserError, match=r"no data set in .*nothing"):
         main([f"--show={tmp_path}/nothing"])
+    with open(folder / "train_000000.bin", "rb+") as file:
+        file.write(b"\xff\xff")
+    with pytest.raises(UserError, match=r"train_000000\.bin was altered"):
+        main([f"--show={folder}"])
 
 
 def test_overwrite_makes_a_set_anew(tmp_path: Path) -> None:
@@ -453,6 +457,18 @@ def damaged_json(folder: Path) -> list[str]:
     return words
 
 
+def cut_shard(folder: Path) -> list[str]:
+    words = other_settings(folder)
+    os.truncate(folder / "stories" / "train_000000.bin", 10)
+    return [words[0], "--val_fraction=0.1"]
+
+
+def lost_tokenizer(folder: Path) -> list[str]:
+    words = other_settings(folder)
+    (folder / "stories" / "tokenizer.json").unlink()
+    return [words[0], "--val_fraction=0.1"]
+
+
 def one_document(folder: Path) -> list[str]:
     return [write_json_lines(folder / "stories.jsonl", [{"text": "only one"}])]
 
@@ -475,6 +491,8 @@ def no_name(folder: Path) -> list[str]:
         (changed_file, "--overwrite"),
         (damaged_record, "--overwrite"),
         (damaged_json, "--overwrite"),
+        (cut_shard, "--overwrite"),
+        (lost_tokenizer, "--overwrite"),
         (one_document, "--val_fraction=0"),
         (wrong_source, "--source=files"),
         (no_name, "--dataset=NAME"),
