@@ -117,7 +117,7 @@ def read_files(
             if suffix in TEXT_SUFFIXES:
                 yield from _read_text(path, separator, cut)
                 continue
-            for number, row in _READERS.get(suffix, _read_json)(path, column):
+            for number, row in _READERS.get(suffix, read_json)(path, column):
                 yield item_of(row, column, f"{path}, {_COUNTED.get(suffix, 'line')} {number}")
 
 
@@ -228,7 +228,7 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
             yield rows.line_num, row
 
 
-def _read_json(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
+def read_json(path: str, column: str | None = None) -> Iterator[tuple[int, Any]]:
     """The objects of an array, which is read whole, or of lines."""
     with _open(path) as file:
         is_first = True
@@ -247,7 +247,7 @@ def _read_json(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
                 ) from error
 
 
-_READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: _read_json
+_READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: read_json
 _COUNTED = {".parquet": "row", ".json": "object"}
 
 

@@ -11,7 +11,6 @@ room loses its left end, for each option as much as that needs, as in the harnes
 different prompts left get a sequence each.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,10 +27,10 @@ from tqdm import tqdm
 
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
-from inputcodes.files import system_errors
 from inputcodes.generate import attention_of_any_shape
 from inputcodes.loss import token_nats
 from inputcodes.packing import Layout, segment_layout
+from inputcodes.readers import read_json, trying
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
@@ -169,39 +168,25 @@ def _local_rows(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"{folder} has {len(files)} files {name}*.jsonl or {name}*.parquet, expected 1"
         )
-    place, rows, number = f"{files[0]}, row", _rows_of(files[0]), 0
-    try:
-        for number, row in enumerate(rows, start=1):
-            yield f"{place} {number}", row
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and ArrowInvalid, too
-        raise UserError(f"{place} {number + 1} cannot be read: {error}") from error
+    path = str(files[0])
+    with trying(f"read {path}"):
+        if files[0].suffix == ".jsonl":
+            rows, unit = read_json(path), "line"
+        else:
+            import pyarrow.parquet
 
-
-def _rows_of(path: Path) -> Iterable[Any]:
-    if path.suffix == ".jsonl":
-        with system_errors("read", path):
-            return map(json.loads, filter(bytes.strip, path.read_bytes().splitlines()))
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-        table.validate(full=True)  # text that is not UTF-8, lists that point outside
-    except Exception as error:  # Arrow's readers raise whatever a damaged file leads them to
-        raise UserError(f"{path} is not a whole parquet file: {error}") from error
-    names, cells = table.column_names, zip(*table.columns, strict=True)
-    return ({name: v.as_py() for name, v in zip(names, row, strict=True)} for row in cells)
+            table = pyarrow.parquet.read_table(path)
+            table.validate(full=True)  # text that is not UTF-8, lists that point outside
+            rows, unit = enumerate(table.to_pylist(), start=1), "row"
+        yield from ((f"{path}, {unit} {number}", row) for number, row in rows)
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
     path, config, split = TASKS[name].source
-    try:
+    with trying(f"load {path} for {name} (check the network, or pass --data=DIR with its rows)"):
         rows = load_dataset(path, config, split=split)
-    except Exception as error:
-        reason = f"cannot load {path} for {name} ({type(error).__name__})"
-        advice = "check the network, or pass --data=DIR with a file of its rows"
-        raise UserError(f"{reason}: {advice}") from error
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 

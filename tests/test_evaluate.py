@@ -304,15 +304,15 @@ def test_items_come_from_the_hub_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", r"boolq\.jsonl, row 2 cannot be read: Expecting"),
-        ('{"question": "a"}', r"row 2 is not a row of boolq: answer is missing"),
+        ("{", r"boolq\.jsonl, line 2: not JSON in UTF-8, .*: Expecting"),
+        ('{"question": "a"}', r"line 2 is not a row of boolq: answer is missing"),
         ('{"question": "a", "passage": "b", "label": 2}', "answer 2 of 2 options"),
         ('{"question": 1, "passage": "b", "label": 1}', "question is 1, expected text"),
         ('{"question": "a", "passage": "b", "answer": null}', "None, expected true or false"),
         ('{"question": "a", "passage": "b", "label": true}', "True, expected a whole number"),
         ('{"question": "\\ud800", "passage": "b", "label": 1}', "surrogates not allowed"),
-        ("5", "row 2 is not a row of boolq: it is 5, expected an object"),
-        ("[" * 100_000, "row 2 cannot be read"),
+        ("5", "line 2 is not a row of boolq: it is 5, expected an object"),
+        ("[" * 100_000, "line 2: not JSON"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, line, words):
@@ -365,7 +365,7 @@ def test_every_field_of_a_row_is_checked(tmp_path, name):
         *parents, last = path.split(".")
         (bad[parents[0]] if parents else bad)[last] = value
         file.write_text(json.dumps(row) + "\n" + json.dumps(bad))
-        with pytest.raises(UserError, match=rf"{name}\.jsonl, row 2 is not a row of {name}: "):
+        with pytest.raises(UserError, match=rf"{name}\.jsonl, line 2 is not a row of {name}: "):
             read_items(name, str(tmp_path), 0)
 
 
@@ -375,7 +375,7 @@ def test_damaged_files_are_named(tmp_path):
     rows = random_rows("boolq", 40, seed=0)
     file = tmp_path / "boolq.jsonl"
     file.write_bytes(json.dumps(rows[0]).encode() + b"\n\xff\n")
-    with pytest.raises(UserError, match=r"boolq\.jsonl, row 2 cannot be read: .*utf-8"):
+    with pytest.raises(UserError, match=r"boolq\.jsonl, line 2: not JSON in UTF-8.*utf-8"):
         read_items("boolq", str(tmp_path), 0)
     file.unlink()
     file = tmp_path / "boolq.parquet"
