@@ -163,7 +163,13 @@ class Tokenizer:
                 f"character {error.start} of the text is the lone surrogate "
                 f"U+{ord(text[error.start]):04X}, which UTF-8 cannot hold; remove or replace it"
             ) from error
-        return np.asarray(self._to_ids(text), dtype=self.dtype)
+        try:
+            return np.asarray(self._to_ids(text), dtype=self.dtype)
+        except ValueError:  # a run of a million blanks, too long for tiktoken's regular expressions
+            if len(text) < 2:
+                raise
+            halves = text[: len(text) // 2], text[len(text) // 2 :]
+            return np.concatenate([self.encode_array(half) for half in halves])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids; bytes that are not UTF-8 become U+FFFD."""

@@ -258,6 +258,17 @@ def test_named_encoding(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
         assert other.encode("then the other") == tokenizer.encode("then the other")
 
 
+def test_a_run_of_a_million_blanks_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pattern of GPT-2 backtracks in it, farther than tiktoken can."""
+    ranks = {bytes([value]): value for value in range(256)}
+    encoding = tiktoken.Encoding(
+        "blanks", pat_str=r"\S+|\s+(?!\S)|\s", mergeable_ranks=ranks, special_tokens={}
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    text = "é" + " " * 1_200_000 + "y"
+    assert Tokenizer.named("gpt2").encode_array(text).astype(np.uint8).tobytes() == text.encode()
+
+
 def test_altered_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small_encoding())
     stored = json.loads(Tokenizer.named("gpt2").to_json())
