@@ -45,6 +45,7 @@ CHAT_COLUMNS = (
     ("instruction", "input", "output"),
     ("instruction", "output"),
 )
+MORE_CHAT_COLUMNS = ("system", "history")  # read where a row has them
 
 
 class Item(NamedTuple):
@@ -96,6 +97,8 @@ def read_text(value: Any) -> str:
 def read_chat(row: dict[str, Any]) -> list[Turn]:
     """The turns of a conversation, from a row with one of the sets of CHAT_COLUMNS.
 
+    A `system` text comes before them, unless they begin with one, and so do the pairs of Alpaca's
+    `history`.
     Raises LeftOut: `not_chat` if its messages are of another shape, `unknown_role` or
     `not_only_text` (images, calls of tools) for what its messages hold, `no_answer` if the
     assistant says nothing that is to be learned, and else what is wrong with the first bad text.
@@ -104,6 +107,8 @@ def read_chat(row: dict[str, Any]) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         raise LeftOut("not_chat" if messages != [] else "empty")
     turns = [_turn(message) for message in messages]
+    if row.get("system") and turns[0].role != "system":
+        turns.insert(0, Turn("system", read_text(row["system"])))
     if not any(turn.role == "assistant" and turn.learned for turn in turns):
         raise LeftOut("no_answer")
     return turns
@@ -114,12 +119,20 @@ def _messages(row: dict[str, Any]) -> Any:
         if name in row:
             return row[name]
     prompt = row.get("prompt", row.get("instruction"))
-    if isinstance(prompt, str) and row.get("input"):
-        prompt = f"{prompt}\n\n{row['input']}"
+    if isinstance(prompt, str) and (more := row.get("input")):
+        if not isinstance(more, str):
+            raise LeftOut("not_text")
+        prompt = f"{prompt}\n\n{more}"
     answer = next(row[name] for name in ("response", "completion", "output") if name in row)
     messages: list[Any] = []
-    for role, value in (("user", prompt), ("assistant", answer)):
-        messages += value if isinstance(value, list) else [{"role": role, "content": value}]
+    history = row.get("history") or []
+    if not (
+        isinstance(history, list) and all(isinstance(h, list) and len(h) == 2 for h in history)
+    ):
+        raise LeftOut("not_chat")
+    for pair in (*history, (prompt, answer)):
+        for role, value in zip(("user", "assistant"), pair, strict=True):
+            messages += value if isinstance(value, list) else [{"role": role, "content": value}]
     return messages
 
 
@@ -133,10 +146,14 @@ def _turn(message: Any) -> Turn:
     if content is None:
         content = message.get("value")
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        only_text = all(isinstance(text, str) for text in texts)
+        texts = [
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and str(part.get("type") or "text").endswith("text")
+        ]
+        only_text = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
         content = "".join(map(str, texts)) if only_text else content
-    if message.get("tool_calls") or isinstance(content, list):
+    if isinstance(content, list) or message.get("tool_calls") or message.get("function_call"):
         raise LeftOut("not_only_text")
     return Turn(role, read_text(content), message.get("weight") != 0)
 

@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from inputcodes.configurator import UserError
-from inputcodes.documents import CHAT_COLUMNS, HASHED, Item, split_hash
+from inputcodes.documents import CHAT_COLUMNS, HASHED, MORE_CHAT_COLUMNS, Item, split_hash
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -144,13 +144,15 @@ def item_of(row: Any, column: str | None, where: str) -> Item:
 def columns_of(known: Iterable[str], column: str | None, where: str) -> list[str]:
     """The names among `known` that hold a document; UserError if some are missing or double."""
     known = list(known)
-    for names in CHAT_COLUMNS if column is None else ((column,),):
+    more = [name for name in MORE_CHAT_COLUMNS if column is None and name in known]
+    for needed in CHAT_COLUMNS if column is None else ((column,),):
+        names = [*needed, *more]
         if all(name in known for name in names):
             if twice := next((name for name in names if known.count(name) > 1), ""):
                 raise UserError(
                     f"{where}: several columns are called {twice!r}: rename all but one"
                 )
-            return list(names)
+            return names
     listed = ", ".join(map(str, known)) or "none"
     if column is not None:
         raise UserError(f"{where}: no column {column!r}; there are {listed} (--text_column=NAME)")
@@ -210,7 +212,7 @@ def _open(path: str) -> io.BufferedReader:
 def _read_parquet(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
         names = check_schema(file.schema_arrow, column, path)
         batches = file.iter_batches(batch_size=256, columns=names)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)

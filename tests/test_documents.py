@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from inputcodes import corpus
@@ -81,6 +83,15 @@ PARTS = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hi"}]
         ({"messages": [{"role": "developer", "content": "d"}, {"role": "tool", "content": "t"},
                        {"role": "assistant", "content": "hi"}]},
          [("system", "d"), ("user", "t"), ("assistant", "hi")]),
+        ({"conversations": [{"from": "human", "value": "Say hi"}, {"from": "gpt", "value": "hi"}],
+          "system": "Be kind"}, [("system", "Be kind"), *HI]),
+        ({"messages": [{"role": role, "content": text} for role, text in TURNS], "system": "twice"},
+         TURNS),
+        ({"instruction": "Say hi", "output": "hi", "system": "", "history": None}, HI),
+        ({"instruction": "Say hi", "output": "hi", "system": "s", "history": [["a", "b"]]},
+         [("system", "s"), ("user", "a"), ("assistant", "b"), *HI]),
+        ({"messages": [{"role": "user", "content": [{"type": "input_text", "text": "Say hi"}]},
+                       {"role": "assistant", "content": [{"type": None, "text": "hi"}]}]}, HI),
     ],
 )  # fmt: skip
 def test_other_formats_are_the_same_conversations(row: dict, turns: list) -> None:
@@ -127,6 +138,18 @@ def test_turns_of_weight_zero_are_context_only(tokenizer: Tokenizer) -> None:
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
             "not_only_text",
         ),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]},
+            "not_only_text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "text": "a cat"}]}]},
+            "not_only_text",
+        ),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "not_text"),
+        ({"instruction": "a", "output": "c", "history": [["b"]]}, "not_chat"),
+        ({"instruction": "a", "output": "c", "history": 5}, "not_chat"),
+        ({"instruction": "a", "output": "c", "system": ["b"]}, "not_text"),
     ],
 )
 def test_rows_that_teach_nothing_are_left_out_by_reason(row: dict, outcome: str) -> None:
@@ -177,6 +200,15 @@ def test_conversations_without_their_columns_are_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"a\.txt is a text and holds no conversations"):
         prepare(prepare_config(tmp_path, files=f"{tmp_path}/a.txt", chat=True, dataset="b"))
     assert PrepareConfig(chat=True).name == "docstrings"
+
+
+def test_a_system_column_of_a_table_is_read(tmp_path: Path) -> None:
+    table = {"system": ["Be kind", None], "prompt": ["a", "b"], "response": ["c", "d"]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    folder = prepare(
+        prepare_config(tmp_path, files=f"{tmp_path}/t.parquet", chat=True, val_fraction=0.0)
+    )
+    assert [chat.startswith("<|system|>Be kind") for chat in chats_of(folder)] == [True, False]
 
 
 def test_docstrings_follow_their_signatures() -> None:

@@ -672,6 +672,14 @@ def test_a_broken_parquet_body_is_named(tmp_path: Path) -> None:
         prepare(prepare_config(tmp_path, source="hub", hub=str(path.parent)))
 
 
+def test_a_flipped_bit_of_a_parquet_file_with_checksums_is_named(tmp_path: Path) -> None:
+    table, path = pa.table({"text": texts_of(300, seed=10)}), tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="none", write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"alpha", b"alpia", 1))
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet: .*checksum"):
+        prepare(prepare_config(tmp_path, files=str(path)))
+
+
 def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "folder" / "a.parquet", texts_of(20, seed=11))
     for settings in ({"files": path}, {"source": "hub", "hub": str(tmp_path / "folder")}):
