@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent  # of the program
+LARGEST = sys.float_info.max  # of a setting, whole numbers included: arithmetic may mix them
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 NOUNS: dict[type, str] = {bool: "True or False", int: "a whole number", float: "a number"}
 NOUNS |= {str: "a string", tuple: "a list of strings"}
@@ -98,12 +99,9 @@ def _expected(value: Any, bounds: Mapping[str, Any]) -> str:
         "below": (bounds["below"], operator.lt),
     }
     given = {words: pair for words, pair in limits.items() if pair[0] is not None}
-    if math.isfinite(value) and all(holds(value, bound) for bound, holds in given.values()):
-        return ""
-    return (
-        " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
-        or "a finite number"
-    )
+    if not all(holds(value, bound) for bound, holds in given.values()):
+        return " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
+    return "" if abs(value) <= LARGEST else "a finite number"
 
 
 def names_where(cls: type[Settings], role: str) -> set[str]:
@@ -330,7 +328,7 @@ def _checked(
         elif type(value) is kind:
             good[name] = value
         elif kind is float and type(value) is int:
-            good[name] = float(value)
+            good[name] = float(value) if abs(value) <= LARGEST else math.inf
         elif kind is tuple and isinstance(value, list) and all(type(v) is str for v in value):
             good[name] = tuple(value)
         else:

@@ -108,6 +108,14 @@ def test_impossible_values_are_the_settings_own_finding():
     assert problems_of("--n_layer=0") == ["n_layer=0: expected at least 1"]
 
 
+def test_numbers_that_no_float_holds_are_one_line_each(tmp_path):
+    file = write(tmp_path / "huge.py", "learning_rate = 10**400\n")
+    assert problems_of(file, f"--n_layer={10**400}") == [
+        f"n_layer={10**400}: expected a finite number",
+        "learning_rate=inf: expected a finite number",
+    ]
+
+
 def test_a_file_that_does_not_run_is_named(tmp_path):
     file = write(tmp_path / "broken.py", "n_layer = 1 / 0")
     (problem,) = problems_of(file)
