@@ -46,7 +46,7 @@ from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_thres
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
 from inputcodes.files import file_sha256, locked
 from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, ngram_places, read_ngrams
-from inputcodes.readers import SUFFIXES, local_path
+from inputcodes.readers import SUFFIXES, split_list
 from inputcodes.tokenizer import Tokenizer
 from inputcodes.workers import map_chunks, progress_bar
 
@@ -111,7 +111,7 @@ class PrepareConfig(Settings):
     def entries(self) -> list[str]:
         """The paths, patterns or data sets to read; none for the standard library."""
         words = self.files if self.kind == "files" else (self.hub,) if self.kind == "hub" else ()
-        return [entry for word in words for entry in _split_list(word)]
+        return [entry for word in words for entry in split_list(word)]
 
     @property
     def name(self) -> str:
@@ -127,12 +127,6 @@ class PrepareConfig(Settings):
     def chances(self) -> list[float]:
         """The probabilities as numbers; ValueError if they are not."""
         return [float(part) for part in self.probabilities.split(",") if part.strip()]
-
-
-def _split_list(text: str) -> list[str]:
-    """The parts between commas; a path that exists is one part, commas and all."""
-    whole = os.path.exists(local_path(text))
-    return [part.strip() for part in ([text] if whole else text.split(",")) if part.strip()]
 
 
 def _source_problems(config: PrepareConfig) -> list[str]:
@@ -189,14 +183,16 @@ def prepare(config: PrepareConfig) -> Path:
     making it, this one waits and then uses what is there. Raises UserError.
     """
     folder = Path(config.data_dir) / config.name
-    held_out, own = _split_list(config.val_source), shards.own_paths(folder)
+    held_out, own = split_list(config.val_source), shards.own_paths(folder)
     entries = find_entries(config.kind, config.entries, held_out, own)
-    said_before = [entry.name for entry in entries if entry.paths == []]
-    if said_before and (config.chances or all(e.paths == [] for e in entries if e.split != "val")):
-        raise UserError(f"{said_before[0]}: its files are all named before it: leave it out")
-    tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
-    sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
-    wanted = {"settings": _identity(config), "sources": [*describe(entries), *sources]}
+    no_files = [entry.name for entry in entries if entry.paths == []]
+    if no_files and (config.chances or all(e.paths == [] for e in entries if e.split != "val")):
+        why = "its files are all named before it, or the data set's own"
+        raise UserError(f"{no_files[0]}: {why}: leave it out")
+    column = None if config.chat else config.text_column
+    how = config.separator, config.val_fraction, config.chances, config.seed
+    corpus = Corpus(entries, column, *how)
+    wanted = _wanted(config, corpus)
     if config.overwrite or not shards.is_finished(folder, wanted):
         shards.check_folder(folder)
         with locked(folder, wait=True):
@@ -205,12 +201,9 @@ def prepare(config: PrepareConfig) -> Path:
                 started = time.monotonic()
                 open_writer = shards.open_new if config.overwrite else shards.open_folder
                 writer = open_writer(folder, config.shard_tokens, wanted)
-                column = None if config.chat else config.text_column
-                how = config.separator, config.val_fraction, config.chances, config.seed
-                meta = _Preparation(config, Corpus(entries, column, *how), writer).run()
+                meta = _Preparation(config, corpus, writer).run()
                 shards.take_over(folder)
-                elapsed_s = time.monotonic() - started
-                config.say(f"{shards.summary(folder, meta)}; {elapsed_s:.1f} s")
+                config.say(f"{shards.summary(folder, meta)}; {time.monotonic() - started:.1f} s")
                 return folder
     config.say(f"{folder} is complete already")
     return folder
@@ -244,8 +237,8 @@ def _preparing_command(data_dir: str, dataset: str) -> str:
     return command("prepare_data.py", *words, "--files=TEXT.txt", f"--dataset={dataset}")
 
 
-def _identity(config: PrepareConfig) -> dict[str, Any]:
-    """The settings that decide the bytes of the data set; those of n-grams only where given."""
+def _wanted(config: PrepareConfig, corpus: Corpus) -> dict[str, Any]:
+    """What decides the bytes of the data set: settings, of n-grams only those given, and files."""
     free_names = names_where(PrepareConfig, "free_on_resume")
     settings = {
         field.name: getattr(config, field.name)
@@ -253,11 +246,14 @@ def _identity(config: PrepareConfig) -> dict[str, Any]:
         if field.name not in free_names
         and not (field.name.startswith("ngram") and getattr(config, field.name) == field.default)
     }
-    return settings | {
+    settings |= {
         "source": config.kind,
         "files": ",".join(config.entries) if config.kind == "files" else "",
         "vocab_size": config.vocab_size or 256,
     }
+    tables = [file for file in (config.tokenizer, config.ngram_file) if os.path.isfile(file)]
+    sources = [{"name": file, "sha256": file_sha256(Path(file))} for file in tables]
+    return {"settings": settings, "sources": [*describe(corpus.entries), *sources]}
 
 
 @dataclasses.dataclass
@@ -283,7 +279,7 @@ class _Preparation:
         tokenizer = self.tokenizer()
         self.encode(tokenizer)
         self.check_splits()
-        return writer.finish(tokenizer.vocab_size)
+        return writer.finish(tokenizer.vocab_size, _wanted(config, self.corpus))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of an unfinished run, or a new one beside the shards to come."""
@@ -377,6 +373,8 @@ class _Preparation:
             ended = 0 < config.max_tokens <= progress["splits"]["train"]["tokens"]
             more = f"raise --max_tokens={config.max_tokens}" if ended else "give more text"
             side, advice = "validation", f"{more}, or pass --val_fraction=0 to hold out none"
+            if config.val_source:
+                advice = "name other text with --val_source, or leave it out"
         left_out = shards.left_out(progress)
         raise UserError(f"no {side} document for {config.name} (left out: {left_out}): {advice}")
 

@@ -73,6 +73,12 @@ def local_path(name: str) -> str:
     return name if os.path.exists(name) else os.path.expanduser(name)
 
 
+def split_list(text: str) -> list[str]:
+    """The parts between commas; a path that exists is one part, commas and all."""
+    whole = os.path.exists(local_path(text))
+    return [part.strip() for part in ([text] if whole else text.split(",")) if part.strip()]
+
+
 def matching_files(name: str) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)

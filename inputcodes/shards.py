@@ -127,8 +127,14 @@ class ShardWriter:
             return (file["keys"], file["counts"]), state["characters"], state["stream"]
         return merge_counts([]), 0, None
 
-    def finish(self, vocab_size: int) -> dict[str, Any]:
-        """Close the last shards, write meta.json and return what it holds."""
+    def finish(self, vocab_size: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Close the last shards, write meta.json and return what it holds.
+
+        Raises UserError if by now `wanted` differs: the shards may hold half of each input.
+        """
+        if changes := _changes(self.folder / "progress.json", self.progress, wanted):
+            discard(self.folder)
+            raise UserError(f"{'; '.join(changes)}: start the same command again")
         for split in SPLITS:
             if self._path(split).is_file():
                 self._close(split)
@@ -319,7 +325,7 @@ def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
                 changes.append(f"read from {was.get('name')} there, {now.get('name')} now")
             # Data sets of earlier versions record less; no revision is known without a network.
             elif any(None not in (v, now.get(k)) and v != now[k] for k, v in was.items()):
-                changes.append(f"the input files have changed since: {now['name']}")
+                changes.append(f"{now['name']}: the input files have changed since they were read")
     return changes
 
 

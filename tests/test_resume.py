@@ -162,6 +162,13 @@ def test_a_config_file_alone_changes_nothing(words, tmp_path):
     assert tensors["optimizer"]["param_groups"][0]["weight_decay"] == 0.2
 
 
+def test_a_directory_may_be_called_like_a_config_file(words, tmp_path):
+    out_dir = ["--out_dir", str(tmp_path / "run.py")]
+    train.main([*words(**FIVE), *out_dir])
+    train.main([*out_dir, "--init_from=resume", "--max_steps=6"])
+    assert read_checkpoint(tmp_path / "run.py" / "last.pt")[1]["step"] == 6
+
+
 def test_a_batch_may_be_split_in_another_way(words, text_data, tmp_path):
     """The sequences of a step are the same, and so are the losses up to rounding."""
     rows = DataSet(text_data / "tiny").rows("train", 16)
