@@ -31,6 +31,7 @@ from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import (
     UserError,
     build,
+    config_files,
     from_record,
     given_values,
     run_main,
@@ -43,7 +44,6 @@ from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
 from inputcodes.resume import (
     check_architecture,
-    config_files,
     find_start,
     for_data,
     starting_table,
@@ -229,7 +229,7 @@ def architecture_of(base: str) -> dict[str, Any]:
 
 def configure_study(argv: Sequence[str]) -> Study:
     """The study that the config files and `--name=value` words of `argv` describe."""
-    files = config_files(argv)
+    files = config_files(CompareConfig, argv)
     options = [word for word in argv if word not in files]
     files = files or [str(ROOT / DEFAULT_STUDY)]
     for name in given_values(CompareConfig, options).keys() & {"seed", "out_dir"}:

@@ -135,6 +135,11 @@ def given_values(cls: type[Settings], argv: Sequence[str], positional: str = "")
     return values
 
 
+def config_files(cls: type[Settings], argv: Sequence[str]) -> list[str]:
+    """The words of a command line that name config files, not the values of settings."""
+    return _split(cls, argv, [])[0]
+
+
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
     """The defaults with `values`; UserError with all that is impossible about them."""
     config = cls(**cls.complete(values))

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from inputcodes.configurator import command
+from inputcodes.configurator import command, config_files
 from inputcodes.distributed import Processes, autocast
 from inputcodes.documents import END_OF_TURN
 from inputcodes.files import read_json, write_text
-from inputcodes.resume import config_files, memory_needed
+from inputcodes.resume import memory_needed
 from model import count_parameters
 
 SAMPLE_TOKENS = 200  # of the sample that closes a run
@@ -74,7 +74,7 @@ class Progress:
 
 def describe(trainer: Any, argv: Sequence[str]) -> str:
     """The run of a Trainer that `argv` started, in lines of at most 80 columns."""
-    config, data, files = trainer.config, trainer.data, config_files(argv)
+    config, data, files = trainer.config, trainer.data, config_files(type(trainer.config), argv)
     total, inputs = count_parameters(config)
     tokens = config.max_steps * config.tokens_per_step
     epochs = tokens / config.block_size / trainer.rows.rows.count

@@ -27,6 +27,7 @@ from inputcodes.configurator import (
     S,
     UserError,
     build,
+    config_files,
     from_record,
     given_values,
     names_where,
@@ -218,7 +219,7 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
     What a checkpoint decides is filled in from it. Raises UserError with what is impossible.
     """
     given = given_values(cls, argv)
-    files = config_files(argv)
+    files = config_files(cls, argv)
     if not given.get("out_dir"):
         given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
     start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
@@ -237,11 +238,6 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
     config = build(cls, inherited | given)
     refuse_to_overwrite(Path(config.out_dir), config.init_from)
     return config, start
-
-
-def config_files(argv: Sequence[str]) -> list[str]:
-    """The words of a command line that name config files."""
-    return [word for word in argv if word.endswith(".py") and not word.startswith("-")]
 
 
 def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:

@@ -142,6 +142,22 @@ def test_an_edit_of_the_same_size_is_noticed_before_and_after_the_end(
         prepare(config)
 
 
+def test_an_input_that_changes_while_it_is_read_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, encode = prepare_config(tmp_path, files=stories(tmp_path)), prepare_data.encode_chunk
+
+    def edit(*arguments: Any) -> Any:
+        os.utime(tmp_path / "stories.jsonl", (1, 1))
+        return encode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_data, "encode_chunk", edit)
+        with pytest.raises(UserError, match=r"stories.jsonl: .* changed since they were read: st"):
+            prepare(config)
+    assert len(texts_in(prepare(config), "train")) > 30
+
+
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     config = prepare_config(tmp_path, files=stories(tmp_path, 200))
@@ -238,6 +254,13 @@ def test_the_validation_text_can_be_given(tmp_path: Path, kind: str) -> None:
         assert texts_in(both, "val") == ["a test", *texts[20:]]
 
 
+def test_a_validation_text_that_is_none_is_named_with_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    settings = {"files": stories(tmp_path), "val_source": f"{tmp_path}/empty.txt"}
+    with pytest.raises(UserError, match=r"no validation .* empty\): name other .* --val_source"):
+        prepare(prepare_config(tmp_path, **settings))
+
+
 @pytest.mark.parametrize("side", ["train", "val"])
 def test_a_set_whose_hashes_are_on_one_side_is_mended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str
@@ -291,6 +314,8 @@ def test_a_data_set_within_the_folder_that_is_read_is_no_input(
         patch.setattr("inputcodes.shards.ShardWriter.finish", None)  # cannot be called
         with pytest.raises(TypeError):
             prepare(config)
+    with pytest.raises(UserError, match="or the data set's own"):
+        prepare(dataclasses.replace(config, files=(f"{tmp_path}/data/set",)))
     for _ in range(2):
         folder = prepare(config)
         assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(documents(60))
