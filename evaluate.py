@@ -42,7 +42,7 @@ class EvaluateConfig(Settings):
     limit: int = setting(0, "items per task, the first ones; 0: all", least=0)
     validation: bool = setting(True, "also give the loss on validation data")
     dataset: str = setting("", "whose validation data; empty: of the data each run trained on")
-    data_dir: str = setting("data", "where data sets are")
+    data_dir: str = setting("data", "where data sets are", is_path=True)
     eval_tokens: int = setting(0, "validation tokens; 0: all", least=0)
     batch_size: int = setting(16, "windows or items at a time, over all processes", least=1)
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")

@@ -61,9 +61,9 @@ class PrepareConfig(Settings):
     """The settings of prepare_data.py; the defaults make the embedded corpus."""
 
     dataset: str = free("", "name of the data set, a folder in data_dir; empty: after the input")
-    data_dir: str = free("data", "folder of all data sets")
+    data_dir: str = free("data", "folder of all data sets", is_path=True)
     source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
-    files: tuple[str, ...] = setting((), FILES_HELP)
+    files: tuple[str, ...] = setting((), FILES_HELP, spaces_count=True)
     hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
     val_source: str = setting("", "text to hold out: paths; of hub data sets, names of splits")
     separator: str = setting("", "between documents of a text file: '<|endoftext|>' or '\\n\\n'")
@@ -72,11 +72,11 @@ class PrepareConfig(Settings):
     text_column: str = setting("text", "column or key that holds the document")
     chat: bool = setting(False, "documents are conversations (stdlib: functions and docstrings)")
     vocab_size: int = setting(0, "256 (bytes) to 65536; 0: 256, or what the given tokenizer has")
-    tokenizer: str = setting("", "encoding of tiktoken, or .json file, to use instead of a new one")
+    tokenizer: str = setting("", "tiktoken encoding or .json file; empty: a new one", is_path=True)
     ngrams: int = setting(0, "n-grams in the vocabulary; 0: as many as fit", least=0)
     ngram_order: str = setting("frequency", "order of ids; text: longest first", choices=ORDERS)
     ngram_within_words: bool = setting(False, "only n-grams of letters and apostrophes")
-    ngram_file: str = setting("", "n-grams to use in this order: a JSON list, or one per line")
+    ngram_file: str = setting("", "n-grams in this order: JSON list, or one per line", is_path=True)
     max_ngram: int = setting(3, "most characters of an n-gram that is counted", least=2, most=3)
     count_characters: int = setting(200_000_000, "characters to count n-grams in; 0: all", least=0)
     val_fraction: float = setting(0.035, "share of the text that is held out", least=0, below=1)
@@ -119,7 +119,7 @@ class PrepareConfig(Settings):
         if self.dataset or not self.entries:
             return self.dataset or ("docstrings" if self.chat else "stdlib")
         path = Path(hub_name(self.entries[0])[0] if self.kind == "hub" else self.entries[0])
-        while path.name and set(path.name) & set("*?["):  # a pattern: after its folder
+        while set(path.name) & set("*?[") and not path.exists():  # a pattern: after its folder
             path = path.parent
         return re.sub(r"[^\w-]+", "-", path.resolve().name.split(".")[0]).strip("-")
 
@@ -131,11 +131,14 @@ class PrepareConfig(Settings):
 
 def _source_problems(config: PrepareConfig) -> list[str]:
     kind, problems = config.kind, []
+    if kind not in SOURCES:
+        return []  # which is said already
     if kind != "stdlib" and not config.entries:
         problems.append(f"source={kind!r} needs --{kind}=...")
     for name in ("files", "hub"):
         if name != kind and getattr(config, name):
-            problems.append(f"{name} is given, but source={kind!r}: pass --source={name}")
+            advice = f"leave out {kind} or {name}" if config.entries else f"pass --source={name}"
+            problems.append(f"{name} is given, but source={kind!r}: {advice}")
     if kind == "stdlib" and config.val_source:
         problems.append("val_source is given, but stdlib is split by family: leave it out")
     try:
@@ -185,10 +188,6 @@ def prepare(config: PrepareConfig) -> Path:
     folder = Path(config.data_dir) / config.name
     held_out, own = split_list(config.val_source), shards.own_paths(folder)
     entries = find_entries(config.kind, config.entries, held_out, own)
-    no_files = [entry.name for entry in entries if entry.paths == []]
-    if no_files and (config.chances or all(e.paths == [] for e in entries if e.split != "val")):
-        why = "its files are all named before it, or the data set's own"
-        raise UserError(f"{no_files[0]}: {why}: leave it out")
     column = None if config.chat else config.text_column
     how = config.separator, config.val_fraction, config.chances, config.seed
     corpus = Corpus(entries, column, *how)
@@ -272,6 +271,9 @@ class _Preparation:
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
         config.say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
+        for entry in self.corpus.entries:
+            if entry.left_alone:
+                config.say(f"note: not read in {entry.name}: {entry.left_alone}")
         if config.val_fraction and self.corpus.is_split_by_hash:
             self.val_below, note = find_threshold(self.corpus)
             if note:
@@ -291,7 +293,7 @@ class _Preparation:
                 raise UserError(f"{path} has changed: start over with --overwrite")
             return tokenizer
         if config.tokenizer:
-            load = Tokenizer.load if config.tokenizer.endswith(".json") else Tokenizer.named
+            load = Tokenizer.load if config.tokenizer.lower().endswith(".json") else Tokenizer.named
             tokenizer = load(config.tokenizer)
         else:
             vocab_size = config.vocab_size or 256
@@ -335,7 +337,6 @@ class _Preparation:
         results = map_chunks(job, chunks_of(stream), config.workers)
         splits = writer.progress["splits"]
         done = sum(counts["bytes"] for counts in splits.values())
-        whole = not self.corpus.is_one_text
         bar = progress_bar("encoding", done, not config.quiet)
         with bar, contextlib.closing(results):
             for chunk, encoded in results:
@@ -344,7 +345,7 @@ class _Preparation:
                     config.say(f"note: left out: {note}")
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
-                    encoded = until(encoded, left, whole)
+                    encoded = until(encoded, left, not self.corpus.is_one_text)
                 writer.write(encoded, tokenizer.end_of_text)
                 documents = sum(counts["documents"] for counts in splits.values())
                 tokens = sum(counts["tokens"] for counts in splits.values())

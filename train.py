@@ -58,7 +58,7 @@ class TrainConfig(GPTConfig):
 
     # data and places
     dataset: str = setting("stdlib", "folder under data_dir made by prepare_data.py")
-    data_dir: str = free("data", "folder of all data sets")
+    data_dir: str = free("data", "folder of all data sets", is_path=True)
     out_dir: str = free("", "folder of the run; empty: out/NAME for config/NAME.py, or out")
     init_from: str = free(
         "scratch",

@@ -49,6 +49,7 @@ def setting(
     explicit_on_resume: bool = False,
     of_input_layer: bool = False,
     spaces_count: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """A dataclass field with its meaning, unit and special values, its bounds and its role.
 
@@ -56,7 +57,7 @@ def setting(
     `choices` may be a function where the names are not known yet. A resumed run may have any value
     of a setting that is `free_on_resume`, and another one of an `explicit_on_resume` setting if the
     command line says so; the others are fixed. The command line's parts of a list lose the spaces
-    around them unless `spaces_count`.
+    around them unless `spaces_count`. In one that `is_path` a `~` is the home, as in a shell.
     """
     return dataclasses.field(default=default, metadata=locals())  # all that was said of it
 
@@ -89,7 +90,8 @@ def _expected(value: Any, bounds: Mapping[str, Any]) -> str:
     """What the bounds of a setting ask for, if `value` is not that; else empty."""
     choices = bounds["choices"]() if callable(bounds["choices"]) else bounds["choices"]
     if choices:
-        return "" if value in choices else ", ".join(choices[:-1]) + f" or {choices[-1]}"
+        others = ", ".join(filter(None, choices[:-1]))
+        return "" if value in choices else f"{others} or {choices[-1]}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
     limits = {
@@ -331,7 +333,8 @@ def _checked(
             hint = f"did you mean {near[0]!r}?" if near else "--help lists the known ones"
             problems.append(f"unknown setting {name!r} {where}: {cls.renamed.get(name, hint)}")
         elif type(value) is kind:
-            good[name] = value
+            is_path = name in names_where(cls, "is_path")
+            good[name] = local_path(str(value)) if is_path else value
         elif kind is float and type(value) is int:
             good[name] = float(value) if abs(value) <= LARGEST else math.inf
         elif kind is tuple and isinstance(value, list) and all(type(v) is str for v in value):
@@ -339,6 +342,11 @@ def _checked(
         else:
             problems.append(f"{name}={value!r} {where}: expected {NOUNS[kind]}")
     return good
+
+
+def local_path(name: str) -> str:
+    """What is there under this very name, else what a shell makes of a `~` in it."""
+    return name if os.path.exists(name) else os.path.expanduser(name)
 
 
 def _kinds(cls: type[Settings]) -> dict[str, type]:

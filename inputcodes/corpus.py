@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, local_path
 from inputcodes.documents import Item, LeftOut, read_item, split_hash
 from inputcodes.readers import (
     TEXT_SUFFIXES,
@@ -34,7 +34,7 @@ from inputcodes.readers import (
     check_schema,
     files_below,
     item_of,
-    local_path,
+    left_alone,
     matching_files,
     read_files,
     suffix_of,
@@ -59,13 +59,15 @@ class Entry:
     """One of the things that are read: the library, a path, a pattern or a hub's data set.
 
     `split` is where its documents belong, "" if each one's hash decides; `hub_split` the split of
-    the data set that is read; `paths` its files, None if they are not on this machine.
+    the data set that is read; `paths` its files, None if they are not on this machine;
+    `left_alone` says what else is in a folder.
     """
 
     name: str
     split: str = ""
     hub_split: str = "train"
     paths: list[str] | None = None
+    left_alone: str = ""
     is_stdlib: bool = False
 
 
@@ -83,6 +85,15 @@ class Corpus:
     val_fraction: float
     probabilities: Sequence[float] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UserError for an entry without files, if it is to be mixed or none has any."""
+        empty = [entry for entry in self.entries if entry.paths == []]
+        if empty and (
+            self.probabilities or all(e in empty or e.split == "val" for e in self.entries)
+        ):
+            why = "its files are all named before it, or the data set's own"
+            raise UserError(f"{empty[0].name}: {why}: leave it out")
 
     @property
     def text_files(self) -> int:
@@ -238,6 +249,7 @@ def find_entries(
         if (paths := _paths_of(entry, kind)) is None:
             continue
         entry.paths = []
+        entry.left_alone = left_alone(entry.name) if kind == "files" else ""
         for path in paths:
             if os.path.realpath(path) in own:
                 continue

@@ -13,12 +13,16 @@ import json
 import os
 import re
 import shlex
+import stat
 import textwrap
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, local_path
 from inputcodes.documents import CHAT_COLUMNS, HASHED, MORE_CHAT_COLUMNS, Item, split_hash
+from inputcodes.files import system_errors
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -42,14 +46,19 @@ class NotText(UserError):
         self.bad = bad
 
 
-def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
-    """The files in a folder and below, links followed, no folder twice, nothing hidden."""
+def paths_below(folder: str, skipped: Container[str] = ()) -> list[str]:
+    """All but folders in a folder and below, links followed, no folder twice, nothing hidden."""
     return [
         os.path.join(where, name)
         for where, names in _folders_below(folder, skipped)
         for name in names
-        if name[0] != "." and os.path.isfile(os.path.join(where, name))
+        if name[0] != "."
     ]
+
+
+def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
+    """The regular files among `paths_below`."""
+    return list(filter(os.path.isfile, paths_below(folder, skipped)))
 
 
 def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[str, list[str]]]:
@@ -68,15 +77,11 @@ def _refuse(error: OSError) -> None:
     raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def local_path(name: str) -> str:
-    """What is there under this very name, else what a shell makes of a `~` in it."""
-    return name if os.path.exists(name) else os.path.expanduser(name)
-
-
 def split_list(text: str) -> list[str]:
-    """The parts between commas; a path that exists is one part, commas and all."""
-    whole = os.path.exists(local_path(text))
-    return [part.strip() for part in ([text] if whole else text.split(",")) if part.strip()]
+    """The parts between commas; a path that exists is one part, commas, spaces and all."""
+    if os.path.exists(local_path(text)):
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def matching_files(name: str) -> list[str]:
@@ -88,8 +93,22 @@ def matching_files(name: str) -> list[str]:
         paths = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, _expand(path)))
     if not paths:
         where = "in folder" if os.path.isdir(path) else "matches"
+        with system_errors("read", Path(path)), contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise UserError(f"{path} is no regular file: save its text in one")
         raise UserError(f"no file {where} {name!r}: check the path, and quote a pattern")
     return paths
+
+
+def left_alone(name: str) -> str:
+    """What a folder holds besides the files that are read, counted by ending; "" if nothing."""
+    path, counts = local_path(name), Counter[str]()
+    for file in paths_below(path) if os.path.isdir(path) else ():
+        if not os.path.isfile(file):
+            counts["not regular files"] += 1
+        elif suffix_of(file) not in SUFFIXES:
+            counts[os.path.splitext(file)[1] or "without an ending"] += 1
+    return ", ".join(f"{number:,} {ending}" for ending, number in sorted(counts.items()))
 
 
 def _expand(pattern: str) -> list[str]:
@@ -226,14 +245,20 @@ def _read_parquet(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
 
 def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit((1 << 31) - 1)
-    with io.TextIOWrapper(_open(path), encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        columns_of(rows.fieldnames or (), column, path)
-        for row in rows:
-            if None in row:  # the rest of a text, as likely as not
-                place = f"{path}, line {rows.line_num}"
-                raise UserError(f"{place}: more values than columns: quote texts with commas")
-            yield rows.line_num, row
+    with io.TextIOWrapper(_open(path), encoding="latin-1", newline="") as file:
+        lines = (line.encode("latin-1").decode() for line in file)  # singly: the bad one is known
+        rows, read = csv.DictReader(lines, strict=True), 0
+        try:
+            columns_of(rows.fieldnames or (), column, path)
+            read = rows.line_num
+            for row in rows:
+                if None in row:  # the rest of a text, as likely as not
+                    place = f"{path}, line {rows.line_num}"
+                    raise UserError(f"{place}: more values than columns: quote texts with commas")
+                read = rows.line_num
+                yield read, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, line {read + 1}: not CSV in UTF-8: {error}") from error
 
 
 def read_json(path: str, column: str | None = None) -> Iterator[tuple[int, Any]]:

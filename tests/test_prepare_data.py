@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -635,6 +636,8 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n' + b"[" * 10**5, r"a\.jsonl, line 2: not JSON in UTF-8"),
         ("a.csv", b"text,text\n1,2\n", r"a\.csv: several columns are called 'text'"),
         ("a.csv", b"text,id\nwell, yes,1\n", r"a\.csv, line 2: more values than columns"),
+        ("a.csv", b'text\na\n"b\nc\n', r"a\.csv, line 3: not CSV in UTF-8: unexpected end of data"),
+        ("a.csv", b"text\ra\rcaf\xe9\r", r"a\.csv, line 3: not CSV in UTF-8: 'utf-8' codec"),
         ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
         ("a.parquet", b"", r"cannot read .*a\.parquet"),
         ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
@@ -713,7 +716,8 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
     [
         (["--source=web"], "source='web': expected"),
         (["--source=files"], "source='files' needs --files="),
-        (["--files=x.txt", "--hub=a"], "hub is given, but source='files'"),
+        (["--files=x.txt", "--hub=a"], "hub is given, but source='files': leave out files or hub"),
+        (["--files=x.txt", "--source=file"], r"^source='file': expected stdlib, files or hub$"),
         (["--source=stdlib", "--files=x.txt"], "pass --source=files"),
         (["--files=/"], "dataset='': expected the plain name"),
         (["--val_source=x.txt"], "split by family"),
@@ -739,11 +743,8 @@ def test_a_tokenizer_can_be_used_again(tmp_path: Path) -> None:
     files = write_parquet(tmp_path / "a.parquet", texts_of(100, seed=12))
     first = prepare(prepare_config(tmp_path, files=files, vocab_size=500, dataset="first"))
     other = write_parquet(tmp_path / "b.parquet", texts_of(100, seed=13))
-    second = prepare(
-        prepare_config(
-            tmp_path, files=other, tokenizer=str(first / "tokenizer.json"), dataset="second"
-        )
-    )
+    copy = shutil.copy(first / "tokenizer.json", tmp_path / "COPY.JSON")
+    second = prepare(prepare_config(tmp_path, files=other, tokenizer=str(copy), dataset="second"))
     assert contents(second)["tokenizer.json"] == contents(first)["tokenizer.json"]
     assert json.loads((second / "meta.json").read_text())["vocab_size"] == 500
 

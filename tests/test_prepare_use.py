@@ -21,11 +21,11 @@ import pytest
 from filelock import FileLock
 
 import prepare_data
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet
 from inputcodes.documents import split_hash
 from inputcodes.readers import matching_files
-from prepare_data import main, prepare
+from prepare_data import PrepareConfig, main, prepare
 from tests.helpers import ROOT, documents, prepare_config, write_json_lines, write_parquet
 
 
@@ -336,12 +336,47 @@ def test_a_literal_path_wins_over_its_reading_as_a_pattern(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~").mkdir()
-    for name in ("a[1].txt", "a1.txt", "x,y.txt", "~/b.txt", "~/x,y.txt"):
+    for name in ("a[1].txt", "a1.txt", "x,y.txt", "~/b.txt", "~/x,y.txt", " s.txt"):
         (tmp_path / name).write_text(name)
     assert matching_files("~/b.txt") == ["~/b.txt"]
     assert prepare_config(tmp_path, files="~/x,y.txt").entries == ["~/x,y.txt"]
     assert matching_files(f"{tmp_path}/a[1].txt") == [f"{tmp_path}/a[1].txt"]
     assert prepare_config(tmp_path, files=f"{tmp_path}/x,y.txt").entries == [f"{tmp_path}/x,y.txt"]
+    assert configure(PrepareConfig, ["--files= s.txt; a1.txt"]).entries == [" s.txt", "a1.txt"]
+    assert PrepareConfig(files=("a[1].txt",)).name == "a-1"
+    assert PrepareConfig(files=("a[1-9].txt",)).name in str(tmp_path)
+
+
+def test_a_tilde_is_the_home_unless_there_is_such_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = ["--data_dir=~/sets", "--tokenizer=~/t.json"]
+    for home in (str(tmp_path / "home"), "~"):
+        config = configure(PrepareConfig, words)
+        assert (config.data_dir, config.tokenizer) == (f"{home}/sets", f"{home}/t.json")
+        for name in ("sets", "t.json"):
+            (tmp_path / "~" / name).mkdir(parents=True, exist_ok=True)
+
+
+def test_what_is_no_regular_file_is_said_and_what_a_folder_holds_besides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    os.mkfifo(texts / "pipe")
+    with pytest.raises(UserError, match=r"texts/pipe is no regular file"):
+        matching_files(f"{texts}/pipe")
+    (texts / "README.md").write_text("read me\n" * 300)
+    with pytest.raises(UserError, match=r"cannot read .*/README.md/a.txt: Not a directory"):
+        matching_files(f"{texts}/README.md/a.txt")
+    for name in ("a.tsv", "b.tsv", "c.txt.xz", "LICENSE", ".hidden"):
+        (texts / name).touch()
+    (texts / "gone.txt").symlink_to("nowhere")
+    prepare(prepare_config(tmp_path, files=str(texts), quiet=False))
+    besides = "2 .tsv, 1 .xz, 2 not regular files, 1 without an ending"
+    assert f"note: not read in {texts}: {besides}\n" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(
@@ -430,7 +465,7 @@ def test_text_in_another_encoding_is_one_line_whose_command_converts_it(
         prepare(prepare_config(tmp_path, files=name))
     (line,) = str(caught.value).splitlines()
     if name.endswith("csv") and encoding == "latin-1":  # not known before the byte is read
-        assert "an old.csv: UnicodeDecodeError" in line
+        assert "an old.csv, line 2: not CSV in UTF-8: 'utf-8' codec" in line
         return
     known = "" if encoding == "latin-1" else encoding[:6].upper() + ", "
     assert f"{name} is {known}not UTF-8: convert it with `iconv " in line
