@@ -16,6 +16,7 @@ precision: logits differ by about 0.2% of their spread, and greedy texts of trai
 
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ from model import GPT, INPUT_FIELDS, count_parameters
 
 USAGE = "usage: python export.py --to=DIR [--name=value ...]"
 SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it
+FILES = {  # what an export writes; the folder may hold a run, too
+    "hf": ("model*.safetensors*", "config.json", "generation_config.json", "tokenizer.json",
+           "tokenizer_config.json", TOKENIZER, "README.md"),
+    "gguf": ("model.gguf", "README.md"),
+}  # fmt: skip
 HERE_ALONE = ("data_dir", "out_dir", "device")  # settings that say nothing elsewhere
 
 HF_USE = """\
@@ -234,12 +240,13 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def upload(folder: Path, repository: str) -> None:
-    """Make the repository if it is new and upload the folder; UserError if that fails."""
+def upload(folder: Path, files: Sequence[Path], repository: str) -> None:
+    """Make the repository if it is new and upload `files`; UserError if that fails."""
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder)
+        names = [file.name for file in files]
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
     except Exception as error:  # of the network, the account or the hub
         raise UserError(
             f"{folder} is written, but cannot be uploaded to {repository}: {error}"
@@ -250,11 +257,13 @@ def main(argv: list[str]) -> None:
     """Export as `argv` says; see the module's docstring."""
     config = configure(ExportConfig, argv)
     export(config)
-    size = sum(file.stat().st_size for file in Path(config.to).iterdir())
+    to = Path(config.to)
+    files = [file for pattern in FILES[config.format] for file in to.glob(pattern)]
+    size = sum(file.stat().st_size for file in files)
     reader = "llama.cpp" if config.format == "gguf" else "AutoModelForCausalLM.from_pretrained"
     print(f"{config.to}: {size / 1e6:,.1f} MB, for {reader}")
     if config.push:
-        upload(Path(config.to), config.push)
+        upload(to, files, config.push)
         print(f"uploaded to https://huggingface.co/{config.push}")
 
 

@@ -12,6 +12,7 @@ import pytest
 import tiktoken
 import torch
 import torch.nn.functional as F
+from huggingface_hub.utils import filter_repo_objects
 
 import export
 import train
@@ -205,6 +206,22 @@ def test_a_run_that_holds_its_export_is_still_a_run(tokenizers, tmp_path):
     assert find_start(str(tmp_path), tmp_path / "new").path == tmp_path / "best.pt"
     (tmp_path / "best.pt").unlink()
     assert find_start(str(tmp_path), tmp_path / "new").path == tmp_path / "model.safetensors"
+
+
+def test_what_else_the_folder_holds_is_not_uploaded(tokenizers, tmp_path, monkeypatch):
+    """With the hub's own choice among the files of a folder."""
+    pushed = {}
+    monkeypatch.setattr(export.HfApi, "create_repo", lambda api, name, exist_ok: None)
+    monkeypatch.setattr(export.HfApi, "upload_folder", lambda api, **how: pushed.update(how))
+    write_run(tmp_path, tokenizers["bytes"])
+    for name in ("last.pt", "run.json", "config.json.partial"):
+        (tmp_path / name).touch()
+    export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}", "--push=user/name"])
+    names = [file.name for file in tmp_path.iterdir()]
+    assert {*filter_repo_objects(names, allow_patterns=pushed["allow_patterns"])} == {
+        "README.md", "config.json", "generation_config.json", "input_codes_tokenizer.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
 
 
 def test_a_chat_model_has_its_template(tokenizers, tmp_path):
