@@ -171,8 +171,8 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
     print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}\na sample:")
     try:
         print(sample(trainer))
-    except Exception as error:  # the run is done and saved, whatever is wrong here
-        print(f"(none: {type(error).__name__}: {error})")
+    except (Exception, KeyboardInterrupt) as error:  # the run is done and saved, whatever this is
+        print(f"(none: {error!r})")
     print("\nnext: " + "\n      ".join(next_commands(trainer, argv)))
 
 

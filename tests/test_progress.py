@@ -95,3 +95,14 @@ def test_the_curve_is_drawn_at_evaluations_and_never_ends_a_run(
     monkeypatch.setattr("inputcodes.figures.draw_curve", broken)
     run(text_data, tmp_path / "broken")
     assert "no space left" in capsys.readouterr().out
+
+
+def test_control_c_in_the_closing_sample_leaves_the_run_done(
+    text_data, tmp_path, monkeypatch, capsys
+):
+    def interrupted(trainer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "sample", interrupted)
+    run(text_data, tmp_path)
+    assert "a sample:\n(none: KeyboardInterrupt())\n\nnext: " in capsys.readouterr().out
