@@ -2,13 +2,13 @@
 
 One document on its way: readers.py reads it; a worker checks that it is text, lets a keyed hash of
 the text decide whether it is for training or for validation, encodes it and adds `end_of_text`;
-the main process writes the tokens of all documents in the order they were read. A single text is
+the main thread writes the tokens of all documents in the order they were read. A single text is
 split within itself: its last part is for validation. With --chat documents are conversations
 (documents.py says of which formats), whose turns get role marks.
 
 The result in `data/<dataset>/`: `train_000000.bin`, ... and `val_000000.bin`, ... (uint16, or
 uint32 for more than 65,536 ids; little-endian, no header), `tokenizer.json`, and `meta.json`,
-written last. The bytes depend on the input and the settings alone, not on the number of processes
+written last. The bytes depend on the input and the settings alone, not on the number of workers
 nor on interruptions: `progress.json` says how far a run came, and the same command continues.
 
 An input that cannot be read (malformed JSON, a broken Parquet file, a missing column) is an error
@@ -82,7 +82,7 @@ class PrepareConfig(Settings):
     val_fraction: float = setting(0.035, "share of the text that is held out", least=0, below=1)
     shard_tokens: int = setting(100_000_000, "tokens in a full shard", least=1000)
     max_tokens: int = setting(0, "training tokens after which to stop; 0: read all", least=0)
-    workers: int = free(0, "processes; 0: one per core", least=0, most=1024)
+    workers: int = free(0, "threads; 0: one per core", least=0, most=1024)
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
     overwrite: bool = free(False, "make the data set again, whatever is there under its name")
     show: str = free("", "prepare nothing: print the counts and first documents of this folder")

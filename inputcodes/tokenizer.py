@@ -146,9 +146,6 @@ class Tokenizer:
         self._identity = identity | hashes
         self._payload = {name: _packed(text) for name, text in payload.items()}
 
-    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
-        return type(self).from_json, (self.to_json(),)
-
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; what looks like a special token is text. Errors: `encode_array`."""
         ids: list[int] = self.encode_array(text).tolist()

@@ -246,9 +246,8 @@ def test_a_mix_keeps_the_proportions_and_hub_folders_are_the_same(tmp_path: Path
     assert contents(made["seed"])["train_000000.bin"] != contents(made["files"])["train_000000.bin"]
 
 
-def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 4000)
-    monkeypatch.setattr(workers, "POOL_CHUNKS", 3)
     globs, _ = two_folders(tmp_path)
     made = [
         contents(
@@ -267,7 +266,6 @@ def test_worker_processes_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
 def test_few_chunks_are_in_memory_and_results_keep_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workers, "POOL_CHUNKS", 3)
     taken = 0
 
     def chunks() -> Iterator[documents.Chunk]:

@@ -68,10 +68,10 @@ def test_a_second_preparation_waits_and_uses_what_is_there(
 def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None:
     script = tmp_path / "no_guard.py"
     script.write_text(
-        "from inputcodes import documents, workers\n"
+        "from inputcodes import documents\n"
         "from prepare_data import PrepareConfig, prepare\n"
         "print('started')\n"
-        "workers.POOL_CHUNKS, documents.CHUNK_CHARACTERS = 2, 5000\n"
+        "documents.CHUNK_CHARACTERS = 5000\n"
         f"prepare(PrepareConfig(files=({stories(tmp_path)!r},), data_dir={str(tmp_path)!r}, "
         "dataset='set', workers=2, quiet=True))\n"
     )
