@@ -131,6 +131,7 @@ def text_of(report: Report) -> str:
     parts = [
         result_table([row for group in report.groups for row in group]),
         gap_table(DIFFERENCES.format(margin=report.margin), gaps),
+        division_table(report.groups),
         check_table([gap for gap in gaps if gap.paired]),
         fit_table([(gap, fit) for gap in gaps for fit in gap.fits], report.margin),
         *map(recoding_text, report.recodings),
@@ -187,6 +188,28 @@ def gap_table(heading: str, gaps: list[Gap]) -> str:
         lines.append([*cells, f"{gap.data:.2f}x" if gap.data else "-", gap.verdict])
     header = "variant - baseline | nats per token [95%] | % | bits per byte | data | verdict"
     return f"{heading}\n\n{markdown_table(header, lines)}"
+
+
+def division_table(groups: list[list[Row]]) -> str:
+    """Where in the loss the gaps are; empty for runs made before evaluations said it."""
+    lines = []
+    for rows in groups:
+        for row in rows:
+            cells = [row.variant]
+            for losses, base in ((row.new, rows[0].new), (row.again, rows[0].again)):
+                pairs = zip(losses, base, strict=True)
+                gaps = [a - b for a, b in pairs if a is not None and b is not None]
+                if gaps:
+                    cells += [f"{mean(present(losses)):.4f}", f"{mean(gaps):+.4f}"]
+            if len(cells) == 5:
+                lines.append(cells)
+    if not lines:
+        return ""
+    return f"""\
+The losses divided, in nats per token: over targets that are new behind their token in the window,
+and over those that have followed it there before, which a model can copy.
+
+{markdown_table("variant | new | - baseline | again | - baseline", lines)}"""
 
 
 def check_table(gaps: list[Gap]) -> str:

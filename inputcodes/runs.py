@@ -258,6 +258,8 @@ class Row:
     kind: str
     settings: dict[str, Any]
     losses: BySeed
+    new: BySeed  # losses on targets that are new behind their token; None for older runs
+    again: BySeed  # and on those that are not
     bits_per_byte: BySeed
     perplexity: float  # mean over seeds
     perplexity_range: float | None  # (max - min) / mean over seeds; None for one
@@ -312,6 +314,8 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
         kind=variant.kind or variant.label,
         settings=variant.settings | dataclasses.asdict(config),
         losses=last("val_loss"),
+        new=last("val_new"),
+        again=last("val_again"),
         bits_per_byte=last("val_bits_per_byte"),
         perplexity=mean(perplexities),
         perplexity_range=spread / mean(perplexities) if len(runs) > 1 else None,

@@ -184,6 +184,20 @@ def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
         assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<?xml")
 
 
+def test_the_losses_are_divided_where_the_runs_say_it(tmp_path):
+    made = {"line": {"val_new": 4.0, "val_again": 3.0}}
+    later = {"line": {"val_new": 3.5, "val_again": 3.25}}
+    group = group_of(tmp_path, learned=([3, 3], made), fixed=([3, 3], later), spelling=[3, 3])
+    text = report.text_of(report.make_report([group], [1, 2], 0.01))
+    table = text.partition("which a model can copy.\n\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert rows[0] == ["variant", "new", "- baseline", "again", "- baseline"]
+    assert rows[2:] == [
+        ["learned", "4.0000", "+0.0000", "3.0000", "+0.0000"],
+        ["fixed", "3.5000", "-0.5000", "3.2500", "+0.2500"],
+    ]
+
+
 def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
     made = by_hand(
         tmp_path,
