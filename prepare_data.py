@@ -396,4 +396,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, PrepareConfig, USAGE, "files")
+    run_main(main, PrepareConfig, USAGE, "files", any("--show" in word for word in sys.argv))

@@ -613,3 +613,13 @@ def test_a_split_that_a_folder_does_not_have_is_refused_with_those_it_has(tmp_pa
     config = {"source": "hub", "hub": str(tmp_path / "set"), "val_source": "validation"}
     with pytest.raises(UserError, match="no split 'validation'; there are train"):
         prepare(prepare_config(tmp_path, **config))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no /dev/full")
+def test_show_fails_where_its_output_is_lost(text_data: Path) -> None:
+    command = [sys.executable, "prepare_data.py", f"--show={text_data}/tiny"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "cannot write the output: No space left" in done.stderr
