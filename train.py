@@ -363,7 +363,6 @@ def main(argv: list[str]) -> None:
         resume.check_base(start, data, config.init_from, Path(config.data_dir))
         config, first = resume.for_data(config, data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
-        del start  # its tensors are in the trainer now
         if trainer.step >= config.max_steps and not trainer.owed:
             if first:
                 print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
@@ -374,10 +373,12 @@ def main(argv: list[str]) -> None:
         with lock if first else contextlib.nullcontext():
             metrics = None
             if first:
+                resume.check_unchanged(trainer.out_dir, start)
                 print(describe(trainer, argv), flush=True)
                 write_run_json(trainer.out_dir, trainer.record(), processes.device)
                 show = open_dashboard(config.log_to, trainer.out_dir, trainer.step)
                 metrics = Metrics(trainer.out_dir / "metrics.jsonl", trainer.step, show)
+            del start  # its tensors are in the trainer
             progress = Progress(config.max_steps, trainer.step, first)
             with trainer.stop.listening(), contextlib.closing(progress):
                 try:

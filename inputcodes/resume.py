@@ -33,7 +33,7 @@ from inputcodes.configurator import (
     names_where,
 )
 from inputcodes.data import DataSet, TrainingData, validation_numbers
-from inputcodes.files import read_json_lines
+from inputcodes.files import file_sha256, read_json_lines
 from inputcodes.hf import read_export
 from inputcodes.loss import LOGITS_BYTES
 from model import GPTConfig, count_parameters
@@ -211,6 +211,14 @@ def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:
             f"{out_dir} holds a run already ({', '.join(there)}): go on with it"
             " (--init_from=resume), write elsewhere (--out_dir=...), or delete it"
         )
+
+
+def check_unchanged(out_dir: Path, start: Start | None) -> None:
+    """Raise UserError if a run has written to `out_dir`, locked by now, since `start` was read."""
+    last = out_dir / "last.pt"  # which no run is without once it has written
+    seen = start.record["checkpoint_sha256"] if start and start.resuming else None
+    if seen != (file_sha256(last) if last.is_file() else None):
+        raise UserError(f"another run has written to {out_dir} meanwhile: run the command again")
 
 
 def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:

@@ -63,6 +63,22 @@ def test_an_existing_run_is_not_written_over(words, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("init_from", "steps_before"), [("scratch", 0), ("resume", 0), ("resume", 3)]
+)
+def test_nor_is_one_that_came_meanwhile(words, tmp_path, monkeypatch, init_from, steps_before):
+    def prepare_slowly(*_):
+        monkeypatch.undo()
+        train.main(words(**FIVE, init_from="resume"))  # as another process would
+
+    if steps_before:
+        train.main(words(**FIVE | {"max_steps": steps_before}))
+    monkeypatch.setattr(train, "prepare_missing", prepare_slowly)
+    with pytest.raises(UserError, match=r"written to .*run meanwhile: run the command again"):
+        train.main(words(**FIVE | {"max_steps": 6}, init_from=init_from))
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
 def test_a_directory_without_a_checkpoint_is_free(words, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{")
