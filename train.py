@@ -181,9 +181,9 @@ class Trainer:
             return
         self.step, best = start.record["step"], None
         self.started -= start.record["elapsed_s"]
-        self.owed = start.owed_evaluation(self.config)
         with contextlib.suppress(UserError):  # none, or damaged: the next evaluation makes one
             best = read_checkpoint(self.out_dir / "best.pt")[0]["model"]
+        self.owed = start.owed_evaluation(self.config, best is None)
         if best:
             self.best_loss = start.record["best_val_loss"]
             if any(change["name"] == "eval_tokens" for change in start.changes):

@@ -129,12 +129,12 @@ def load_model(
 ) -> tuple[GPT, dict[str, Any], Tokenizer]:
     """The model of a checkpoint, ready to use, the checkpoint's record and its tokenizer.
 
-    A run that has no best.pt yet is loaded from its last.pt, which a note on stderr says.
+    A run that has no best.pt is loaded from its last.pt, which a note on stderr says.
     """
     last = path.with_name("last.pt")
     if path.name == "best.pt" and not path.is_file() and last.is_file():
         if os.environ.get("RANK", "0") == "0":  # once, of several processes
-            print(f"note: no evaluation yet, so there is no {path}: taking {last}", file=sys.stderr)
+            print(f"note: there is no {path}: taking {last}", file=sys.stderr)
         path = last
     tensors, record = read_checkpoint(path)
     tokenizer = Tokenizer.from_json(record["tokenizer"])

@@ -86,10 +86,11 @@ class Start:
         names = ("step", "best_val_loss", "data_sha256", "code_sha256")
         return ORIGIN | {"base": base | {name: there[name] for name in names}}
 
-    def owed_evaluation(self, config: Any) -> dict[str, Any] | None:
+    def owed_evaluation(self, config: Any, best_lost: bool) -> dict[str, Any] | None:
         """The line of metrics of the last step, if it lacks the evaluation due by `config`.
 
-        It was stopped, or the step was not to be evaluated before, as the run would have gone on.
+        It was stopped, or the step was not to be evaluated before, as the run would have gone on;
+        or it is due again, as its best checkpoint is lost.
         """
         step = self.record["step"]
         if not step or (step % config.eval_interval and step != config.max_steps):
@@ -97,7 +98,7 @@ class Start:
         lines = read_json_lines(self.path.with_name("metrics.jsonl"), strict=False)
         new = {name: self.record[name] for name in ("step", "tokens", "elapsed_s")}
         line = next((line for line in lines if line["step"] == step), new)
-        return None if "val_loss" in line else line
+        return None if "val_loss" in line and not best_lost else line
 
     def load_weights(self, model: torch.nn.Module) -> None:
         """Give `model` the checkpoint's weights; UserError if they do not fit."""

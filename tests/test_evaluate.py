@@ -441,9 +441,7 @@ def test_other_data_of_the_same_name_and_a_lone_last_checkpoint_are_said(
     evaluate.main([f"--out_dir={other}", f"--data_dir={text_data}", "--device=cpu"])
     shown, said = capsys.readouterr()
     assert f"tiny is not the data that {other} was trained on: it has the same name" in shown
-    assert (
-        said == f"note: no evaluation yet, so there is no {other}/best.pt: taking {other}/last.pt\n"
-    )
+    assert said == f"note: there is no {other}/best.pt: taking {other}/last.pt\n"
     result = json.loads((other / "evaluation.json").read_text())
     assert result["checkpoint"] == "last"
     assert "val_bigram" not in result

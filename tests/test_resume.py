@@ -237,13 +237,24 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_again(words, tmp_path):
 
 
 def test_a_damaged_best_checkpoint_is_made_again(words, tmp_path):
-    train.main(words(**FIVE))
+    train.main(words(**FIVE | {"max_steps": 4}))
     best = tmp_path / "run" / "best.pt"
     best.write_bytes(best.read_bytes()[:-1])
-    worse = ["--init_from=resume", "--max_steps=6", "--learning_rate=9"]
+    worse = ["--init_from=resume", "--max_steps=5", "--learning_rate=9"]
     train.main([*worse, f"--out_dir={tmp_path / 'run'}"])
     losses = [line["val_loss"] for line in metrics_of(tmp_path / "run") if "val_loss" in line]
     assert read_checkpoint(best)[1]["best_val_loss"] == losses[-1] > losses[0]
+
+
+def test_a_finished_run_makes_a_damaged_best_checkpoint_again_as_advised(words, tmp_path):
+    train.main(words(**FIVE))
+    lines, best = metrics_of(tmp_path / "run"), tmp_path / "run" / "best.pt"
+    best.write_bytes(best.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"best\.pt is damaged .* go on training") as caught:
+        read_checkpoint(best)
+    train.main(str(caught.value).split("`")[1].split()[2:])
+    assert metrics_of(tmp_path / "run") == lines
+    assert read_checkpoint(best)[1]["best_val_loss"] == lines[-1]["val_loss"]
 
 
 def test_weights_that_do_not_fit_their_settings_are_one_line(words, tmp_path):
