@@ -16,6 +16,7 @@ precision: logits differ by about 0.2% of their spread, and greedy texts of trai
 
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ FILES = {  # what an export writes; the folder may hold a run, too
            "tokenizer_config.json", TOKENIZER, "README.md"),
     "gguf": ("model.gguf", "README.md"),
 }  # fmt: skip
+CARD_SIGN = "A decoder-only transformer with the input layer"  # by which an export is known
 HERE_ALONE = ("data_dir", "out_dir", "device")  # settings that say nothing elsewhere
 
 HF_USE = """\
@@ -96,12 +98,17 @@ class ExportConfig(Settings):
             problems.append("to='': expected a folder to write, as in --to=hf/mymodel")
         if self.push.count("/") != bool(self.push):
             problems.append(f"push={self.push!r}: expected USER/NAME")
+        for name in ("to", "license", "push"):  # all on the model card
+            value = getattr(self, name)
+            if not value.isprintable():  # neither are surrogates: bytes that are not UTF-8
+                problems.append(f"{name}={value!r}: expected printable characters")
         return problems
 
 
 def export(config: ExportConfig) -> None:
     """Write the folder in the format asked for, with a model card."""
     out_dir, to = Path(config.out_dir), Path(config.to)
+    refuse_to_overwrite(to)
     model, record, tokenizer = load_model(out_dir / f"{config.checkpoint}.pt")
     record["config"] |= dataclasses.asdict(model.config)
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
@@ -111,12 +118,25 @@ def export(config: ExportConfig) -> None:
     if config.format == "gguf":
         template = CHAT_TEMPLATE if record.get("chat") else ""
         write_gguf(to / "model.gguf", model, tokenizer, config.dtype, template)
-    else:
-        write_hf(to, model, tokenizer, config.dtype, record)
+    # Before the many files of the other format: if one fails, the next export may replace them.
     write_text(to / "README.md", card)
+    if config.format == "hf":
+        write_hf(to, model, tokenizer, config.dtype, record)
     with system_errors("write", to):  # the folder holds one model, not an earlier one beside it
         for old in to.glob("model*.safetensors*" if config.format == "gguf" else "model.gguf"):
             old.unlink()
+
+
+def refuse_to_overwrite(to: Path) -> None:
+    """Raise UserError if the folder has files that an export replaces, but not an export's card."""
+    card = to / "README.md"
+    with system_errors("read", card):
+        ours = card.is_file() and CARD_SIGN.encode() in card.read_bytes()
+    there = [file for patterns in FILES.values() for name in patterns for file in to.glob(name)]
+    if there and not ours:
+        raise UserError(
+            f"{there[0]} was not written by export.py: move it away, or choose another --to"
+        )
 
 
 def write_hf(
@@ -127,7 +147,10 @@ def write_hf(
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     weights = {name: weight.to(kind) for name, weight in neox_weights(model).items()}
     try:
+        (to / "config.json").unlink(missing_ok=True)  # written last: without it none is whole
         save_torch_state_dict(weights, to, max_shard_size=SHARD_BYTES)  # replaces an earlier one
+        for file in to.glob("model*.safetensors"):  # which are for their owner alone
+            shutil.copymode(to / "README.md", file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {to}: {error}") from error
     write_text(to / TOKENIZER, tokenizer.to_json())
@@ -137,9 +160,9 @@ def write_hf(
     ids = {"bos_token_id": ends[0], "eos_token_id": ends[0], "pad_token_id": ends[0]}
     described = neox_config(model.config) | ids | {"dtype": dtype}
     described["torch_dtype"] = dtype  # the name in transformers 4
-    write_json(to / "config.json", described | {RECORD: without_places(record)})
     generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
     write_json(to / "generation_config.json", generation)
+    write_json(to / "config.json", described | {RECORD: without_places(record)})
 
 
 def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
@@ -198,7 +221,7 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
 ---
 # {name}
 
-A decoder-only transformer with the input layer `{settings["input_layer"]}`, in the format of
+{CARD_SIGN} `{settings["input_layer"]}`, in the format of
 GPT-NeoX. The format asks for an embedding table; {table_words(inputs)}
 
 | | |

@@ -203,6 +203,7 @@ def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
 def test_a_run_that_holds_its_export_is_still_a_run(tokenizers, tmp_path):
     write_run(tmp_path, tokenizers["bytes"])
     export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}"])
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
     assert find_start(str(tmp_path), tmp_path / "new").path == tmp_path / "best.pt"
     (tmp_path / "best.pt").unlink()
     assert find_start(str(tmp_path), tmp_path / "new").path == tmp_path / "model.safetensors"
@@ -282,6 +283,32 @@ def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkey
     assert not list(weights.parent.glob(f"*{PARTIAL}"))
 
 
+def test_an_export_that_fails_behind_its_weights_is_none(tokenizers, tmp_path, monkeypatch):
+    write_run(tmp_path, tokenizers["bytes"])
+    folder = exported(tmp_path)
+    write_run(tmp_path, tokenizers["bytes"], code_seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "tokenizer_json", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            exported(tmp_path)
+    with pytest.raises(UserError, match=r"expected .* the directory of a run or of an export"):
+        find_start(str(folder), tmp_path / "new")
+    assert find_start(str(exported(tmp_path)), tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "config.json", "model-00001-of-00002.safetensors", "model.gguf"]
+)
+def test_files_that_no_export_wrote_stay(name, tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / name).write_text("mine")
+    for argv in ([], ["--format=gguf"]):
+        with pytest.raises(UserError, match=rf"hf/{name} was not written by export\.py: move it"):
+            exported(tmp_path, *argv)
+    assert [file.read_text() for file in (tmp_path / "hf").iterdir()] == ["mine"]
+
+
 def test_weights_that_cannot_be_written_or_are_not_there_are_one_line(tokenizers, tmp_path):
     write_run(tmp_path, tokenizers["bytes"])
     weights = exported(tmp_path) / "model.safetensors"
@@ -296,6 +323,8 @@ def test_weights_that_cannot_be_written_or_are_not_there_are_one_line(tokenizers
 def test_what_cannot_be_exported_or_imported_says_why(tmp_path):
     with pytest.raises(UserError, match=r"to='': expected a folder"):
         export.main(["--push=name"])
+    with pytest.raises(UserError, match=r"^license='.udcff': expected printable characters$"):
+        export.main([f"--to={tmp_path}", "--license=\udcff"])
     with pytest.raises(UserError, match="no checkpoint"):
         export.main([f"--out_dir={tmp_path}", f"--to={tmp_path}/hf"])
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
