@@ -161,4 +161,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, InspectConfig, USAGE, "runs")
+    run_main(main, InspectConfig, USAGE, "runs", output_needed=True)

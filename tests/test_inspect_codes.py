@@ -1,5 +1,8 @@
 """The measures of inspect_codes against plain formulas, and the command on tiny models."""
 
+import runpy
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +91,15 @@ def test_the_command_prints_its_tables(tmp_path, capsys):
     assert "'0'" in capsys.readouterr().out  # of the examples the only byte
     with pytest.raises(UserError, match="no runs"):
         inspect_codes.main([])
+
+
+def test_tables_that_cannot_be_written_are_an_error(tmp_path, monkeypatch):
+    write_run(tmp_path, Tokenizer(256))
+    monkeypatch.setattr(sys, "argv", ["inspect_codes.py", str(tmp_path)])
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="cannot write the output: No space left"):
+            runpy.run_path(inspect_codes.__file__, run_name="__main__")
 
 
 def test_tokens_have_their_spaces_and_unknown_ones_are_named(tmp_path, capsys):
