@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
-from inputcodes.files import read_json, write_json
+from inputcodes.files import read_json, system_errors, write_json
 from inputcodes.stats import markdown_table
 from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer
@@ -152,12 +154,14 @@ def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
 def write_evaluation(result: Result, config: EvaluateConfig) -> None:
     """Write evaluation.json; what else it has of the same checkpoint stays: tasks, or the loss."""
     file, entry = Path(result.target.run) / "evaluation.json", as_json(result, config)
-    with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one
-        there = read_json(file)
-        if there.get("checkpoint_sha256") == entry["checkpoint_sha256"]:
-            entry["tasks"] = there["tasks"] | entry["tasks"]
-            entry = entry if result.loss else there | entry
-    write_json(file, entry)
+    # Two at once would lose what one of them adds.
+    with system_errors("write", file), FileLock(file.with_name("evaluation.lock")):
+        with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one
+            there = read_json(file)
+            if there.get("checkpoint_sha256") == entry["checkpoint_sha256"]:
+                entry["tasks"] = there["tasks"] | entry["tasks"]
+                entry = entry if result.loss else there | entry
+        write_json(file, entry)
 
 
 def main_table(results: Sequence[Result]) -> str:

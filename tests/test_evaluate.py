@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import train
 from inputcodes.checkpoint import load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
-from inputcodes.files import file_sha256
+from inputcodes.files import file_sha256, read_json
 from inputcodes.tasks import (
     TASKS,
     Item,
     Scores,
+    TaskResult,
     make_prompts,
     read_items,
     score,
@@ -270,6 +272,31 @@ def test_tasks_of_earlier_calls_stay_while_the_checkpoint_is_the_same(
     assert limits("--tasks=boolq", "--limit=3") == {"boolq": 3}
     (run / "evaluation.json").write_text("{")
     assert limits("--tasks=boolq", "--limit=4") == {"boolq": 4}
+
+
+def test_two_evaluations_at_once_lose_nothing(out_dir, tmp_path, monkeypatch):
+    copy_run(out_dir, tmp_path / "run", "best.pt", lambda weights, record: None)
+    config = evaluate.EvaluateConfig(out_dir=str(tmp_path / "run"), validation=False)
+    (target,) = evaluate.open_targets(config, True)
+
+    def write(name: str) -> None:
+        one = TaskResult(1, 1, 0, None, {})
+        evaluate.write_evaluation(evaluate.Result(target, None, {name: one}), config)
+
+    def read_slowly(file: Path):
+        there = read_json(file)
+        if not other.ident:
+            other.start()
+            other.join(timeout=0.2)  # the time to read and write, if it could
+        return there
+
+    write("boolq")
+    other = threading.Thread(target=write, args=["squad"])
+    monkeypatch.setattr(evaluate, "read_json", read_slowly)
+    write("hellaswag")
+    other.join()
+    tasks = read_json(tmp_path / "run" / "evaluation.json")["tasks"]
+    assert tasks.keys() == {"boolq", "squad", "hellaswag"}
 
 
 @pytest.mark.slow
