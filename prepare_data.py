@@ -186,8 +186,7 @@ def prepare(config: PrepareConfig) -> Path:
     making it, this one waits and then uses what is there. Raises UserError.
     """
     folder = Path(config.data_dir) / config.name
-    held_out, own = split_list(config.val_source), shards.own_paths(folder)
-    entries = find_entries(config.kind, config.entries, held_out, own)
+    entries = find_entries(config.kind, config.entries, split_list(config.val_source))
     column = None if config.chat else config.text_column
     how = config.separator, config.val_fraction, config.chances, config.seed
     corpus = Corpus(entries, column, *how)

@@ -21,7 +21,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,7 @@ class Corpus:
         if empty and (
             self.probabilities or all(e in empty or e.split == "val" for e in self.entries)
         ):
-            why = "its files are all named before it, or the data set's own"
-            raise UserError(f"{empty[0].name}: {why}: leave it out")
+            raise UserError(f"{empty[0].name}: its files are all named before it: leave it out")
 
     @property
     def text_files(self) -> int:
@@ -226,13 +225,11 @@ def find_threshold(corpus: Corpus) -> tuple[int, str]:
     )
 
 
-def find_entries(
-    kind: str, names: Sequence[str], val_source: Sequence[str] = (), own: Container[str] = ()
-) -> list[Entry]:
+def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()) -> list[Entry]:
     """What to read, of kind stdlib, files or hub, validation documents first.
 
     `val_source` names their files, or the splits of each of the hub's data sets. A file counts
-    once, however many links and patterns lead to it; the data set's `own` do not count.
+    once, however many links and patterns lead to it.
     """
     if kind == "stdlib":
         version = f"{platform.python_implementation()} {platform.python_version()}"
@@ -251,8 +248,6 @@ def find_entries(
         entry.paths = []
         entry.left_alone = left_alone(entry.name) if kind == "files" else ""
         for path in paths:
-            if os.path.realpath(path) in own:
-                continue
             status = os.stat(path)
             if (file := (status.st_dev, status.st_ino)) not in seen:
                 entry.paths.append(path)

@@ -26,6 +26,7 @@ from inputcodes.files import system_errors
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+DATA_SET_MARKS = {"meta.json", "tokenizer.json"}, {"lock", "progress.json"}  # finished or not
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary",
               "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
@@ -62,10 +63,11 @@ def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
 
 
 def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below, each with the sorted names of what else is in it."""
+    """A folder and those below but for data sets, each with the sorted names of what is in it."""
     seen = set()
     for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        if (real := os.path.realpath(where)) in seen:  # a link back: its loop ends here
+        is_data_set = any(marks <= set(names) for marks in DATA_SET_MARKS)
+        if (real := os.path.realpath(where)) in seen or is_data_set:  # a loop of links ends here
             folders.clear()
             continue
         seen.add(real)
@@ -92,11 +94,12 @@ def matching_files(name: str) -> list[str]:
     else:
         paths = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, _expand(path)))
     if not paths:
-        where = "in folder" if os.path.isdir(path) else "matches"
+        if os.path.isdir(path):
+            raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
         with system_errors("read", Path(path)), contextlib.suppress(FileNotFoundError):
             if not stat.S_ISDIR(os.stat(path).st_mode):
                 raise UserError(f"{path} is no regular file: save its text in one")
-        raise UserError(f"no file {where} {name!r}: check the path, and quote a pattern")
+        raise UserError(f"no file matches {name!r}: check the path, and quote a pattern")
     return paths
 
 

@@ -270,12 +270,6 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def own_paths(folder: Path) -> set[str]:
-    """Where files of a data set may be, in the making or not, that look like input."""
-    places = folder, folder / NEW
-    return {os.path.realpath(place / name) for place in places for name in OWN_FILES}
-
-
 def own_files(folder: Path) -> list[Path]:
     """The files of a data set, finished or not; RECORDS first."""
     named = [path for name in OWN_FILES if (path := folder / name).is_file()]

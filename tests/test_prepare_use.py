@@ -305,7 +305,7 @@ def test_a_file_counts_once_and_loops_of_links_end(tmp_path: Path, entry: str) -
     assert texts == ["text of a.txt", "text of deep/b.txt", "text of deep/er/c.txt"]
 
 
-def test_a_data_set_within_the_folder_that_is_read_is_no_input(
+def test_data_sets_within_the_folder_that_is_read_are_no_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stories(tmp_path)
@@ -314,10 +314,10 @@ def test_a_data_set_within_the_folder_that_is_read_is_no_input(
         patch.setattr("inputcodes.shards.ShardWriter.finish", None)  # cannot be called
         with pytest.raises(TypeError):
             prepare(config)
-    with pytest.raises(UserError, match="or the data set's own"):
+    with pytest.raises(UserError, match=r"no text in folder .*, data sets aside"):
         prepare(dataclasses.replace(config, files=(f"{tmp_path}/data/set",)))
-    for _ in range(2):
-        folder = prepare(config)
+    for name in ("set", "set", "other", "set"):
+        folder = prepare(dataclasses.replace(config, dataset=name))
         assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(documents(60))
 
 
