@@ -270,6 +270,9 @@ def variants_of(
         raise UserError(f"variants: every run has its own {', '.join(sorted(own))}; leave it out")
     variants = []
     for text, each, given in zip(texts, words, changes, strict=True):
+        if len({word.partition("=")[0] for word in each}) < len(each):
+            advice = "separate variants by semicolons"
+            raise UserError(f"variants: {text!r} names a setting twice: {advice}")
         settings = recipe | given
         group = [f"{name}={settings.get(name, getattr(TrainConfig, name))}" for name in named]
         pairs = zip(text.split(), each, strict=True)
