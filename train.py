@@ -122,7 +122,7 @@ class TrainConfig(GPTConfig):
             problems.append(f"min_lr ({self.min_lr}) is above learning_rate ({self.learning_rate})")
         if not self.dataset:
             problems.append("dataset='': expected the name of a folder in data_dir")
-        if self.log_to != "none" and not importlib.util.find_spec(self.log_to):
+        if self.log_to in ("wandb", "tensorboard") and not importlib.util.find_spec(self.log_to):
             problems.append(f"log_to={self.log_to!r} needs a package: pip install {self.log_to}")
         return problems
 
