@@ -34,6 +34,7 @@ from inputcodes.configurator import (
     config_files,
     from_record,
     given_values,
+    recorded,
     run_main,
     setting,
 )
@@ -292,13 +293,16 @@ def read_study(given: dict[str, Any]) -> Study:
         raise UserError(f"no study in {file.parent}: there is no {file} (compare.py makes one)")
     stored = read_json(file, "run the study again")
     try:
-        variants = [runs.Variant(**variant) for variant in stored["variants"]]
+        variants = [
+            runs.Variant(**{**each, "settings": recorded(TrainConfig, each["settings"], file)})
+            for each in stored["variants"]
+        ]
         own = {**stored["compare"], "study_dir": str(file.parent)}
         config = from_record(CompareConfig, own | given, file)
         if problems := config.problems():
             raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
-        if any(type(v.label) is not str or type(v.settings) is not dict for v in variants):
-            raise TypeError("a variant is a label and its settings")
+        if any(type(text) is not str for v in variants for text in (v.label, v.group, v.kind)):
+            raise TypeError("label, group and kind of a variant are strings")
         return Study(config, variants)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): run the study again") from error

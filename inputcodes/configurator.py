@@ -150,17 +150,24 @@ def build(cls: type[S], values: Mapping[str, Any]) -> S:
     return config
 
 
-def from_record(cls: type[S], record: Mapping[str, Any], file: Path) -> S:
+def from_record(cls: type[S], record: Any, file: Path) -> S:
     """The settings that `file` recorded; those it does not know have their defaults.
 
     Raises UserError, naming the file, for values of other types.
     """
+    return cls(**recorded(cls, record, file))
+
+
+def recorded(cls: type[Settings], record: Any, file: Path) -> dict[str, Any]:
+    """The settings of `cls` that `file` recorded, by name; UserError as of `from_record`."""
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is damaged: expected settings by name, found {record!r:.60}")
     kinds, problems = _kinds(cls), list[str]()
     known = {name: value for name, value in record.items() if name in kinds}
     values = _checked(cls, known, f"in {file}", problems)
     if problems:
         raise UserError("\n".join(problems))
-    return cls(**values)
+    return values
 
 
 class Output:

@@ -87,15 +87,20 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
         return None
     advice = "delete the directory and run the command again"
     record = read_json(path / "run.json", advice)
-    kinds = {"config": dict, "tokenizer_sha256": str, "data_sha256": str}
-    for name, kind in kinds.items():
-        if type(record.get(name)) is not kind:
-            raise UserError(f"{path / 'run.json'} is damaged (no {name}): {advice}")
+    kinds: dict[str, Any] = {"config": dict, "tokenizer_sha256": str, "data_sha256": str}
+    kinds["table_sha256"] = str | None
+    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    base = record.get("base") or {"out_dir": "scratch", "sha256": ""}
+    if not isinstance(base, dict) or {type(base.get(k)) for k in ("out_dir", "sha256")} != {str}:
+        wrong.append("base")
+    if wrong:
+        raise UserError(f"{path / 'run.json'} is damaged (no {', '.join(wrong)}): {advice}")
     config = from_record(settings, record["config"], path / "run.json")
     lines = read_json_lines(path / "metrics.jsonl")
     for line in lines:
         needed = [line.get(name) for name in ("tokens", "val_loss", "val_bits_per_byte")]
-        if "val_loss" in line and None in needed:
+        numbers = [value for value in line.values() if isinstance(value, float)]
+        if "val_loss" in line and (None in needed or not all(map(math.isfinite, numbers))):
             step = line["step"]
             raise UserError(f"{path / 'metrics.jsonl'} is damaged at step {step:,}: {advice}")
     return Run(path, record, dataclasses.asdict(config), lines)

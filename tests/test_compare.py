@@ -319,6 +319,8 @@ def test_a_damaged_study_is_refused_by_its_report_in_one_line(tmp_path):
         {"variants": 5},
         {"variants": [{"label": 5, "settings": {}}]},
         {"variants": [{"label": "fixed", "settings": []}]},
+        {"variants": [{"label": "fixed", "settings": {"n_embd": "16"}}]},
+        {"variants": [{"label": "fixed", "settings": {}, "group": []}]},
         {"compare": {"seeds": "x"}},
         {"compare": {"seeds": 1}},
     )
@@ -327,6 +329,8 @@ def test_a_damaged_study_is_refused_by_its_report_in_one_line(tmp_path):
         with pytest.raises(UserError, match=r"study\.json") as caught:
             compare.main([f"--report={tmp_path}"])
         assert len(str(caught.value).splitlines()) == 1
-    (tmp_path / "study.json").write_text(json.dumps(whole))
+    older = {"label": "fixed", "settings": {"n_layer": 3, "tf32": False}}  # renamed since
+    (tmp_path / "study.json").write_text(json.dumps(whole | {"variants": [older]}))
+    assert compare.read_study({"report": str(tmp_path)}).variants[0].settings == {"n_layer": 3}
     with pytest.raises(UserError, match=r"^margin=2"):
         compare.main([f"--report={tmp_path}", "--margin=2"])

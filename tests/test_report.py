@@ -341,10 +341,13 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is damaged"):
         read_json_lines(tmp_path / "metrics.jsonl")
     for cell in ('"val_loss": 0.9', '"tokens": 200', '"val_bits_per_byte": 1.8'):
-        file.write_text(whole.replace(cell, f"{cell.split(':')[0]}: null"))
-        with pytest.raises(UserError, match=r"metrics.jsonl is damaged at step 2: delete"):
-            runs.read_run(tmp_path, TrainConfig)
-    for damaged in ("{}", '{"config": 1}', "[]", ""):
+        for damage in ("null", "1e999"):
+            file.write_text(whole.replace(cell, f"{cell.split(':')[0]}: {damage}"))
+            with pytest.raises(UserError, match=r"metrics.jsonl is damaged at step 2: delete"):
+                runs.read_run(tmp_path, TrainConfig)
+    record = json.loads((tmp_path / "run.json").read_text())
+    damages = [{"base": 5}, {"base": {"out_dir": "out"}}, {"table_sha256": []}, {"config": 1}]
+    for damaged in ("{}", "[]", "", *(json.dumps(record | damage) for damage in damages)):
         (tmp_path / "run.json").write_text(damaged)
         with pytest.raises(UserError, match=r"run.json is damaged"):
             runs.read_run(tmp_path, TrainConfig)
