@@ -28,7 +28,8 @@ from model import GPT, ROPE_BASE, GPTConfig
 RECORD = "input_codes"  # the key of config.json with what made the model
 TOKENIZER = "input_codes_tokenizer.json"  # this project's own form, for the import
 # What a run takes from the record of the export that it starts from.
-RECORD_PARTS = {"step", "best_val_loss", "config", "tokenizer_sha256", "data_sha256", "code_sha256"}
+RECORD_PARTS: dict[str, type] = {"step": int, "best_val_loss": float, "config": dict}
+RECORD_PARTS |= dict.fromkeys(("tokenizer_sha256", "data_sha256", "code_sha256"), str)
 BLOCK = {  # modules of a block here and there
     "norm_1": "input_layernorm",
     "attention.qkv": "attention.query_key_value",
@@ -150,12 +151,13 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     record["checkpoint_sha256"] = hashes[0] if len(hashes) == 1 else sha256_of_all(hashes)
     with system_errors("read", folder / TOKENIZER):
         record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
-    if lacking := ", ".join(sorted(RECORD_PARTS - record.keys())):
+    wrong = [name for name, kind in RECORD_PARTS.items() if type(record.get(name)) is not kind]
+    if lacking := ", ".join(sorted(wrong)):
         raise UserError(f"{folder / 'config.json'} is damaged: it lacks {lacking}")
     config = from_record(GPTConfig, record["config"], folder / "config.json")
     texts = Tokenizer.from_json(record["tokenizer"]).texts()
-    weights = GPT(config, texts=texts).state_dict()
     try:
+        weights = GPT(config, texts=texts).state_dict()
         there = {name: w.float() for file in files for name, w in load_file(file).items()}
         for name, neox_name in module_names(config.n_layer).items():
             weight = there[f"{neox_name}.weight"]
@@ -165,7 +167,7 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         weights["head.weight"] = there[HEAD if HEAD in there else "lm_head.weight"]
         if (trained := weights.get("input_layer.weight")) is not None:
             weights["input_layer.weight"] = there[EMBEDDING][:, : trained.shape[1]].contiguous()
-    except (KeyError, SafetensorError) as error:
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} is not a whole export ({error}): export the run again"
         ) from error

@@ -199,9 +199,10 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
             f"{data.path} has another tokenizer than {start.path}: prepare it under another name"
             f" with --tokenizer={folder / 'tokenizer.json'}, and pass that name as --dataset"
         )
-    was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
-    if start.resuming and choice != "resume" and was != str(Path(choice)):
-        raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
+    if start.resuming and choice != "resume":
+        was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
+        if was != str(Path(choice)):
+            raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
 
 
 def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:

@@ -176,10 +176,11 @@ def test_a_record_that_lacks_a_part_is_one_line(name, tokenizers, tmp_path):
     write_run(tmp_path, tokenizers["bytes"])
     file = exported(tmp_path) / "config.json"
     config = json.loads(file.read_text())
-    del config[hf.RECORD][name]
-    file.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=rf"config\.json is damaged: it lacks {name}$"):
-        hf.read_export(file.parent)
+    whole = config.pop(hf.RECORD)
+    for damaged in ({k: v for k, v in whole.items() if k != name}, whole | {name: []}):
+        file.write_text(json.dumps(config | {hf.RECORD: damaged}))
+        with pytest.raises(UserError, match=rf"config\.json is damaged: it lacks {name}$"):
+            hf.read_export(file.parent)
 
 
 def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
@@ -312,6 +313,13 @@ def test_files_that_no_export_wrote_stay(name, tokenizers, tmp_path):
 def test_weights_that_cannot_be_written_or_are_not_there_are_one_line(tokenizers, tmp_path):
     write_run(tmp_path, tokenizers["bytes"])
     weights = exported(tmp_path) / "model.safetensors"
+    config = weights.with_name("config.json")
+    whole = config.read_text()
+    for wrong in ('"n_layer": 0', '"n_layer": 3'):
+        config.write_text(whole.replace('"n_layer": 2', wrong))
+        with pytest.raises(UserError, match=r"^.*hf is not a whole export \(.*\): export .*$"):
+            hf.read_export(weights.parent)
+    config.write_text(whole)
     weights.unlink()
     with pytest.raises(UserError, match=r"^.*hf is not a whole export \(.*\): export .*$"):
         hf.read_export(weights.parent)
