@@ -320,7 +320,7 @@ def _read_file(file: str, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         namespace = runpy.run_path(file)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problems.append(f"{file} does not run: {type(error).__name__}: {error}")
         return {}
     names = [name for name in namespace if not name.startswith("_")]

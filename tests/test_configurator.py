@@ -117,9 +117,9 @@ def test_numbers_that_no_float_holds_are_one_line_each(tmp_path):
 
 
 def test_a_file_that_does_not_run_is_named(tmp_path):
-    file = write(tmp_path / "broken.py", "n_layer = 1 / 0")
-    (problem,) = problems_of(file)
-    assert "broken.py does not run: ZeroDivisionError" in problem
+    for line, error in (("n_layer = 1 / 0", "ZeroDivisionError"), ("exit(3)", "SystemExit: 3")):
+        (problem,) = problems_of(write(tmp_path / "broken.py", line))
+        assert f"broken.py does not run: {error}" in problem
 
 
 def test_a_file_may_import_and_keep_names_to_itself(tmp_path):
