@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.data import DataSet, TrainingData
+from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
 from inputcodes.files import read_json, system_errors, write_json
 from inputcodes.stats import markdown_table
@@ -112,6 +112,8 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
         data = data_sets[folder] if config.validation else None
         if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
             raise UserError(f"{data.path} has another tokenizer than {path}")
+        if data:  # UserError if there are too few tokens for one window
+            validation_numbers(data.rows("val", model.config.block_size), config.eval_tokens)
         targets.append(Target(str(Path(out_dir)), model, record, tokenizer, data))
     return targets
 

@@ -428,6 +428,10 @@ def test_what_is_missing_is_said_before_the_first_result(out_dir, data, text_dat
     (out_dir / "evaluation.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"nothing.best\.pt"):
         evaluate.main([f"--out_dir={out_dir},{tmp_path / 'nothing'}", *argv])
+    longer = tmp_path / "longer"
+    copy_run(out_dir, longer, "best.pt", lambda _, record: record["config"].update(block_size=200))
+    with pytest.raises(UserError, match=r"eval_tokens=150 do not fill one window of .*=200"):
+        evaluate.main([f"--out_dir={out_dir},{longer}", *argv, "--eval_tokens=150"])
     assert not (out_dir / "evaluation.json").exists()
 
 
