@@ -246,7 +246,7 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     rows, file = {}, out_dir / "metrics.jsonl"
     advice = "delete it, or move it away, to export without it"
     try:
-        for line in read_json_lines(file, strict=False):
+        for line in read_json_lines(file, damaged="warn"):
             if line["step"] == record["step"] and "val_loss" in line:
                 loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
                 rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"

@@ -161,7 +161,7 @@ class Metrics:
         self._keep(last_step)
 
     def _keep(self, last_step: int, *more: dict[str, Any]) -> None:
-        lines = read_json_lines(self.path, strict=False)
+        lines = read_json_lines(self.path, damaged="warn")
         kept = [*(line for line in lines if line["step"] <= last_step), *more]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 

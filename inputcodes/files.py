@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -83,11 +83,13 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     return value
 
 
-def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path, damaged: Literal["refuse", "warn", "skip"] = "refuse"
+) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, JSON objects with a `step`; none if there is no file.
 
     A last line without an end is still being written, or was when its process was killed: it does
-    not count. For any other damaged line UserError is raised, or if not `strict` a warning printed.
+    not count. Other damaged lines raise UserError, or are left out with a warning or in silence.
     """
     if not path.is_file():
         return []
@@ -107,9 +109,10 @@ def read_json_lines(path: Path, strict: bool = True) -> list[dict[str, Any]]:
             values.append(value)
         except (ValueError, RecursionError) as error:
             message = f"{path}, line {number} is damaged: {error}"
-            if strict:
+            if damaged == "refuse":
                 raise UserError(f"{message}: delete the line") from error
-            print(f"warning: {message}; going on without it", file=sys.stderr)
+            if damaged == "warn":
+                print(f"warning: {message}; going on without it", file=sys.stderr)
     return values
 
 

@@ -95,7 +95,8 @@ class Start:
         step = self.record["step"]
         if not step or (step % config.eval_interval and step != config.max_steps):
             return None
-        lines = read_json_lines(self.path.with_name("metrics.jsonl"), strict=False)
+        # In silence, as every process reads this: Metrics, of the first alone, warns.
+        lines = read_json_lines(self.path.with_name("metrics.jsonl"), damaged="skip")
         new = {name: self.record[name] for name in ("step", "tokens", "elapsed_s")}
         line = next((line for line in lines if line["step"] == step), new)
         return None if "val_loss" in line and not best_lost else line

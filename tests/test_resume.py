@@ -236,6 +236,15 @@ def test_a_run_without_its_last_checkpoint_is_not_begun_again(words, tmp_path):
     assert record["base"]["out_dir"] == str(tmp_path / "run")
 
 
+def test_a_damaged_line_of_metrics_is_warned_of_once(words, tmp_path, capsys):
+    train.main(words(**FIVE))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"step": 2,', '"step" 2,'))
+    train.main(["--init_from=resume", "--max_steps=6", f"--out_dir={tmp_path / 'run'}"])
+    assert capsys.readouterr().err.count("line 2 is damaged") == 1
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 3, 4, 5, 6]
+
+
 def test_a_damaged_best_checkpoint_is_made_again(words, tmp_path):
     train.main(words(**FIVE | {"max_steps": 4}))
     best = tmp_path / "run" / "best.pt"
