@@ -575,7 +575,7 @@ def run_all(
     jobs = [(c, seed) for c in conditions for seed in seeds]
     slowest_first = sorted(jobs, key=lambda job: -job[0].vocab)
     results, start = {}, time.perf_counter()
-    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), initializer=end_with_parent) as pool:
         done = pool.map(run, *zip(*slowest_first, strict=True), repeat(protocol))
         for job, result in zip(slowest_first, done, strict=True):
             results[job] = result
@@ -715,7 +715,7 @@ class StudyConfig(Settings):
 
     protocol: str = setting("paper", "how long to train", choices=tuple(PROTOCOLS))
     section: str = setting("all", "which comparisons to make", choices=("all", *SECTIONS))
-    seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2)
+    seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2, most=10_000)
     workers: int = setting(os.cpu_count() or 1, "processes", least=1)
     margin: float = setting(0.01, "of TOST, a share of the loss", above=0, below=1)
     out: str = setting("", "JSON file of all numbers; empty: out/autoenc_PROTOCOL.json")

@@ -58,8 +58,10 @@ class BenchConfig(TrainConfig):
 
     nanogpt: str = setting("", "directory of a checkout of nanoGPT to measure beside; empty: none")
     only: str = setting(",".join(TABLES), "tables to make, separated by commas")
-    rounds: int = setting(10, "turns that count", least=1)
-    warmup: int = setting(2, "turns before them; compilation falls into the first", least=1)
+    rounds: int = setting(10, "turns that count", least=1, most=100_000)
+    warmup: int = setting(
+        2, "turns before them; compilation falls into the first", least=1, most=100_000
+    )
     turn_s: float = setting(0.3, "seconds of a turn, at least; it has one call at least", least=0)
     new_tokens: int = setting(256, "tokens that a generation writes", least=1)
     out: str = setting("", "JSON file to add the result to; empty: none")

@@ -277,10 +277,15 @@ def test_autoencoders_learn_to_rebuild_the_table():
         assert facts["reconstruction_error"] < 0.1, method
 
 
-def test_results_do_not_depend_on_workers():
+def test_results_do_not_depend_on_workers(monkeypatch):
+    pool, processes = study.ProcessPoolExecutor, []
+    monkeypatch.setattr(
+        study, "ProcessPoolExecutor", lambda n, **how: processes.append(n) or pool(n, **how)
+    )
     conditions = [study.Condition(20, 8, "structured", m) for m in ("learned", "variational")]
     alone = study.run_all(conditions, [42, 43, 44], TINY, workers=1)
-    assert study.run_all(conditions, [42, 43, 44], TINY, workers=3) == alone
+    assert study.run_all(conditions, [42, 43, 44], TINY, workers=9) == alone
+    assert processes == [1, 6]  # one per job is enough
     assert list(alone) == conditions
     assert len({r["loss"] for results in alone.values() for r in results}) == 6
 
@@ -442,6 +447,7 @@ def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
     ("word", "message"),
     [
         ("--seeds=1", "seeds=1: expected at least 2"),
+        ("--seeds=100000000000", "seeds=100000000000: expected at least 2 and at most 10,000"),
         ("--seeds=many", "seeds='many' on the command line: expected a whole number"),
         ("--workers=0", "workers=0: expected at least 1"),
         ("--margin=1", "margin=1.0: expected above 0 and below 1"),

@@ -145,6 +145,7 @@ def test_flops_of_the_papers_model():
     [
         ({"only": "steps"}, "only='steps'"),
         ({"rounds": 0}, "rounds=0"),
+        ({"rounds": 10**15}, "rounds=1000000000000000: expected at least 1 and at most 100,000"),
         ({"nanogpt": "/nowhere"}, "nanogpt='/nowhere'"),
         ({"dataset": "nothing"}, "there is no data set"),
     ],
