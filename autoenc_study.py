@@ -4,10 +4,10 @@
     python autoenc_study.py --protocol=trained   # the same comparisons, trained until they learn
     python autoenc_study.py --quick              # fewer seeds, sizes and sequences
 
-Standard library only, as are the two files imported from inputcodes, the statistics of compare.py
-and the settings of every command. The paper is M. Bee, "Learning Token Encodings During Training
-Achieves Equivalent Performance with Dramatic Memory Savings" (2025); its section numbers are used
-below. It leaves much open; what was chosen here:
+Standard library only, as is what it uses of inputcodes: the statistics of compare.py, the settings
+of every command and the writing of files. The paper is M. Bee, "Learning Token Encodings During
+Training Achieves Equivalent Performance with Dramatic Memory Savings" (2025); its section numbers
+are used below. It leaves much open; what was chosen here:
 
 - Task model: code (C numbers) -> 32 ReLU units -> softmax over the V tokens, with biases. The
   hidden width and the N(0, 0.1) initial weights are those of the code that the paper names.
@@ -51,6 +51,7 @@ from typing import Any, NamedTuple
 
 from inputcodes import stats
 from inputcodes.configurator import Settings, configure, end_with_parent, run_main, setting
+from inputcodes.files import replacing
 
 Row = tuple[float, ...]
 Matrix = list[Row]
@@ -731,9 +732,18 @@ class StudyConfig(Settings):
 def main(argv: list[str]) -> None:
     """Run the comparisons and print them; see the module's docstring."""
     config = configure(StudyConfig, argv)
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.open("a").close()  # an error now, not after the minutes that the study takes
+    with replacing(Path(config.out)) as partial:
+        partial.touch()  # an error now, not after the minutes that the study takes
+        record = make_study(config)
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"\n{record['elapsed_s']:.0f} s with {config.workers} workers, {record['cpu_s']:.0f} s of"
+        f" processor time; all numbers in {config.out}"
+    )
+
+
+def make_study(config: StudyConfig) -> dict[str, Any]:
+    """Run the comparisons and print them; all their numbers."""
     protocol, start = PROTOCOLS[config.protocol], time.perf_counter()
     if config.quick:
         protocol = protocol.quick()
@@ -756,7 +766,7 @@ def main(argv: list[str]) -> None:
     ]
     print(f"\n{note_at_chance(papers)}")
     asked = {name: value for name, value in asdict(config).items() if name != "out"}
-    record = {
+    return {
         "settings": {**asked, **protocol._asdict(), "seeds": list(seeds)},
         "versions": {"python": platform.python_version(), "machine": platform.machine()},
         "elapsed_s": time.perf_counter() - start,
@@ -767,11 +777,6 @@ def main(argv: list[str]) -> None:
         },
         "runs": [r for c in conditions for r in runs[c]],
     }
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(
-        f"\n{record['elapsed_s']:.0f} s with {config.workers} workers, {record['cpu_s']:.0f} s of"
-        f" processor time; all numbers in {out}"
-    )
 
 
 if __name__ == "__main__":

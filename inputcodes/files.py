@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from filelock import FileLock, Timeout
-
 from inputcodes.configurator import UserError
 
 # The suffix of a file that is being written: no other program's, as such files are removed.
@@ -41,6 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with system_errors("write", path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():  # as /dev/null, which root could replace
+                raise OSError("not a regular file")
             yield partial
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
@@ -132,6 +132,8 @@ def locked(folder: Path, wait: bool, advice: str = "wait for it to end") -> Iter
     If another process holds it, say so and wait if `wait`, else raise UserError. What a killed
     process left half-written in the folder is removed.
     """
+    from filelock import FileLock, Timeout  # here, as autoenc_study.py runs without packages
+
     with system_errors("write in", folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")

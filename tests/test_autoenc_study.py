@@ -466,8 +466,20 @@ def test_a_place_that_cannot_be_written_is_named_before_the_study_runs():
     words = [sys.executable, "autoenc_study.py", "--out=autoenc_study.py/x.json"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: autoenc_study.py")
+    assert done.stderr.startswith("error: cannot write autoenc_study.py")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_study_that_does_not_end_leaves_the_results_before(tmp_path, monkeypatch, error):
+    def end(config):
+        raise error
+
+    monkeypatch.setattr(study, "make_study", end)
+    (tmp_path / "r.json").write_text("before")
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        study.main([f"--out={tmp_path}/r.json"])
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
 
 
 def test_workers_end_with_a_study_that_is_killed():

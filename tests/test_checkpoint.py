@@ -1,6 +1,7 @@
 """Files of a run: every bit of a checkpoint counts, and none is lost when something goes wrong."""
 
 import json
+import os
 import random
 import resource
 import signal
@@ -10,7 +11,7 @@ import torch
 
 from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
-from inputcodes.files import PARTIAL, locked, read_json_lines
+from inputcodes.files import PARTIAL, locked, read_json_lines, write_text
 from inputcodes.resume import find_start
 from model import GPT, GPTConfig
 from tests.helpers import record_of
@@ -103,6 +104,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(checkpoint):
     assert message == f"cannot write {checkpoint}: File too large"
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"cannot write .*pipe: not a regular file"):
+        write_text(tmp_path / "pipe", "")
 
 
 def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_path):
