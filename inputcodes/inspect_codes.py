@@ -17,6 +17,7 @@ make that one lower (Olsson et al. 2022).
 Shapes: N ids, C width of a model.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 def ridge_r2(x: Tensor, y: Tensor, penalty: float) -> float:
     """The share of y's variance that a ridge regression on x explains, over held-out rows.
 
-    Rows of every fifth number are held out, each fifth in turn.
+    Rows of every fifth number are held out, each fifth in turn. Raises UserError if the penalty is
+    too small to make up for dimensions that x does not fill.
     """
     x, y = x - x.mean(0), y - y.mean(0)
     fold = torch.arange(len(x)) % 5
@@ -89,7 +91,11 @@ def ridge_r2(x: Tensor, y: Tensor, penalty: float) -> float:
         a, b = x[fold != k], y[fold != k]
         gram = a.T @ a
         gram += penalty * gram.diagonal().mean() * torch.eye(len(gram))
-        missed += (y[fold == k] - x[fold == k] @ torch.linalg.solve(gram, a.T @ b)).square().sum()
+        try:
+            weights = torch.linalg.solve(gram, a.T @ b)
+        except torch.linalg.LinAlgError as error:
+            raise UserError(f"ridge={penalty}: too small for these vectors, raise it") from error
+        missed += (y[fold == k] - x[fold == k] @ weights).square().sum()
     return float(1 - missed / y.square().sum())
 
 
@@ -123,11 +129,11 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
             raise UserError(f"{run} has another tokenizer than {config.runs[0]}")
     texts = tokenizer.texts()
     ids = torch.tensor([n for n, text in enumerate(texts) if text])
-    if unknown := [text for text in config.tokens if text.encode() not in texts]:
+    if unknown := [text for text in config.tokens if os.fsencode(text) not in texts]:
         raise UserError(
             f"tokens={';'.join(unknown)!r}: expected tokens of {config.runs[0]}, with their spaces"
         )
-    wanted = [text.encode() for text in config.tokens or EXAMPLES]
+    wanted = [os.fsencode(text) for text in config.tokens or EXAMPLES]
     rows = {text: texts.index(text) for text in wanted if text in texts}
     alike: list[list[str]] = []
     neighbours: list[list[str]] = []
@@ -143,7 +149,7 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
                 row = int((ids == token_id).nonzero())
                 near = [texts[ids[n]] for n in nearest(states, row, config.neighbours)]
                 shown = " ".join(repr(other.decode(errors="replace")) for other in near)
-                neighbours.append([repr(text.decode()), run, name, shown])
+                neighbours.append([repr(text.decode(errors="replace")), run, name, shown])
         if model.config.block_size >= 4:  # two tokens, twice
             first, again = copying(model, ids)
             copied.append([run, f"{first:.3f}", f"{again:.3f}", f"{first - again:+.3f}"])

@@ -1,5 +1,6 @@
 """The measures of inspect_codes against plain formulas, and the command on tiny models."""
 
+import os
 import runpy
 import sys
 
@@ -32,6 +33,8 @@ def test_r2_of_a_linear_map_is_one_and_of_noise_not_above_zero():
     y = x @ torch.randn(6, 3, generator=generator)
     assert ridge_r2(x, y, 1e-6) > 0.999
     assert ridge_r2(x, torch.randn(500, 3, generator=generator), 1e-6) < 0.02
+    with pytest.raises(UserError, match=r"ridge=0\.0: .* raise it"):
+        ridge_r2(torch.nn.functional.pad(x, (0, 1)), y, 0.0)
 
 
 def test_states_are_those_of_the_model_read_step_by_step():
@@ -110,6 +113,8 @@ def test_tokens_have_their_spaces_and_unknown_ones_are_named(tmp_path, capsys):
     assert "| ' '   |" in printed
     with pytest.raises(UserError, match=r"tokens='zebra; i': expected tokens of"):
         inspect_codes.main([str(tmp_path), "--tokens=zebra;in; i"])
+    inspect_codes.main([str(tmp_path), os.fsdecode(b"--tokens=\xc3")])
+    assert "| '\N{REPLACEMENT CHARACTER}'   |" in capsys.readouterr().out
 
 
 def test_a_context_of_one_token_will_do(tmp_path, capsys):
