@@ -8,6 +8,7 @@ both are encoded separately, and log-likelihoods are those of evaluate.py up to 
 """
 
 import importlib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,13 +136,18 @@ def main(argv: list[str]) -> None:
     model, record, tokenizer = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
     kind = type("RunModel", (Adapter, api.TemplateLM), {})
     with autocast(config.dtype, device):
-        results = lm_eval.simple_evaluate(
-            model=kind(model, tokenizer, config.batch_size, device),
-            tasks=names,
-            num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot,
-            limit=config.limit or None,
-            log_samples=False,
-        )
+        try:
+            results = lm_eval.simple_evaluate(
+                model=kind(model, tokenizer, config.batch_size, device),
+                tasks=names,
+                num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot,
+                limit=config.limit or None,
+                log_samples=False,
+            )
+        except OSError as error:  # the hub's are, too
+            reason = textwrap.shorten(str(error), 300)
+            advice = "check the network, or the files that a task names"
+            raise UserError(f"cannot load {config.tasks} ({advice}): {reason}") from error
     print(utils.make_table(results))
     values = {name: dict(result) for name, result in results["results"].items()}
     write_json(Path(config.out_dir) / "harness.json", {"step": record["step"], "results": values})

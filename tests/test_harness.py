@@ -184,3 +184,12 @@ def test_a_missing_harness_and_unknown_tasks_are_named(monkeypatch):
     pytest.importorskip("lm_eval")
     with pytest.raises(UserError, match="tasks='no_such_task': expected names"):
         harness.main(["--tasks=no_such_task"])
+
+
+def test_rows_that_cannot_be_loaded_are_one_line(run, tmp_path):
+    pytest.importorskip("lm_eval")
+    task = {"task": "local", "dataset_path": "json", "test_split": "test"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "nothing.jsonl")}}}
+    (tmp_path / "local.yaml").write_text(json.dumps(task))
+    with pytest.raises(UserError, match=r"^cannot load .*local\.yaml \(check .*nothing\.jsonl"):
+        harness.main([f"--out_dir={run}", f"--tasks={tmp_path}/local.yaml", "--device=cpu"])
