@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from inputcodes.checkpoint import made_by
-from inputcodes.configurator import UserError, configure, run_main, setting
+from inputcodes.configurator import UserError, configure, end_with_parent, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, peak_mb, setup_device
 from inputcodes.files import read_json, write_json
@@ -59,9 +59,7 @@ class BenchConfig(TrainConfig):
     nanogpt: str = setting("", "directory of a checkout of nanoGPT to measure beside; empty: none")
     only: str = setting(",".join(TABLES), "tables to make, separated by commas")
     rounds: int = setting(10, "turns that count", least=1, most=100_000)
-    warmup: int = setting(
-        2, "turns before them; compilation falls into the first", least=1, most=100_000
-    )
+    warmup: int = setting(2, "turns before them; the first one compiles", least=1, most=100_000)
     turn_s: float = setting(0.3, "seconds of a turn, at least; it has one call at least", least=0)
     new_tokens: int = setting(256, "tokens that a generation writes", least=1)
     out: str = setting("", "JSON file to add the result to; empty: none")
@@ -276,7 +274,9 @@ class Line:
 
 def serve(pipe: Connection, row: Row) -> None:
     """In the process of a row: build, then take a turn whenever asked, then tell the peak."""
-    with contextlib.redirect_stdout(io.StringIO()):  # nanoGPT talks
+    end_with_parent()
+    # nanoGPT talks, and a parent that has been stopped listens no more.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(EOFError, ConnectionError):
         work, device = row.build(row.config), torch.device(row.config.device)
         pipe.send(Line(row.name, work.amount, work.unit, work.flops, work.stored_mb))
         calls = 1
@@ -376,8 +376,7 @@ def main(argv: list[str]) -> None:
         config = dataclasses.replace(config, dataset=f"stdlib-{config.vocab_size}")
         print(f"measuring on {config.dataset}, as the data set is not there")
     data = DataSet(prepare_missing(config.data_dir, config.dataset))
-    vocab_size = for_data(config, data).vocab_size
-    config = dataclasses.replace(config, vocab_size=vocab_size, device=device.type)
+    config = dataclasses.replace(for_data(config, data), device=device.type)
     if not any(word.startswith("--gradient_accumulation_steps") for word in argv):
         config = dataclasses.replace(config, gradient_accumulation_steps=1)
     facts = made_by(device)

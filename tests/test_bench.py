@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import re
 
 import numpy as np
@@ -77,6 +78,13 @@ def test_end_to_end_with_nanogpt(words, tmp_path, capsys, monkeypatch):
         assert line["peak_mb"] > 50
         assert re.search(rf"^\| {line['name']} +\|.* {8 * 3 / median:,.1f} tokens", screen, re.M)
     assert "AMX" in screen
+
+
+def test_a_row_whose_parent_has_gone_raises_nothing(words, monkeypatch):
+    monkeypatch.setattr(bench, "end_with_parent", lambda: None)
+    here, there = multiprocessing.Pipe()
+    here.close()
+    bench.serve(there, rows_of(configure(BenchConfig, words(vocab_size=256)))[0])
 
 
 def test_every_row_can_be_built_and_called(words):
