@@ -15,6 +15,7 @@ from train import TrainConfig
 
 SHAPE = {"vocab_size": 256, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 16}
 OTHERS = {"code_seed": 1, "max_steps": 10, "learning_rate": 0.1}
+BASE = {"out_dir": "out/base", "sha256": "weights"}
 
 
 def write_run(
@@ -231,7 +232,7 @@ def test_the_papers_difference_is_not_resolved_by_its_ranges():
             r"data: 'data_sha256' \(learned\), 'other' \(fixed\)",
         ),
         (
-            {"record": {"base": {"step": 5, "data_sha256": "x"}}},
+            {"record": {"base": BASE | {"step": 5, "data_sha256": "x"}}},
             r"fine-tuned from: \(None, None\) \(learned\)",
         ),
         ({"record": {"tokenizer_sha256": "other"}}, "tokenizer: "),
@@ -261,7 +262,7 @@ def test_a_single_seed_that_is_not_matched_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["base", "table"])
 def test_seeds_that_started_from_other_weights_are_refused(tmp_path, name):
-    records = [{"base": {"sha256": sha}, "table_sha256": None} for sha in "ab"]
+    records = [{"base": BASE | {"sha256": sha}, "table_sha256": None} for sha in "ab"]
     if name == "table":
         records = [{"base": None, "table_sha256": sha} for sha in "ab"]
     some = [
