@@ -172,7 +172,7 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
     try:
         print(sample(trainer))
     except (Exception, KeyboardInterrupt) as error:  # the run is done and saved, whatever this is
-        print(f"(none: {error!r})")
+        print(f"(none: {type(error).__name__}: {error})")
     print("\nnext: " + "\n      ".join(next_commands(trainer, argv)))
 
 
