@@ -105,4 +105,4 @@ def test_control_c_in_the_closing_sample_leaves_the_run_done(
 
     monkeypatch.setattr(progress, "sample", interrupted)
     run(text_data, tmp_path)
-    assert "a sample:\n(none: KeyboardInterrupt())\n\nnext: " in capsys.readouterr().out
+    assert "a sample:\n(none: KeyboardInterrupt: )\n\nnext: " in capsys.readouterr().out
