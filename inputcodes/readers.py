@@ -48,7 +48,7 @@ class NotText(UserError):
 
 
 def paths_below(folder: str, skipped: Container[str] = ()) -> list[str]:
-    """All but folders in a folder and below, links followed, no folder twice, nothing hidden."""
+    """Where everything but folders is in a folder and below: links followed, nothing hidden."""
     return [
         os.path.join(where, name)
         for where, names in _folders_below(folder, skipped)
@@ -63,7 +63,7 @@ def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
 
 
 def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below but for data sets, each with the sorted names of what is in it."""
+    """A folder and those below, none twice and no data sets, with the sorted names of the rest."""
     seen = set()
     for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         is_data_set = any(marks <= set(names) for marks in DATA_SET_MARKS)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from inputcodes.configurator import UserError
 from inputcodes.data import Batch, DataSet, TrainingData, validation_batches
@@ -162,10 +161,11 @@ def validate(
         with autocast(dtype, processes.device):
             nats = target_nats(model, batch)
         assert batch.documents is not None, "validation batches name their documents"
-        kept = (batch.y >= 0).cpu().numpy().ravel()
-        x, y = (ids.cpu().numpy().ravel()[kept] for ids in (batch.x, batch.y))
+        x, y = (ids.cpu().numpy() for ids in (batch.x, batch.y))
+        kept = (y >= 0).ravel()
+        again = entries + came_before(x, y).ravel()[kept]
+        x, y = x.ravel()[kept], y.ravel()[kept]
         whose = batch.documents.cpu().numpy().ravel()[kept] * entries // documents
-        again = entries + came_before(batch.x, batch.y).ravel()[kept]
         for total, weights in zip(sums, (nats[kept], None), strict=True):
             total += np.bincount(whose, weights, minlength=entries + 2)
             total += np.bincount(again, weights, minlength=entries + 2)
@@ -195,12 +195,12 @@ def validate(
     )
 
 
-def came_before(x: Tensor, y: Tensor) -> NDArray[np.bool_]:
+def came_before(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether the pair of x (B, T) and its target y (B, T) stands in its row already, (B, T)."""
-    rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-    triples = torch.stack((rows.expand_as(x), x, y), dim=-1).flatten(0, 1).cpu().numpy()
+    span = 2 + max(x.max(), y.max())  # of the numbers 0 for IGNORED, 1 + id for others
+    keys = (np.arange(len(x))[:, None] * span + x) * span + y + 1  # one for each row, x and y
     before = np.ones(x.shape, dtype=bool)
-    before.flat[np.unique(triples, axis=0, return_index=True)[1]] = False  # the first of each
+    before.flat[np.unique(keys, return_index=True)[1]] = False  # the first of each
     return before
 
 
