@@ -197,8 +197,7 @@ def prepare(config: PrepareConfig) -> Path:
             shards.take_over(folder)  # an earlier process may have died just before
             if config.overwrite or not shards.is_finished(folder, wanted):  # made meanwhile?
                 started = time.monotonic()
-                open_writer = shards.open_new if config.overwrite else shards.open_folder
-                writer = open_writer(folder, config.shard_tokens, wanted)
+                writer = shards.open_folder(folder, config.shard_tokens, wanted, config.overwrite)
                 meta = _Preparation(config, corpus, writer).run()
                 shards.take_over(folder)
                 config.say(f"{shards.summary(folder, meta)}; {time.monotonic() - started:.1f} s")

@@ -34,7 +34,7 @@ from inputcodes.configurator import UserError, command
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256, read_json, sha256_of_all, system_errors, write_json
 from inputcodes.packing import ChatRows, Layout, segment_layout
-from inputcodes.shards import FORMAT, SPLITS, summary
+from inputcodes.shards import FORMAT, NEW, SPLITS, summary
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 
 
@@ -169,7 +169,7 @@ class DataSet:
                 what = f"has format {meta.get('format')!r}, expected {FORMAT}"
                 raise self._damaged("meta.json", what)
             return meta
-        if (self.path / "progress.json").is_file():
+        if (self.path / NEW).is_dir():
             raise UserError(f"{self.path} is unfinished: repeat the command that prepares it")
         raise UserError(
             f"no data set in {self.path}: choose another --dataset or --data_dir, or make one"

@@ -26,7 +26,6 @@ from inputcodes.files import system_errors
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-DATA_SET_MARKS = {"meta.json", "tokenizer.json"}, {"lock", "progress.json"}  # finished or not
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary",
               "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
@@ -66,7 +65,7 @@ def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[
     """A folder and those below, none twice and no data sets, with the sorted names of the rest."""
     seen = set()
     for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        is_data_set = any(marks <= set(names) for marks in DATA_SET_MARKS)
+        is_data_set = {"meta.json", "tokenizer.json"} <= set(names)
         if (real := os.path.realpath(where)) in seen or is_data_set:  # a loop of links ends here
             folders.clear()
             continue

@@ -1,11 +1,11 @@
 """Token shards, written so that a run can resume.
 
 The stream of documents is cut into chunks, each with the state of the stream after it; their tokens
-are appended to the shards in order. `progress.json` is replaced whole, after the
-shards it describes have reached the disk. Opening an unfinished folder cuts every shard back to the
-size recorded there; what was written after the last save is made again, to the same bytes.
-`meta.json` is written last and makes the folder a data set. To replace one, the new one is made in
-a folder within (NEW) and takes its place when it is complete. meta.json holds:
+are appended to the shards in order. `progress.json` is replaced whole, after the shards it
+describes have reached the disk. Opening an unfinished data set cuts every shard back to the size
+recorded there; what was written after the last save is made again, to the same bytes.
+All this happens in a folder within the data set's (NEW). When `meta.json`, written last, is there,
+the files move up, in the place of an older data set if there is one. meta.json holds:
 
   format, vocab_size, tokenizer_sha256
   dtype         of the ids in the shards: uint16, or uint32 for more than 65,536 ids
@@ -45,9 +45,10 @@ from inputcodes.ngrams import Counts, merge_counts
 from inputcodes.tokenizer import TokenIds
 
 FORMAT = 1
-NEW = "new"  # the folder within a data set's in which the one that replaces it is made
+NEW = ".new"  # the folder within a data set's in which it is made
 RECORDS = ("meta.json", "progress.json")
 OWN_FILES = (*RECORDS, "tokenizer.json", "verified.json", "counts.npz")  # besides the shards
+AGAIN = "start over with --overwrite"
 
 
 class ShardWriter:
@@ -87,14 +88,21 @@ class ShardWriter:
         """A shard that is full ends anywhere, also within a document."""
         counts = self.progress["splits"][split]
         while len(tokens):
-            room = self._shard_tokens - counts["tokens"] % self._shard_tokens
-            path = self._path(split)
+            number, filled = divmod(counts["tokens"], self._shard_tokens)
+            part, tokens = np.split(tokens, [self._shard_tokens - filled])
+            path = self._path(split, number)
             with system_errors("write", path), open(path, "ab") as file:
-                file.write(tokens[:room].astype(self._dtype).tobytes())
-            counts["tokens"] += len(tokens[:room])
-            tokens = tokens[room:]
-            if counts["tokens"] % self._shard_tokens == 0:
-                self._close(split)
+                file.write(part.astype(self._dtype).tobytes())
+            counts["tokens"] += len(part)
+
+    def _path(self, split: str, number: int) -> Path:
+        return self.folder / f"{split}_{number:06d}.bin"
+
+    def _shards(self, split: str) -> dict[Path, int]:
+        """The tokens in each shard: all but the last are full."""
+        tokens, full = self.progress["splits"][split]["tokens"], self._shard_tokens
+        starts = enumerate(range(0, tokens, full))
+        return {self._path(split, number): min(full, tokens - start) for number, start in starts}
 
     def is_due(self, every_s: float) -> bool:
         """Whether it is time to save, `every_s` seconds after the last True."""
@@ -105,9 +113,9 @@ class ShardWriter:
 
     def save(self, stream: dict[str, Any] | None) -> None:
         """Put everything on disk and record that the reader stands at `stream`."""
-        for split in SPLITS:
-            if self._path(split).is_file():
-                _flush(self._path(split))
+        for path in _shards_in(self.folder):
+            with system_errors("write", path), open(path, "rb+") as file:
+                os.fsync(file.fileno())
         self.progress["stream"] = stream
         whole = {"sha256": _record_sha256(self.progress)}
         write_json(self.folder / "progress.json", self.progress | whole)
@@ -128,19 +136,22 @@ class ShardWriter:
         return merge_counts([]), 0, None
 
     def finish(self, vocab_size: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Close the last shards, write meta.json and return what it holds.
+        """Write meta.json and return what it holds.
 
         Raises UserError if by now `wanted` differs: the shards may hold half of each input.
         """
         if changes := _changes(self.folder / "progress.json", self.progress, wanted):
             discard(self.folder)
             raise UserError(f"{'; '.join(changes)}: start the same command again")
+        self.save(self.progress["stream"])
+        progress, hashes = self.progress, [self.progress["tokenizer_sha256"]]
         for split in SPLITS:
-            if self._path(split).is_file():
-                self._close(split)
-        progress = self.progress
-        files = [file for split in SPLITS for file in progress["splits"][split]["files"]]
-        hashes = [progress["tokenizer_sha256"], *(file["sha256"] for file in files)]
+            files = [
+                {"name": path.name, "tokens": tokens, "sha256": file_sha256(path)}
+                for path, tokens in self._shards(split).items()
+            ]
+            progress["splits"][split]["files"] = files
+            hashes += [file["sha256"] for file in files]
         kept = ("tokenizer_sha256", "splits", "skipped", "sources", "settings")
         meta = {"format": FORMAT, "vocab_size": vocab_size, "dtype": self._dtype.name}
         meta |= {name: progress[name] for name in kept} | {"data_sha256": sha256_of_all(hashes)}
@@ -151,71 +162,49 @@ class ShardWriter:
 
     def cut_back(self) -> None:
         """Give every shard the size that `progress` records and remove later ones."""
-        sizes = _sizes(self.progress)
-        for name, size in sizes.items():
-            path = self.folder / name
+        shards = {path: n for split in SPLITS for path, n in self._shards(split).items()}
+        for path, tokens in shards.items():
+            size = self._dtype.itemsize * tokens
             if not path.is_file() or path.stat().st_size < size:
                 raise UserError(
-                    f"{path} is shorter than the {size} bytes recorded in progress.json: "
-                    "start over with --overwrite"
+                    f"{path} is shorter than the {size} bytes recorded in progress.json: {AGAIN}"
                 )
             with system_errors("write", path):
                 os.truncate(path, size)
-        _remove(path for path in _shards_in(self.folder) if path.name not in sizes)
-
-    def _path(self, split: str) -> Path:
-        return self.folder / _shard_name(split, len(self.progress["splits"][split]["files"]))
-
-    def _close(self, split: str) -> None:
-        path = self._path(split)
-        _flush(path)
-        tokens = path.stat().st_size // self._dtype.itemsize
-        entry = {"name": path.name, "tokens": tokens, "sha256": file_sha256(path)}
-        self.progress["splits"][split]["files"].append(entry)
-
-
-def _shard_name(split: str, number: int) -> str:
-    return f"{split}_{number:06d}.bin"
-
-
-def _sizes(record: Mapping[str, Any]) -> dict[str, int]:
-    """The bytes in every shard, by its name, that meta.json or progress.json records."""
-    itemsize, sizes = np.dtype(record.get("dtype", "uint16")).itemsize, dict[str, int]()
-    for split in SPLITS:
-        counts = record["splits"][split]
-        tokens = [file["tokens"] for file in counts["files"]]
-        if left := counts["tokens"] - sum(tokens):
-            tokens.append(left)
-        sizes |= {_shard_name(split, n): itemsize * number for n, number in enumerate(tokens)}
-    return sizes
+        _remove(path for path in _shards_in(self.folder) if path not in shards)
 
 
 def _record_sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def open_folder(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
+def open_folder(
+    folder: Path, shard_tokens: int, wanted: dict[str, Any], overwrite: bool
+) -> ShardWriter:
     """A writer for a data set of the `settings` and `sources` in `wanted`, new or unfinished.
 
-    Raises UserError if the folder holds an unfinished one of others: it is never overwritten.
+    Raises UserError if an unfinished one is of others, or damaged, unless `overwrite`.
     """
-    path = folder / "progress.json"
-    if path.is_file():
-        progress = read_json(path, "start over with --overwrite")
-        if progress.pop("sha256", "") != _record_sha256(progress):
-            raise UserError(f"{path} is damaged (wrong SHA-256): start over with --overwrite")
-        changes = _changes(path, progress, wanted)
-        if changes and progress.get("stream"):
-            raise _differs(folder, "an unfinished data set", changes)
-        writer = ShardWriter(folder, shard_tokens, progress)
-        if not changes:
-            writer.cut_back()
-            return writer
-    for place in (folder, folder / NEW):  # has no tokens yet; is of an --overwrite that never ended
-        discard(place)
-    empty = {split: {"tokens": 0, "documents": 0, "bytes": 0, "files": []} for split in SPLITS}
+    new, path = folder / NEW, folder / NEW / "progress.json"
+    try:
+        if path.is_file():
+            progress = read_json(path, AGAIN)
+            if progress.pop("sha256", "") != _record_sha256(progress):
+                raise UserError(f"{path} is damaged (wrong SHA-256): {AGAIN}")
+            changes = _changes(path, progress, wanted)
+            if changes and progress.get("stream"):
+                raise _differs(folder, "an unfinished data set", changes)
+            if not changes:
+                writer = ShardWriter(new, shard_tokens, progress)
+                writer.cut_back()
+                return writer
+    except UserError:
+        if not overwrite:
+            raise
+    discard(new)  # of other settings, or damaged; or it has no tokens yet
+    empty = {split: {"tokens": 0, "documents": 0, "bytes": 0} for split in SPLITS}
     progress = {"tokenizer_sha256": "", "stream": None, "splits": empty, "skipped": {}}
-    writer = ShardWriter(folder, shard_tokens, wanted | progress)
+    writer = ShardWriter(new, shard_tokens, wanted | progress)
     writer.save(None)
     return writer
 
@@ -225,30 +214,22 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
     path = folder / "meta.json"
     if not path.is_file() or (folder / NEW / "meta.json").is_file():  # which is to take over
         return False
-    meta = read_json(path, "start over with --overwrite")
+    meta = read_json(path, AGAIN)
     if changes := _changes(path, meta, wanted):
         raise _differs(folder, "a finished data set", changes)
     with _damage_named(path):
-        sizes = _sizes(meta)
+        itemsize = np.dtype(meta.get("dtype", "uint16")).itemsize
+        files = [file for split in SPLITS for file in meta["splits"][split]["files"]]
+        sizes = {file["name"]: itemsize * file["tokens"] for file in files}
     for name in ("tokenizer.json", *sizes):
         path = folder / name
-        if not path.is_file() or (name in sizes and path.stat().st_size != sizes[name]):
-            raise UserError(f"{path} is missing or of another size: start over with --overwrite")
+        if not path.is_file() or path.stat().st_size != sizes.get(name, path.stat().st_size):
+            raise UserError(f"{path} is missing or of another size: {AGAIN}")
     return True
 
 
-def open_new(folder: Path, shard_tokens: int, wanted: dict[str, Any]) -> ShardWriter:
-    """A writer for the data set that is to replace the one in `folder`, new or unfinished."""
-    new = folder / NEW
-    try:
-        return open_folder(new, shard_tokens, wanted)
-    except UserError:  # of other settings, or damaged
-        discard(new)
-        return open_folder(new, shard_tokens, wanted)
-
-
 def take_over(folder: Path) -> None:
-    """Put a complete new data set, if there is one, in the place of the old one.
+    """Move a complete new data set, if there is one, to its place, where an old one may be.
 
     A process that dies meanwhile leaves the rest to the next one.
     """
@@ -285,7 +266,7 @@ def check_folder(folder: Path) -> None:
     recorded = any((place / name).is_file() for place in places for name in RECORDS)
     own = {path for place in places for path in own_files(place) if recorded}
     for path in (path for place in places for path in place.glob("*")):
-        known = path in own or path.name in ("lock", NEW) or path.name.endswith(PARTIAL)
+        known = path in own or path.name == "lock" or path.name.endswith(PARTIAL)
         if not known and not path.name.startswith("."):
             raise UserError(
                 f"{folder} holds {path.relative_to(folder)}, which is no part of a data set: "
@@ -329,7 +310,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): start over with --overwrite") from error
+        raise UserError(f"{path} is damaged ({error!r}): {AGAIN}") from error
 
 
 def _differs(folder: Path, what: str, changes: list[str]) -> UserError:
@@ -356,8 +337,3 @@ def summary(folder: Path, meta: dict[str, Any]) -> str:
             f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
         )
     return "\n".join([*lines, f"  left out: {left_out(meta)}"])
-
-
-def _flush(path: Path) -> None:
-    with system_errors("write", path), open(path, "rb+") as file:
-        os.fsync(file.fileno())

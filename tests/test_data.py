@@ -180,7 +180,7 @@ def flip_a_bit(path):
         (lambda path: (path / "meta.json").unlink(), "no data set in"),
         (lambda path: (path / "meta.json").write_text('{"format"'), "meta.json is damaged"),
         (lambda path: (path / "meta.json").write_text('{"format": 9}'), "format 9, expected 1"),
-        (lambda path: (path / "meta.json").rename(path / "progress.json"), "is unfinished"),
+        (lambda path: ((path / "meta.json").unlink(), (path / ".new").mkdir()), "is unfinished"),
         (lambda path: (path / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (
             lambda path: Tokenizer(300).save(path / "tokenizer.json"),

@@ -385,7 +385,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     expected = contents(prepare(configure(PrepareConfig, [*words, "--dataset=whole"])))
     duration = time.monotonic() - started
     command = [sys.executable, "prepare_data.py", *words, "--dataset=cut"]
-    progress = tmp_path / "cut" / "progress.json"
+    progress = tmp_path / "cut" / ".new" / "progress.json"
     print("seed", seed := random.randrange(2**32))
     draw, killed = random.Random(seed), 0
     for _ in range(3):
@@ -415,7 +415,6 @@ def test_an_unfinished_or_finished_set_is_not_overwritten(
         for overwrite in (True, False):
             with pytest.raises(Interrupted):
                 prepare(dataclasses.replace(wanted, overwrite=overwrite))
-    assert not (tmp_path / "data" / "set" / shards.NEW).exists()
     other = prepare_config(tmp_path, files=files, val_fraction=0.2)
     with pytest.raises(UserError, match=r"unfinished data set.*val_fraction 0.1 there, 0.2 now"):
         prepare(other)
@@ -466,7 +465,7 @@ def test_a_damaged_unfinished_set_is_refused(
         patch.setattr(ShardWriter, "finish", dies)
         with pytest.raises(Interrupted):
             prepare(wanted)
-    folder = tmp_path / "data" / "set"
+    folder = tmp_path / "data" / "set" / ".new"
     shard, tokenizer, progress = (
         folder / name for name in ("train_000000.bin", "tokenizer.json", "progress.json")
     )
@@ -558,12 +557,12 @@ def test_a_process_that_dies_while_a_new_set_takes_over_loses_nothing(
     steps = {name: getattr(os, name) for name in ("replace", "unlink")}
     take_over, left = shards.take_over, 0
 
-    def die(name: str, *arguments: Any) -> Any:
+    def die(name: str, *arguments: Any, **named: Any) -> Any:
         nonlocal left
         left -= 1
         if left < 0:
             raise Interrupted
-        return steps[name](*arguments)
+        return steps[name](*arguments, **named)
 
     def dying_take_over(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:

@@ -106,12 +106,12 @@ def test_counting_resumes_where_it_was_interrupted(
         try:
             prepare(prepare_config(tmp_path, dataset="cut", **settings))
         except MemoryError:
-            assert (cut / "counts.npz").is_file()
+            assert (cut / ".new" / "counts.npz").is_file()
     assert lives > 2
     assert counted == chunks  # none twice
     for name in ("tokenizer.json", "train_000000.bin", "val_000000.bin"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
-    assert not (cut / "counts.npz").exists()
+    assert not (cut / ".new" / "counts.npz").exists()
 
 
 def test_an_edit_of_the_same_size_is_noticed_before_and_after_the_end(
@@ -124,7 +124,7 @@ def test_an_edit_of_the_same_size_is_noticed_before_and_after_the_end(
         patch.setattr("inputcodes.shards.ShardWriter.finish", None)  # cannot be called
         with pytest.raises(TypeError):
             prepare(config)
-    progress = tmp_path / "data" / "set" / "progress.json"
+    progress = tmp_path / "data" / "set" / ".new" / "progress.json"
     kept, text = progress.read_text(), path.read_text()
     path.write_text(text.replace("the", "eht"))
     os.utime(path, (1, 1))
@@ -168,7 +168,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
             prepare(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    shard = tmp_path / "data" / "set" / "train_000000.bin"
+    shard = tmp_path / "data" / "set" / ".new" / "train_000000.bin"
     assert str(caught.value) == f"cannot write {shard}: File too large"
     assert not list(shard.parent.glob("*.partial"))
     folder = prepare(config)
