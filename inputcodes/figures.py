@@ -189,9 +189,10 @@ def names_of(gaps: list[Gap]) -> tuple[list[str], str]:
 def difference_figure(gaps: list[Gap], margin: float) -> Figure:
     """The gaps at the end, with their intervals and every seed."""
     note = f"diamond: mean; bar: 95% interval; dots: seeds; grey: within {100 * margin:g}%"
-    figure = begin(8, 1.5 + 0.34 * len(gaps), note)
-    axes = figure.add_subplot()
     labels, name = names_of(gaps)
+    width = max(8, 4.5 + 0.066 * max(map(len, labels)))  # inches; labels stand beside the axes
+    figure = begin(width, 1.5 + 0.34 * len(gaps), note)
+    axes = figure.add_subplot()
     for y, gap in enumerate(gaps):
         scale = 100 * gap.share / gap.nats if gap.nats else 0.0  # % per nat
         ends = [scale * end for end in gap.interval or ()]
