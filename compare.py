@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from input_layers import INPUT_FIELDS
 from inputcodes import runs
 from inputcodes.checkpoint import ROOT
 from inputcodes.configurator import (
@@ -49,7 +50,7 @@ from inputcodes.resume import (
     for_data,
     starting_table,
 )
-from model import INPUT_FIELDS, GPTConfig
+from model import GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
 
@@ -310,6 +311,12 @@ def read_study(given: dict[str, Any]) -> Study:
 
 def check_before(study: Study) -> None:
     """Prepare or open all data; UserError for what is impossible or not matched."""
+    for variant in study.variants:
+        words = [word.partition("=")[0] for word in variant.kind.split() if "=" in word]
+        config = study.run_config(variant, study.config.seed_list[0])
+        if idle := config.without_effect(words):
+            what = f"{config.input_layer} input has no {', '.join(idle)}"
+            raise UserError(f"variants: {variant.label!r}: {what}; leave it out")
     known: dict[tuple[str, str], DataSet] = {}
     for variants in grouped(study.variants):
         facts: dict[str, list[dict[str, Any]]] = {}

@@ -26,6 +26,7 @@ import torch
 from huggingface_hub import HfApi, save_torch_state_dict
 from safetensors import SafetensorError
 
+from input_layers import INPUT_FIELDS
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.files import (
@@ -44,7 +45,7 @@ from inputcodes.hf import (
     tokenizer_json,
 )
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
-from model import GPT, INPUT_FIELDS, count_parameters
+from model import GPT, count_parameters
 
 USAGE = "usage: python export.py --to=DIR [--name=value ...]"
 SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it

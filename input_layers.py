@@ -2,22 +2,23 @@
 
 Two are trained tables; the others are codes that follow from the settings, without one trainable
 number. A new one is a subclass of `InputLayer` and a line of INPUT_LAYERS at the end; a setting of
-its own is a line of `InputConfig`. No other file has to change.
+its own is a line of `InputConfig` and a name in its `uses`. No other file has to change.
 
 Shapes: B batch, T positions, C = n_embd model width, V vocabulary size, K bits of an id, n bytes
 of a token's text.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import codes
-from inputcodes.configurator import Settings, setting
+from inputcodes.configurator import Settings, names_where, setting
 
 MAX_SPELLING = 16  # bytes of a token's text that count, unless `spelling_bytes` says otherwise
 of_input_layer = functools.partial(setting, of_input_layer=True)
@@ -69,6 +70,13 @@ class InputConfig(Settings):
     def code_positions(self) -> int:
         return self.code_length or self.n_embd
 
+    def without_effect(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are settings of other input layers than this one."""
+        uses = {"input_layer"} | INPUT_LAYERS[self.input_layer].uses
+        if "frozen_of" in uses:
+            uses |= INPUT_LAYERS[self.frozen_of].uses
+        return [name for name in names if name in INPUT_FIELDS and name not in uses]
+
     def problems(self) -> list[str]:
         """One sentence for every impossible value or combination."""
         problems = super().problems()
@@ -79,11 +87,17 @@ class InputConfig(Settings):
         return INPUT_LAYERS[self.input_layer].problems(self)
 
 
+INPUT_FIELDS = names_where(InputConfig, "of_input_layer")  # what matched variants may differ in
+
+
 class InputLayer(nn.Module):
     """A new input layer is a subclass of this and a line of INPUT_LAYERS, nothing else.
 
-    `texts` are the bytes of all V tokens, empty for special tokens (`Tokenizer.texts`).
+    `uses` are the INPUT_FIELDS that decide its vectors. `texts` are the bytes of all V tokens,
+    empty for special tokens (`Tokenizer.texts`).
     """
+
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__()
@@ -97,6 +111,8 @@ class InputLayer(nn.Module):
 
 class LearnedInput(InputLayer):
     """The standard lookup: a V x C table, trained unless `train_table` is off."""
+
+    uses = frozenset({"table_std", "train_table"})
 
     def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:
         super().__init__(config)
@@ -116,6 +132,8 @@ class CompressedInput(LearnedInput):
 
     It starts as random numbers, or as the table of another run compressed (`table_of`).
     """
+
+    uses = LearnedInput.uses | {"compression", "table_of"}
 
     @staticmethod
     def table_width(config: InputConfig) -> int:
@@ -161,6 +179,8 @@ class FixedInput(InputLayer):
 class AffineInput(FixedInput):
     """x(t) = R (A bin_K(t) xor b): the bits of a recoded id, tiled (Bochkov, appendix D)."""
 
+    uses = frozenset({"code_seed"})
+
     @staticmethod
     def choose_code(config: InputConfig) -> codes.LinearCode:
         return codes.affine_code(config.K, config.code_seed)
@@ -172,6 +192,8 @@ class CodewordInput(FixedInput):
     With K masks these are the paper's bits; with all 2^K - 1 of them any two tokens are orthogonal
     but for a constant, as the rows of a table would be that is a rotated one-hot.
     """
+
+    uses = frozenset({"code_length", "code_seed"})
 
     @staticmethod
     def choose_code(config: InputConfig) -> codes.LinearCode:
@@ -197,6 +219,7 @@ class SpellingInput(CodewordInput):
     Special tokens, which have no text, have their id's codeword alone.
     """
 
+    uses = CodewordInput.uses | {"spelling_bytes", "spelling_id"}
     spellings: Tensor
     signs: Tensor
 
@@ -227,6 +250,7 @@ class SpellingInput(CodewordInput):
 class RandomInput(InputLayer):
     """The control without algebra: distinct random codes as -1 and +1, a bit a number in memory."""
 
+    uses = CodewordInput.uses
     octets: Tensor
 
     def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:
@@ -245,6 +269,7 @@ class RandomInput(InputLayer):
 class FrozenInput(InputLayer):
     """The vectors of another fixed layer, stored as a V x C table that is not trained."""
 
+    uses = frozenset({"frozen_of"})
     table: Tensor
 
     def __init__(self, config: InputConfig, texts: Sequence[bytes] = ()) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from input_layers import INPUT_LAYERS, InputConfig
-from inputcodes.configurator import names_where, setting
+from inputcodes.configurator import setting
 from inputcodes.generate import KVCache, generate
 from inputcodes.loss import linear_cross_entropy
 
@@ -43,9 +43,6 @@ class GPTConfig(InputConfig):
                 " even whole number (rotary positions turn pairs)"
             )
         return problems
-
-
-INPUT_FIELDS = names_where(GPTConfig, "of_input_layer")  # what matched variants may differ in
 
 
 def rotary_angles(block_size: int, width: int) -> Tensor:

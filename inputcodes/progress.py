@@ -96,6 +96,9 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
         f" ({epochs:.2f} epochs)",
         memory_report(config, trainer.processes),
     ]
+    changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+    for name in config.without_effect(changed):
+        lines.append(f"note:   {config.input_layer} input has no {name}: it changes nothing")
     for change in trainer.origin["changes"]:
         lines.append(
             "        {name} {from} before step {step:,}, {to} from there on".format_map(change)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from input_layers import INPUT_FIELDS
 from inputcodes.configurator import UserError
 from inputcodes.judging import Fit, Gap, Interval, Recodings, best_of_each, judge, recodings_of
 from inputcodes.runs import (
@@ -20,7 +21,6 @@ from inputcodes.runs import (
     unmatched,
 )
 from inputcodes.stats import markdown_table, mean
-from model import INPUT_FIELDS
 
 Group = Sequence[tuple[Variant, Sequence[Run | None]]]
 DIFFERENCES = """\

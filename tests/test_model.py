@@ -11,17 +11,13 @@ import torch
 
 import model as model_module
 from codes import affine_code, codeword_code, random_codes
+from input_layers import INPUT_FIELDS, INPUT_LAYERS
 from inputcodes import loss as loss_module
 from inputcodes.configurator import UserError, configure
 from inputcodes.loss import IGNORED, linear_cross_entropy, token_nats
 from inputcodes.packing import segment_layout
 from inputcodes.tokenizer import Tokenizer
-from model import (
-    GPT,
-    INPUT_LAYERS,
-    GPTConfig,
-    count_parameters,
-)
+from model import GPT, GPTConfig, count_parameters
 from train import TrainConfig
 
 SMALL = GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24, compression=4)
@@ -139,6 +135,35 @@ def test_no_layer_but_tables_holds_numbers_for_each_token_and_position(input_lay
     )
     if input_layer == "random":  # a bit a number
         assert held == 65_536 * 1024 / 8
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+def test_a_layer_uses_the_settings_that_change_what_it_makes(input_layer):
+    texts = [f"{i:06b}".encode() for i in range(50)]  # the first 2 bytes alone tell few apart
+
+    def made(**changes):
+        config = dataclasses.replace(SMALL, input_layer=input_layer, **changes)
+        layer = GPT(config, 0, texts).input_layer
+        vectors = layer(torch.arange(50)[None])
+        return vectors.detach(), [weight.requires_grad for weight in layer.parameters()]
+
+    others = {"table_std": 0.5, "compression": 3, "train_table": False, "code_length": 12}
+    others |= {"code_seed": 2, "spelling_bytes": 2, "spelling_id": False, "frozen_of": "affine"}
+    assert others.keys() == INPUT_FIELDS - {"input_layer", "table_of"}
+    before = made()
+    for name, value in others.items():
+        after = made(**{name: value})
+        same = before[0].equal(after[0]) and before[1] == after[1]
+        config = dataclasses.replace(SMALL, input_layer=input_layer)
+        assert same == (config.without_effect([name]) == [name]), name
+    frozen = dataclasses.replace(SMALL, input_layer="frozen", frozen_of="codeword")
+    assert frozen.without_effect(others) == [
+        "table_std",
+        "compression",
+        "train_table",
+        "spelling_bytes",
+        "spelling_id",
+    ]
 
 
 @pytest.mark.parametrize("input_layer", INPUT_LAYERS)
