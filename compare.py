@@ -17,6 +17,7 @@ With --study_dir=results/NAME --runs_dir=out/NAME the study keeps run.json and m
 every run beside its report, in results/NAME/runs, and is reported from them when out/ is gone.
 """
 
+import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import contextlib
 import dataclasses
 import functools
