@@ -48,6 +48,7 @@ class InputConfig(Settings):
     code_length: int = of_input_layer(
         0, "codeword, spelling, random: positions of the code, tiled to n_embd; 0: n_embd", least=0
     )
+    code_scale: float = of_input_layer(1.0, "codes: factor of their values", above=0)
     code_seed: int = of_input_layer(
         1, "affine, codeword, spelling, random: seed of the code, apart from `seed`", least=0
     )
@@ -149,7 +150,19 @@ class CompressedInput(LearnedInput):
         return codes.tile(super().forward(ids), self.config.n_embd)
 
 
-class FixedInput(InputLayer):
+class CodeInput(InputLayer):
+    """A code without a trainable number: `code_scale` times what `code` makes of ids (B, T)."""
+
+    uses = frozenset({"code_scale"})
+
+    def code(self, ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.config.code_scale * self.code(ids)
+
+
+class FixedInput(CodeInput):
     """x(t) = R bin_K(t): the bits of the id, tiled (Bochkov, section 3)."""
 
     masks: Tensor
@@ -172,14 +185,14 @@ class FixedInput(InputLayer):
             return [f"n_embd={config.n_embd}: {config.vocab_size} tokens need {config.K} bits"]
         return []
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def code(self, ids: Tensor) -> Tensor:
         return codes.tile((codes.bits(ids, self.masks) ^ self.shift).float(), self.config.n_embd)
 
 
 class AffineInput(FixedInput):
     """x(t) = R (A bin_K(t) xor b): the bits of a recoded id, tiled (Bochkov, appendix D)."""
 
-    uses = frozenset({"code_seed"})
+    uses = CodeInput.uses | {"code_seed"}
 
     @staticmethod
     def choose_code(config: InputConfig) -> codes.LinearCode:
@@ -193,7 +206,7 @@ class CodewordInput(FixedInput):
     but for a constant, as the rows of a table would be that is a rotated one-hot.
     """
 
-    uses = frozenset({"code_length", "code_seed"})
+    uses = CodeInput.uses | {"code_length", "code_seed"}
 
     @staticmethod
     def choose_code(config: InputConfig) -> codes.LinearCode:
@@ -208,8 +221,8 @@ class CodewordInput(FixedInput):
             f" tokens, to n_embd={config.n_embd}"
         ]
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return 2 * super().forward(ids) - 1
+    def code(self, ids: Tensor) -> Tensor:
+        return 2 * super().code(ids) - 1
 
 
 class SpellingInput(CodewordInput):
@@ -237,9 +250,9 @@ class SpellingInput(CodewordInput):
         signs = codes.tile(signs.to(torch.int8), config.n_embd).view(n, 256, -1)
         self.register_buffer("signs", signs, persistent=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def code(self, ids: Tensor) -> Tensor:
         length, *text = self.spellings[ids].long().unbind(-1)  # 1 + n times (B, T)
-        x = super().forward(ids)
+        x = super().code(ids)
         if not self.config.spelling_id:
             x = x * (length == 0).unsqueeze(-1)
         for place, byte in enumerate(text):
@@ -247,7 +260,7 @@ class SpellingInput(CodewordInput):
         return x * (len(text) + self.config.spelling_id) ** -0.5
 
 
-class RandomInput(InputLayer):
+class RandomInput(CodeInput):
     """The control without algebra: distinct random codes as -1 and +1, a bit a number in memory."""
 
     uses = CodewordInput.uses
@@ -260,7 +273,7 @@ class RandomInput(InputLayer):
 
     problems = staticmethod(CodewordInput.problems)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def code(self, ids: Tensor) -> Tensor:
         x = self.octets[ids].int().unsqueeze(-1) >> torch.arange(8, device=ids.device) & 1
         x = x.flatten(-2)[..., : self.config.code_positions]
         return codes.tile(2.0 * x - 1.0, self.config.n_embd)
@@ -296,10 +309,6 @@ INPUT_LAYERS: dict[str, type[InputLayer]] = {
     "compressed": CompressedInput,
     "random": RandomInput,
 }
-FIXED_LAYERS: tuple[str, ...] = (
-    "fixed",
-    "affine",
-    "codeword",
-    "spelling",
-    "random",
-)  # which frozen can store
+FIXED_LAYERS: tuple[str, ...] = tuple(  # which frozen can store
+    name for name, layer in INPUT_LAYERS.items() if issubclass(layer, CodeInput)
+)

@@ -11,7 +11,7 @@ import torch
 
 import model as model_module
 from codes import affine_code, codeword_code, random_codes
-from input_layers import INPUT_FIELDS, INPUT_LAYERS
+from input_layers import FIXED_LAYERS, INPUT_FIELDS, INPUT_LAYERS
 from inputcodes import loss as loss_module
 from inputcodes.configurator import UserError, configure
 from inputcodes.loss import IGNORED, linear_cross_entropy, token_nats
@@ -149,6 +149,7 @@ def test_a_layer_uses_the_settings_that_change_what_it_makes(input_layer):
 
     others = {"table_std": 0.5, "compression": 3, "train_table": False, "code_length": 12}
     others |= {"code_seed": 2, "spelling_bytes": 2, "spelling_id": False, "frozen_of": "affine"}
+    others |= {"code_scale": 0.25}
     assert others.keys() == INPUT_FIELDS - {"input_layer", "table_of"}
     before = made()
     for name, value in others.items():
@@ -164,6 +165,16 @@ def test_a_layer_uses_the_settings_that_change_what_it_makes(input_layer):
         "spelling_bytes",
         "spelling_id",
     ]
+
+
+@pytest.mark.parametrize("input_layer", ["frozen", *FIXED_LAYERS])
+def test_code_scale_is_a_factor_of_every_number(input_layer):
+    plain, scaled = (
+        small_gpt(input_layer=input_layer, code_scale=scale).input_vectors()
+        for scale in (1.0, 0.25)
+    )
+    assert plain.abs().sum() > 0
+    assert scaled.equal(plain / 4)
 
 
 @pytest.mark.parametrize("input_layer", INPUT_LAYERS)
