@@ -65,7 +65,6 @@ class BenchConfig(TrainConfig):
     out: str = setting("", "JSON file to add the result to; empty: none")
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems()
         if unknown := set(self.only.split(",")) - set(TABLES):
             problems.append(f"only={', '.join(unknown)!r}: expected some of {', '.join(TABLES)}")
@@ -369,7 +368,6 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measure what `argv` says; see the module's docstring."""
     config = configure(BenchConfig, argv)
     device = device_of(config)
     if config.vocab_size and not (Path(config.data_dir) / config.dataset).is_dir():

@@ -45,12 +45,7 @@ from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
 from inputcodes.report import make_report, text_of
-from inputcodes.resume import (
-    check_architecture,
-    find_start,
-    for_data,
-    starting_table,
-)
+from inputcodes.resume import check_architecture, find_start, for_data, starting_table
 from model import GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
@@ -85,7 +80,6 @@ class CompareConfig(TrainConfig):
     report: str = setting("", "directory of a study to report again, without running anything")
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems()
         if not re.fullmatch(r"[0-9]+(,[0-9]+)*", self.seeds):
             problems.append(f"seeds={self.seeds!r}: expected whole numbers, as 1,2,3")
@@ -318,15 +312,12 @@ def check_before(study: Study) -> None:
         if idle := config.without_effect(words):
             what = f"{config.input_layer} input has no {', '.join(idle)}"
             raise UserError(f"variants: {variant.label!r}: {what}; leave it out")
-    known: dict[tuple[str, str], DataSet] = {}
+    open_once = functools.cache(lambda *place: DataSet(prepare_missing(*place)))
     for variants in grouped(study.variants):
         facts: dict[str, list[dict[str, Any]]] = {}
         for variant in variants:
             config = study.run_config(variant, study.config.seed_list[0])
-            key = config.data_dir, config.dataset
-            if key not in known:
-                known[key] = DataSet(prepare_missing(*key))
-            data = known[key]
+            data = open_once(config.data_dir, config.dataset)
             config = for_data(config, data, study.config.nproc)
             stored = [study.stored_run(variant, seed) for seed in study.config.seed_list]
             if None in stored and config.input_layer == "compressed" and config.table_of:
@@ -363,7 +354,6 @@ def run_missing(study: Study) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Run and report a study, or report one; see the module's docstring."""
     failed: list[str] = []
     with stop_signals(runs.stop), contextlib.ExitStack() as stack:
         if "report" in (given := given_values(CompareConfig, argv)):

@@ -12,6 +12,7 @@ the tables are printed for all that were evaluated, also if a later run fails.
 
 import contextlib
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,6 @@ from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summari
 from inputcodes.tokenizer import Tokenizer
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT
-
-USAGE = "usage: python evaluate.py [--name=value ...]"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class EvaluateConfig(Settings):
     dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems()
         for name in set(self.task_names) - TASKS.keys():
             problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
@@ -96,23 +94,23 @@ class Result:
 
 def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
     """Open all that the results need; UserError for the first that is missing or does not fit."""
-    data_sets: dict[Path, DataSet] = {}
+    open_once = functools.cache(functools.partial(DataSet, verify=verify))
     targets = []
     for out_dir in config.out_dirs:
         path = Path(out_dir) / f"{config.checkpoint}.pt"
         model, record, tokenizer = load_model(path)
-        folder = Path(config.data_dir) / (config.dataset or record["config"]["dataset"])
-        if config.validation and not folder.is_dir():
-            raise UserError(
-                f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
-                " --dataset=... of the same tokenizer, or --validation=False"
-            )
-        if config.validation and folder not in data_sets:
-            data_sets[folder] = DataSet(folder, verify)
-        data = data_sets[folder] if config.validation else None
-        if data and data.tokenizer.sha256 != record["tokenizer_sha256"]:
-            raise UserError(f"{data.path} has another tokenizer than {path}")
-        if data:  # UserError if there are too few tokens for one window
+        data = None
+        if config.validation:
+            folder = Path(config.data_dir) / (config.dataset or record["config"]["dataset"])
+            if not folder.is_dir():
+                raise UserError(
+                    f"no data set {folder} to validate {path} on: pass --data_dir=..., another"
+                    " --dataset=... of the same tokenizer, or --validation=False"
+                )
+            data = open_once(folder)
+            if data.tokenizer.sha256 != record["tokenizer_sha256"]:
+                raise UserError(f"{data.path} has another tokenizer than {path}")
+            # Raises UserError if there are too few tokens for one window.
             validation_numbers(data.rows("val", model.config.block_size), config.eval_tokens)
         targets.append(Target(str(Path(out_dir)), model, record, tokenizer, data))
     return targets
@@ -124,15 +122,16 @@ def evaluate_run(
     """All results of one checkpoint."""
     record = target.record
     model = copy.deepcopy(target.model).to(processes.device)  # freed before the next one
-    loss, bigram, data = None, None, target.data
-    if data and target.trained_on_data:
-        rows = data.rows("train", model.config.block_size)
-        bigram = Bigram(TrainingData(rows, 1, record["config"]["seed"]), data.vocab_size)
-        bigram.count(record["tokens"] // model.config.block_size)
-    if data:
+    loss, bigram = None, None
+    if data := target.data:
+        if target.trained_on_data:
+            rows = data.rows("train", model.config.block_size)
+            bigram = Bigram(TrainingData(rows, 1, record["config"]["seed"]), data.vocab_size)
+            bigram.count(record["tokens"] // model.config.block_size)
         batch_size = max(1, config.batch_size // processes.world)
-        measured = model, data, config.eval_tokens, batch_size, processes, config.dtype
-        loss = validate(*measured, bigram)
+        loss = validate(
+            model, data, config.eval_tokens, batch_size, processes, config.dtype, bigram
+        )
     tasks = {}
     for name, rows_of in items.items():
         with autocast(config.dtype, processes.device):
@@ -225,7 +224,6 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate as `argv` says; see the module's docstring."""
     config = configure(EvaluateConfig, argv)
     items = {name: read_items(name, config.data, config.limit) for name in config.task_names}
     with join_processes(config.device, dtype=config.dtype) as processes:
@@ -245,4 +243,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with one_cause():
-        run_main(main, EvaluateConfig, USAGE)
+        run_main(main, EvaluateConfig, "usage: python evaluate.py [--name=value ...]")

@@ -29,25 +29,12 @@ from safetensors import SafetensorError
 from input_layers import INPUT_FIELDS
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.files import (
-    read_json,
-    read_json_lines,
-    system_errors,
-    write_json,
-    write_text,
-)
+from inputcodes.files import read_json, read_json_lines, system_errors, write_json, write_text
 from inputcodes.gguf_file import write_gguf
-from inputcodes.hf import (
-    RECORD,
-    TOKENIZER,
-    neox_config,
-    neox_weights,
-    tokenizer_json,
-)
+from inputcodes.hf import RECORD, TOKENIZER, neox_config, neox_weights, tokenizer_json
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 from model import GPT, count_parameters
 
-USAGE = "usage: python export.py --to=DIR [--name=value ...]"
 SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it
 FILES = {  # what an export writes; the folder may hold a run, too
     "hf": ("model*.safetensors*", "config.json", "generation_config.json", "tokenizer.json",
@@ -85,15 +72,12 @@ class ExportConfig(Settings):
     to: str = setting("", "the folder to write; files of an earlier export in it are replaced")
     format: str = setting("hf", "hf (transformers), or gguf (llama.cpp)", choices=("hf", "gguf"))
     dtype: str = setting(
-        "float32",
-        "float32 (exact), or bfloat16 (half the size)",
-        choices=("float32", "bfloat16"),
+        "float32", "float32 (exact), or bfloat16 (half the size)", choices=("float32", "bfloat16")
     )
     license: str = setting("", "licence of the weights for the model card, such as apache-2.0")
     push: str = setting("", "also upload to this repository of the Hugging Face hub: USER/NAME")
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value."""
         problems = super().problems()
         if not self.to:
             problems.append("to='': expected a folder to write, as in --to=hf/mymodel")
@@ -214,6 +198,9 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
         **validation(Path(config.out_dir), record),
         "code": f"SHA-256 {record['code_sha256'][:16]}",
     }
+    table = "was trained"
+    if not inputs:
+        table = "holds the fixed vectors of the\ncode, which were not trained"
     front = ["library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"license: {config.license}"] * bool(config.license)
     return f"""\
@@ -223,7 +210,7 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
 # {name}
 
 {CARD_SIGN} `{settings["input_layer"]}`, in the format of
-GPT-NeoX. The format asks for an embedding table; {table_words(inputs)}
+GPT-NeoX. The format asks for an embedding table; here it {table}.
 
 | | |
 |---|---|
@@ -233,13 +220,6 @@ GPT-NeoX. The format asks for an embedding table; {table_words(inputs)}
 In training every text begins after `<|endoftext|>`. The context ends at {settings["block_size"]:,}
 tokens. Weights: {config.dtype}.
 """
-
-
-def table_words(inputs: int) -> str:
-    """What the table of the export is."""
-    if inputs:
-        return "here it was trained."
-    return "here it holds the fixed vectors of the\ncode, which were not trained."
 
 
 def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
@@ -278,7 +258,6 @@ def upload(folder: Path, files: Sequence[Path], repository: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Export as `argv` says; see the module's docstring."""
     config = configure(ExportConfig, argv)
     export(config)
     to = Path(config.to)
@@ -292,4 +271,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, ExportConfig, USAGE)
+    run_main(main, ExportConfig, "usage: python export.py --to=DIR [--name=value ...]")

@@ -79,7 +79,6 @@ class InputConfig(Settings):
         return [name for name in names if name in INPUT_FIELDS and name not in uses]
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems()
         if problems or not self.vocab_size:
             return problems

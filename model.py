@@ -35,7 +35,6 @@ class GPTConfig(InputConfig):
     n_head: int = setting(2, "attention heads per block; must divide n_embd", least=1)
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems()
         if self.n_head and (self.n_embd % self.n_head or self.n_embd // self.n_head % 2):
             problems.append(

@@ -26,8 +26,6 @@ from inputcodes.loss import token_nats
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 
-USAGE = "usage: python sample.py [--name=value ...]"
-
 
 @dataclass(frozen=True)
 class SampleConfig(Settings):
@@ -58,7 +56,6 @@ class SampleConfig(Settings):
     renamed: ClassVar[Mapping[str, str]] = {"start": "it is called prompt here"}  # in nanoGPT
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value."""
         problems = super().problems()
         if not self.prompt:
             problems.append("prompt='': expected at least one character to continue")
@@ -80,17 +77,6 @@ def prompt_text(prompt: str) -> str:
     if not text:
         raise UserError(f"the prompt {path} is empty: expected at least one character")
     return text
-
-
-def write_sample(
-    model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, number: int
-) -> None:
-    """Print the prompt and its continuation as it comes."""
-    ids = tokenizer.encode(prompt)
-    print(prompt, end="", flush=True)
-    written = write_on(model, tokenizer, ids, config, number)
-    if config.loss and written:
-        print(f"[{mean_nats(model, ids, written):.4f} nats per token]")
 
 
 @torch.no_grad()
@@ -154,7 +140,6 @@ def write_on(
 
 
 def main(argv: list[str]) -> None:
-    """Write samples as `argv` says; see the module's docstring."""
     config = configure(SampleConfig, argv)
     device = setup_device(config.device, config.dtype)
     model, record, tokenizer = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
@@ -171,11 +156,15 @@ def main(argv: list[str]) -> None:
         chat(model, tokenizer, config)
         return
     prompt = prompt_text(config.prompt)  # once: it may be a pipe
+    ids = tokenizer.encode(prompt)
     for number in range(config.num_samples):
         if number:
             print("-" * 40)
-        write_sample(model, tokenizer, prompt, config, number)
+        print(prompt, end="", flush=True)
+        written = write_on(model, tokenizer, ids, config, number)
+        if config.loss and written:
+            print(f"[{mean_nats(model, ids, written):.4f} nats per token]")
 
 
 if __name__ == "__main__":
-    run_main(main, SampleConfig, USAGE, output_needed=True)
+    run_main(main, SampleConfig, "usage: python sample.py [--name=value ...]", output_needed=True)

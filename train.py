@@ -111,7 +111,6 @@ class TrainConfig(GPTConfig):
         return {**given, "warmup_steps": max(0, max_steps // 10)}
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems()
         if 0 < self.max_steps <= self.warmup_steps:
             problems.append(
@@ -349,7 +348,6 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def main(argv: list[str]) -> None:
-    """Train as `argv` says; see the module's docstring."""
     config, start = resume.configure_run(TrainConfig, argv)
     stopped = 0  # the signal that ended the run before its time
     with join_processes(

@@ -23,12 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inputcodes.configurator import (
-    ROOT,
-    UserError,
-    command,
-    from_record,
-)
+from inputcodes.configurator import ROOT, UserError, command, from_record
 from inputcodes.files import (
     atomic_write,
     file_sha256,

@@ -336,18 +336,16 @@ class CurveConfig(Settings):
     file: str = setting("curves.png", "where the picture goes: .png, .svg or .pdf")
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value."""
         problems = super().problems()
+        if not self.runs:
+            problems.append("no runs: pass their directories, as out/a out/b")
         if Path(self.file).suffix not in (".png", ".svg", ".pdf"):
             problems.append(f"file={self.file!r}: expected a name in .png, .svg or .pdf")
         return problems
 
 
 def main(argv: list[str]) -> None:
-    """Draw the curves of runs; see the module's docstring."""
     config = configure(CurveConfig, argv, "runs")
-    if not config.runs:
-        raise UserError("no runs: pass their directories, as out/a out/b")
     save(curve_figure([Path(run) for run in config.runs]), Path(config.file))
     print(f"wrote {config.file}")
 

@@ -75,11 +75,7 @@ def generate(
 
 
 def sample_token(
-    logits: Tensor,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    generator: torch.Generator | None,
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
 ) -> Tensor:
     """Draw tokens (B,) from logits (B, V), cut to the top_k tokens, then to the top_p nucleus.
 

@@ -1,8 +1,7 @@
 """A model and its tokenizer as one GGUF file, the GPT-NeoX of llama.cpp.
 
 llama.cpp's "rwkv" tokenizer takes the longest token at every byte: with the texts of the byte,
-n-gram and 65,536 layouts that gives their ids. Its GELU is the tanh approximation in half
-precision, so logits differ in the third digit.
+n-gram and 65,536 layouts that gives their ids.
 """
 
 import json

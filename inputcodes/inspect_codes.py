@@ -49,7 +49,6 @@ class InspectConfig(Settings):
     ridge: float = setting(0.01, "penalty over the mean variance of a vector's numbers", above=0)
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value."""
         return super().problems() + ([] if self.runs else ["no runs: pass their directories"])
 
 
@@ -162,7 +161,6 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
 
 
 def main(argv: list[str]) -> None:
-    """Print the tables; see the module's docstring."""
     print("\n\n".join(compare(configure(InspectConfig, argv, "runs"))))
 
 

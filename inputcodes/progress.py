@@ -32,11 +32,8 @@ class Progress:
 
     def __init__(self, max_steps: int, step: int, shown: bool) -> None:
         """`shown` is False in all processes but the first."""
-        terminal = sys.stderr.isatty()
-        self._shown, self._plain = shown, shown and not terminal
-        self._bar = tqdm(
-            total=max_steps, initial=step, unit="step", ncols=80, disable=not (shown and terminal)
-        )
+        self._shown, off = shown, None if shown else True  # None: where there is no terminal
+        self._bar = tqdm(total=max_steps, initial=step, unit="step", ncols=80, disable=off)
         self._losses: list[float] = []  # since the last `log`
         self._batches = 0  # of the evaluation
 
@@ -51,7 +48,7 @@ class Progress:
         self._losses.clear()
         text = f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s"
         self._bar.set_postfix_str(text)
-        if self._plain:
+        if self._shown and self._bar.disable:
             print(f"step {step:>6,}: {text}", file=sys.stderr, flush=True)
 
     def evaluating(self) -> None:

@@ -17,12 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inputcodes.checkpoint import (
-    fitting_weights,
-    load_model,
-    other_checkpoint,
-    read_checkpoint,
-)
+from inputcodes.checkpoint import fitting_weights, load_model, other_checkpoint, read_checkpoint
 from inputcodes.configurator import (
     S,
     UserError,
@@ -264,8 +259,7 @@ def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:
     config = dataclasses.replace(config, vocab_size=data.vocab_size)
     if problems := problems or config.problems():
         raise UserError("\n".join(problems))
-    if problem := memory_problem(config):
-        raise UserError(problem)
+    check_memory(config)
     # Both raise UserError if there are too few tokens for one window.
     TrainingData(data.rows("train", config.block_size), config.batch_size, config.seed)
     validation_numbers(data.rows("val", config.block_size), config.eval_tokens)
@@ -320,21 +314,24 @@ def memory_needed(config: Any, processes: int = 1) -> int:
     return int(weights + states + logits * (1.5 if half else 1) + gradients)
 
 
-def memory_problem(config: Any) -> str:
-    """Why the weights cannot be made on this machine, or its CPU not do a step; else empty."""
+def check_memory(config: Any) -> None:
+    """Raise UserError if the weights cannot be made on this machine, or its CPU not do a step."""
     needed = 4 * count_parameters(config)[0]
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not said, as on Windows
-        return ""
+        return
     there_gb = f"and this machine has {there / 1e9:,.0f} GB"
     if needed > there:
-        advice = "make n_layer or n_embd smaller"
-        return f"the model needs {needed / 1e9:,.0f} GB for the weights alone, {there_gb}: {advice}"
+        raise UserError(
+            f"the model needs {needed / 1e9:,.0f} GB for the weights alone, {there_gb}:"
+            " make n_layer or n_embd smaller"
+        )
     # An estimate, so that only what is far from it is refused. GPUs have a memory of their own.
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     step = memory_needed(config)
     if step > 2 * there and (config.device == "cpu" or not gpu):
-        advice = "make batch_size or block_size smaller"
-        return f"a step needs about {step / 1e9:,.0f} GB, {there_gb}: {advice}"
-    return ""
+        raise UserError(
+            f"a step needs about {step / 1e9:,.0f} GB, {there_gb}:"
+            " make batch_size or block_size smaller"
+        )

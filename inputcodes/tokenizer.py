@@ -56,7 +56,9 @@ class Tokenizer:
     def __init__(self, vocab_size: int, ngrams: Sequence[str] = ()) -> None:
         ranks, special_ids = lay_out(vocab_size, ngrams)
         by_id = {token_id: text for text, token_id in ranks.items()}
-        self._assign(by_id, _name_specials(special_ids), {"ngrams": list(ngrams)}, {})
+        reserved = (f"<|reserved_{n}|>" for n in range(len(special_ids) - len(SPECIAL_NAMES)))
+        special = dict(zip((*SPECIAL_NAMES, *reserved), special_ids, strict=True))
+        self._assign(by_id, special, {"ngrams": list(ngrams)}, {})
         self.pattern = pattern_of(ngrams)
         self._to_ids = _tiktoken_ids(self.pattern, ranks) if vocab_size > 256 else _byte_ids
 
@@ -197,9 +199,8 @@ class Tokenizer:
     def _json(self, payload: Mapping[str, str]) -> str:
         special = {name: self.special[name] for name in SPECIAL_NAMES}
         fields = {"format": 1, "vocab_size": self.vocab_size, "special": special}
-        return (
-            json.dumps({**fields, **self._identity, **payload}, indent=1, ensure_ascii=False) + "\n"
-        )
+        fields |= {**self._identity, **payload}
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -256,11 +257,6 @@ class Tokenizer:
     def sha256(self) -> str:
         """The hash of all that decides the ids: two tokenizers with one hash give the same ids."""
         return _sha256(self._json({}))
-
-
-def _name_specials(ids: Sequence[int]) -> dict[str, int]:
-    reserved = (f"<|reserved_{number}|>" for number in range(len(ids) - len(SPECIAL_NAMES)))
-    return dict(zip((*SPECIAL_NAMES, *reserved), ids, strict=True))
 
 
 def _completed(by_id: Mapping[int, bytes], special: Mapping[str, int]) -> dict[str, int]:

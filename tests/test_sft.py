@@ -18,13 +18,7 @@ from inputcodes.data import DataSet, TrainingData
 from inputcodes.documents import encode_turns
 from inputcodes.loss import IGNORED
 from inputcodes.tokenizer import Tokenizer
-from tests.helpers import (
-    SMALL,
-    Program,
-    assert_same_run,
-    metrics_of,
-    write_data_set,
-)
+from tests.helpers import SMALL, Program, assert_same_run, metrics_of, write_data_set
 
 BASE = {key: SMALL[key] for key in ("block_size", "n_layer", "n_head", "n_embd")}
 SFT = {key: value for key, value in SMALL.items() if key not in BASE}
