@@ -63,7 +63,7 @@ class PrepareConfig(Settings):
     dataset: str = free("", "name of the data set, a folder in data_dir; empty: after the input")
     data_dir: str = free("data", "folder of all data sets", is_path=True)
     source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
-    files: tuple[str, ...] = setting((), FILES_HELP, spaces_count=True)
+    files: tuple[str, ...] = setting((), FILES_HELP, positional=True, spaces_count=True)
     hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
     val_source: str = setting("", "text to hold out: paths; of hub data sets, names of splits")
     separator: str = setting("", "between documents of a text file: '<|endoftext|>' or '\\n\\n'")
@@ -380,7 +380,7 @@ class _Preparation:
 
 def main(argv: list[str]) -> None:
     """Prepare what the settings in `argv` say; `--help` lists them."""
-    config = configure(PrepareConfig, argv, "files")
+    config = configure(PrepareConfig, argv)
     if config.show:
         from inputcodes.data import DataSet, show  # with torch, which takes seconds
 
@@ -394,4 +394,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, PrepareConfig, USAGE, "files", any("--show" in word for word in sys.argv))
+    run_main(main, PrepareConfig, USAGE, output_needed=any("--show" in word for word in sys.argv))

@@ -28,8 +28,8 @@ from typing import Any, ClassVar, NoReturn, TextIO, TypeVar
 ROOT = Path(__file__).resolve().parent.parent  # of the program
 LARGEST = sys.float_info.max  # of a setting, whole numbers included: arithmetic may mix them
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-NOUNS: dict[type, str] = {bool: "True or False", int: "a whole number", float: "a number"}
-NOUNS |= {str: "a string", tuple: "a list of strings"}
+NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+NOUNS[tuple] = "a list of strings"
 
 
 class UserError(ValueError):
@@ -48,6 +48,7 @@ def setting(
     free_on_resume: bool = False,
     explicit_on_resume: bool = False,
     of_input_layer: bool = False,
+    positional: bool = False,
     spaces_count: bool = False,
     is_path: bool = False,
 ) -> Any:
@@ -56,8 +57,9 @@ def setting(
     The default's type is the setting's: bool, int, float, str, or tuple for a list of strings.
     `choices` may be a function where the names are not known yet. A resumed run may have any value
     of a setting that is `free_on_resume`, and another one of an `explicit_on_resume` setting if the
-    command line says so; the others are fixed. The command line's parts of a list lose the spaces
-    around them unless `spaces_count`. In one that `is_path` a `~` is the home, as in a shell.
+    command line says so; the others are fixed. Words without a name go before the list that is
+    `positional`. The command line's parts of a list lose the spaces around them unless
+    `spaces_count`. In one that `is_path` a `~` is the home, as in a shell.
     """
     return dataclasses.field(default=default, metadata=locals())  # all that was said of it
 
@@ -111,23 +113,20 @@ def names_where(cls: type[Settings], role: str) -> set[str]:
     return {field.name for field in dataclasses.fields(cls) if field.metadata[role]}
 
 
-def configure(cls: type[S], argv: Sequence[str], positional: str = "") -> S:
-    """Build `cls` from its defaults, the config files and the `--name=value` words of `argv`.
-
-    Other words go before what the setting `positional`, if any, has. Raises UserError with all
-    problems.
-    """
-    return build(cls, given_values(cls, argv, positional))
+def configure(cls: type[S], argv: Sequence[str]) -> S:
+    """Build `cls` from defaults, config files and words; UserError with all problems."""
+    return build(cls, given_values(cls, argv))
 
 
-def given_values(cls: type[Settings], argv: Sequence[str], positional: str = "") -> dict[str, Any]:
+def given_values(cls: type[Settings], argv: Sequence[str]) -> dict[str, Any]:
     """What the config files and words of `argv` set, of known names and right types, by name."""
     problems, values = list[str](), dict[str, Any]()
     files, words, options = _split(cls, argv, problems)
     for file in files:
         values |= _checked(cls, _read_file(file, problems), f"in {file}", problems)
-    if words and positional:
-        options[positional] = (*words, *(values | options).get(positional, ()))
+    if words and (positional := names_where(cls, "positional")):
+        name = positional.pop()
+        options[name] = (*words, *(values | options).get(name, ()))
     else:
         advice = "a config file ends in .py, a setting is --name=value"
         problems += [f"cannot read {word!r}: {advice}" for word in words]
@@ -206,7 +205,6 @@ def run_main(
     main: Callable[[list[str]], None],
     cls: type[Settings],
     usage: str,
-    positional: str = "",
     output_needed: bool = False,
 ) -> NoReturn:
     """Run a script's `main(argv)`, or print its help if that is asked for.
@@ -222,7 +220,7 @@ def run_main(
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             if {"-h", "--help"} & set(argv):
                 words = [word for word in argv if word not in ("-h", "--help")]
-                print(help_text(cls, usage, cls.complete(given_values(cls, words, positional))))
+                print(help_text(cls, usage, cls.complete(given_values(cls, words))))
             else:
                 main(argv)
     except UserError as error:

@@ -332,7 +332,7 @@ def draw_means(
 class CurveConfig(Settings):
     """Several runs in one picture."""
 
-    runs: tuple[str, ...] = setting((), "directories of runs")
+    runs: tuple[str, ...] = setting((), "directories of runs", positional=True)
     file: str = setting("curves.png", "where the picture goes: .png, .svg or .pdf")
 
     def problems(self) -> list[str]:
@@ -345,10 +345,10 @@ class CurveConfig(Settings):
 
 
 def main(argv: list[str]) -> None:
-    config = configure(CurveConfig, argv, "runs")
+    config = configure(CurveConfig, argv)
     save(curve_figure([Path(run) for run in config.runs]), Path(config.file))
     print(f"wrote {config.file}")
 
 
 if __name__ == "__main__":
-    run_main(main, CurveConfig, "usage: python -m inputcodes.figures RUN [RUN ...]", "runs")
+    run_main(main, CurveConfig, "usage: python -m inputcodes.figures RUN [RUN ...]")

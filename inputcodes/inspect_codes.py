@@ -39,7 +39,9 @@ TEXTS = 32  # of random tokens, each half a context long
 class InspectConfig(Settings):
     """Which models to compare, and which tokens to look up."""
 
-    runs: tuple[str, ...] = setting((), "directories of runs; the first one's table is compared to")
+    runs: tuple[str, ...] = setting(
+        (), "directories of runs; the first one's table is compared to", positional=True
+    )
     tokens: tuple[str, ...] = setting(
         (),
         f"tokens whose neighbours to print; empty: those that there are of {'; '.join(EXAMPLES)}",
@@ -161,8 +163,8 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
 
 
 def main(argv: list[str]) -> None:
-    print("\n\n".join(compare(configure(InspectConfig, argv, "runs"))))
+    print("\n\n".join(compare(configure(InspectConfig, argv))))
 
 
 if __name__ == "__main__":
-    run_main(main, InspectConfig, USAGE, "runs", output_needed=True)
+    run_main(main, InspectConfig, USAGE, output_needed=True)

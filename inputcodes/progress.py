@@ -1,7 +1,6 @@
 """What a training run shows: its description, how far it is, its end, and its curves elsewhere."""
 
 import dataclasses
-import importlib
 import json
 import sys
 import time
@@ -223,8 +222,9 @@ def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
 
 def _draw(out_dir: Path) -> None:
     try:
-        figures = importlib.import_module("inputcodes.figures")  # needs matplotlib
-        figures.draw_curve(out_dir)
+        from inputcodes.figures import draw_curve  # needs matplotlib
+
+        draw_curve(out_dir)
     except Exception as error:  # a run does not end for its picture
         tqdm.write(f"no {out_dir / 'curve.png'}: {error}")
 

@@ -78,12 +78,12 @@ def test_words_are_read_as_the_type_of_their_field():
 def test_words_join_what_else_the_setting_has(tmp_path):
     @dataclass(frozen=True)
     class Reader(Settings):
-        files: tuple[str, ...] = setting((), "what to read")
+        files: tuple[str, ...] = setting((), "what to read", positional=True)
 
     file = write(tmp_path / "e.py", "files = ['a.py']\n")
-    assert configure(Reader, ["b", "c"], "files").files == ("b", "c")
-    assert configure(Reader, [file, "b"], "files").files == ("b", "a.py")
-    assert configure(Reader, [file, "b", "--files=c.py;d", "e"], "files").files == (
+    assert configure(Reader, ["b", "c"]).files == ("b", "c")
+    assert configure(Reader, [file, "b"]).files == ("b", "a.py")
+    assert configure(Reader, [file, "b", "--files=c.py;d", "e"]).files == (
         "b", "e", "c.py", "d",
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_tensorboard_holds_the_numbers_of_metrics_jsonl(text_data, tmp_path):
 
 
 def test_a_missing_package_is_named_before_anything_is_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
         train.main(["--log_to=wandb", f"--out_dir={tmp_path}/run"])
     assert not (tmp_path / "run").exists()

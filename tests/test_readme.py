@@ -52,7 +52,4 @@ def test_links_and_commands_exist(page):
         options = words[words.index(script) + 1 :] if script else []
         cls = {"train.py": TrainConfig, "prepare_data.py": PrepareConfig}.get(script)
         if cls and "NAME" not in line:
-            positional = "files" if cls is PrepareConfig else ""
-            given_values(
-                cls, [str(ROOT / w) if w.endswith(".py") else w for w in options], positional
-            )
+            given_values(cls, [str(ROOT / w) if w.endswith(".py") else w for w in options])
