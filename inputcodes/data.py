@@ -41,20 +41,19 @@ from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 class Split:
     """The shards of a split as one stream of token ids."""
 
-    def __init__(self, paths: list[Path], dtype: np.dtype[Any]) -> None:
+    def __init__(self, paths: list[Path], dtype: np.dtype[Any], end_of_text: int) -> None:
         self.shards = [np.memmap(path, dtype.newbyteorder("<"), mode="r") for path in paths]
         self.ends = np.cumsum([len(shard) for shard in self.shards])
         self.tokens = int(self.ends[-1]) if paths else 0
-        self._places: dict[int, NDArray[np.int64]] = {}  # one pass over the split is enough
+        self._end_of_text = end_of_text
 
-    def places(self, token: int) -> NDArray[np.int64]:
-        """The positions in the stream where `token` stands, in order, (N,)."""
-        if token not in self._places:
-            starts = self.ends - [len(shard) for shard in self.shards]
-            within = [np.flatnonzero(shard == token) for shard in self.shards]
-            parts = [start + places for start, places in zip(starts, within, strict=True)]
-            self._places[token] = np.concatenate([np.empty(0, dtype=np.int64), *parts])
-        return self._places[token]
+    @functools.cached_property
+    def document_ends(self) -> NDArray[np.int64]:
+        """Where in the stream the end-of-text tokens stand, (N,)."""
+        starts = self.ends - [len(shard) for shard in self.shards]
+        within = [np.flatnonzero(shard == self._end_of_text) for shard in self.shards]
+        parts = [start + places for start, places in zip(starts, within, strict=True)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens (len(starts), length), int64: the windows that begin at `starts`."""
@@ -73,8 +72,8 @@ class Split:
 class TextRows:
     """The stream of a split in windows, numbered by the token that they begin with."""
 
-    def __init__(self, split: Split, block_size: int, end_of_text: int) -> None:
-        self._split, self._end_of_text = split, end_of_text
+    def __init__(self, split: Split, block_size: int) -> None:
+        self._split = split
         self.tokens, self.block_size, self.stride = split.tokens, block_size, block_size
         self.count = max(0, split.tokens // block_size - 1)  # an epoch, whatever its offset
 
@@ -100,12 +99,12 @@ class TextRows:
     def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number of each target's document in the split, (len(numbers), block_size)."""
         targets = numbers[:, None] + np.arange(1, self.block_size + 1)
-        return np.searchsorted(self._split.places(self._end_of_text), targets)
+        return np.searchsorted(self._split.document_ends, targets)
 
     @property
     def document_count(self) -> int:
         """How many documents the split has, what follows the last end-of-text token included."""
-        return len(self._split.places(self._end_of_text)) + 1
+        return len(self._split.document_ends) + 1
 
     def validation(self, max_targets: int) -> NDArray[np.int64]:
         """Windows with at most `max_targets` targets, spread evenly over the split (0: all)."""
@@ -151,7 +150,7 @@ class DataSet:
         """What a run reads of split `name`: windows of the stream, or packed conversations."""
         split = {"train": self.train, "val": self.val}[name]
         if not self.chat:
-            return TextRows(split, block_size, self.tokenizer.end_of_text)
+            return TextRows(split, block_size)
         if (name, block_size) not in self._packed:
             tokens = np.concatenate([np.empty(0, dtype=self.tokenizer.dtype), *split.shards])
             self._packed[name, block_size] = ChatRows(tokens, self.tokenizer, block_size)
@@ -201,7 +200,8 @@ class DataSet:
         if verify and verified != before:
             with contextlib.suppress(UserError):  # in a read-only folder: verify again next time
                 write_json(remembered, verified)
-        return [Split([self.path / file["name"] for file in files[s]], dtype) for s in SPLITS]
+        end = self.tokenizer.end_of_text
+        return [Split([self.path / file["name"] for file in files[s]], dtype, end) for s in SPLITS]
 
 
 def show(data: DataSet, documents: int = 3, tokens: int = 100) -> str:

@@ -93,12 +93,10 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
         memory_report(config, trainer.processes),
     ]
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
-    for name in config.without_effect(changed):
-        lines.append(f"note:   {config.input_layer} input has no {name}: it changes nothing")
-    for change in trainer.origin["changes"]:
-        lines.append(
-            "        {name} {from} before step {step:,}, {to} from there on".format_map(change)
-        )
+    idle = config.without_effect(changed)
+    lines += [f"note:   {config.input_layer} input has no {n}: it changes nothing" for n in idle]
+    change = "        {name} {from} before step {step:,}, {to} from there on"
+    lines += map(change.format_map, trainer.origin["changes"])
     return "\n".join([*lines, f"{doing} {config.out_dir}"])
 
 
@@ -148,12 +146,13 @@ def sample(trainer: Any) -> str:
         ids = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
     torch.use_deterministic_algorithms(False)  # drawing from a cumulative sum has none on CUDA
     generator = torch.Generator(device).manual_seed(1)
-    drawing = {"temperature": 0.8, "generator": generator}
-    drawing["ends"] = (tokenizer.end_of_text, tokenizer.special[END_OF_TURN])
+    ends = tokenizer.end_of_text, tokenizer.special[END_OF_TURN]
+    prompt = torch.tensor([ids], device=device)
     with autocast(trainer.config.dtype, device):
-        prompt = torch.tensor([ids], device=device)
-        written = map(int, model.generate(prompt, SAMPLE_TOKENS, **drawing))
-        return str(tokenizer.decode([*ids, *written]))
+        written = model.generate(
+            prompt, SAMPLE_TOKENS, temperature=0.8, generator=generator, ends=ends
+        )
+        return str(tokenizer.decode([*ids, *map(int, written)]))
 
 
 def close(trainer: Any, argv: Sequence[str]) -> None:

@@ -27,6 +27,20 @@ DIFFERENCES = """\
 Differences within seeds; margin {margin:.2%} of the baseline's loss; verdicts at 5%,
 corrected for the number of rows. Data: how many times the baseline's tokens the variant
 needs for its loss (further from 1 in truth, where the learning rate decays)."""
+MEASURED = """\
+Means over seeds ({seeds}). Loss, chance and bigram (counts of the same training tokens): nats
+per token. Range: (max - min) / mean of the perplexity over seeds. Parameters: trainable ones, at
+the input and in all."""
+DIVIDED = """\
+The losses divided, in nats per token: over targets that are new behind their token in the window,
+and over those that have followed it there before, which a model can copy."""
+CHECKED = """\
+Checks, in nats per token: the two variants alone, and with the validation documents drawn again
+as well as the seeds. Seeds: how many would settle it in 4 studies of 5, from five seeds on."""
+UNEVEN = "\n(*) scatters more than the others and is judged alone."
+LAWS = """\
+Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
+tokens at which they reach the margin of {margin:.2%}."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,11 @@ def _interval(ends: Interval | None) -> str:
     return f"[{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else "-"
 
 
+def section(heading: str, header: str, lines: list[list[str]]) -> str:
+    """A table under its heading; empty without lines."""
+    return f"{heading}\n\n{markdown_table(header, lines)}" if lines else ""
+
+
 def result_table(rows: list[Row]) -> str:
     """What every row measured."""
     seeds = " or ".join(map(str, sorted({len(present(row.losses)) for row in rows})))
@@ -168,18 +187,11 @@ def result_table(rows: list[Row]) -> str:
         cells += [_cell(row.perplexity_range, ".2%"), f"{mean(present(row.bits_per_byte)):.4f}"]
         lines.append(cells)
     header = "variant | at input | in all | tokens | loss | bigram | chance | perplexity | range"
-    return f"""\
-Means over seeds ({seeds}). Loss, chance and bigram (counts of the same training tokens): nats
-per token. Range: (max - min) / mean of the perplexity over seeds. Parameters: trainable ones, at
-the input and in all.
-
-{markdown_table(header + " | bits per byte", lines)}"""
+    return section(MEASURED.format(seeds=seeds), f"{header} | bits per byte", lines)
 
 
 def gap_table(heading: str, gaps: list[Gap]) -> str:
-    """Every gap with its verdict; empty if there are none, as the next two."""
-    if not gaps:
-        return ""
+    """Every gap with its verdict."""
     lines = []
     for gap in gaps:
         interval = _interval(gap.interval) if gap.interval else ""
@@ -187,7 +199,7 @@ def gap_table(heading: str, gaps: list[Gap]) -> str:
         cells += [f"{gap.share:+.2%}", f"{gap.bits_per_byte:+.4f}"]
         lines.append([*cells, f"{gap.data:.2f}x" if gap.data else "-", gap.verdict])
     header = "variant - baseline | nats per token [95%] | % | bits per byte | data | verdict"
-    return f"{heading}\n\n{markdown_table(header, lines)}"
+    return section(heading, header, lines)
 
 
 def division_table(groups: list[list[Row]]) -> str:
@@ -203,38 +215,23 @@ def division_table(groups: list[list[Row]]) -> str:
                     cells += [f"{mean(present(losses)):.4f}", f"{mean(gaps):+.4f}"]
             if len(cells) == 5:
                 lines.append(cells)
-    if not lines:
-        return ""
-    return f"""\
-The losses divided, in nats per token: over targets that are new behind their token in the window,
-and over those that have followed it there before, which a model can copy.
-
-{markdown_table("variant | new | - baseline | again | - baseline", lines)}"""
+    return section(DIVIDED, "variant | new | - baseline | again | - baseline", lines)
 
 
 def check_table(gaps: list[Gap]) -> str:
     """The same differences, checked in other ways."""
-    if not gaps:
-        return ""
-    uneven = "\n(*) scatters more than the others and is judged alone."
-    note = uneven if any(gap.uneven for gap in gaps) else ""
+    heading = CHECKED + (UNEVEN if any(gap.uneven for gap in gaps) else "")
     lines = []
     for gap in gaps:
         name = f"{gap.variant} - {gap.baseline}{' (*)' if gap.uneven else ''}"
         intervals = [_interval(gap.paired), _interval(gap.over_documents)]
         lines.append([name, *intervals, gap.seeds_needed or "-"])
     header = "variant - baseline | alone [95%] | over documents too [95%] | seeds to settle it"
-    return f"""\
-Checks, in nats per token: the two variants alone, and with the validation documents drawn again
-as well as the seeds. Seeds: how many would settle it in 4 studies of 5, from five seeds on.{note}
-
-{markdown_table(header, lines)}"""
+    return section(heading, header, lines)
 
 
 def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
     """Power laws of the gap against tokens."""
-    if not fits:
-        return ""
     lines = []
     for gap, fit in fits:
         exponent = mean([law.exponent for law in fit.laws])
@@ -243,11 +240,7 @@ def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
         cells = [f"{gap.variant} - {gap.baseline}", f"{exponent:.2f}", offset]
         lines.append([*cells, f"{error:.2%}", _crossing(fit)])
     header = "variant - baseline | exponent | offset | error | tokens at the margin"
-    return f"""\
-Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
-tokens at which they reach the margin of {margin:.2%}.
-
-{markdown_table(header, lines)}"""
+    return section(LAWS.format(margin=margin), header, lines)
 
 
 def _crossing(fit: Fit) -> str:

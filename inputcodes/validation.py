@@ -57,9 +57,11 @@ class Evaluation:
             "val_perplexity": self.perplexity,
             "val_bits_per_byte": self.bits_per_byte,
             "val_chance": self.chance,
+            "val_bigram": self.bigram,
+            "val_new": self.new,
+            "val_again": self.again,
         }
-        more = {"val_bigram": self.bigram, "val_new": self.new, "val_again": self.again}
-        metrics |= {name: value for name, value in more.items() if value is not None}
+        metrics = {name: value for name, value in metrics.items() if value is not None}
         return metrics | {"val_documents": [[round(n, 3), count] for n, count in self.documents]}
 
     def __str__(self) -> str:

@@ -30,14 +30,14 @@ def data_dir(tmp_path):
 
 
 def stream_of(tokens: int) -> Split:
-    split = Split([], np.dtype(np.uint16))
+    split = Split([], np.dtype(np.uint16), 255)
     split.tokens = tokens
     return split
 
 
 def text_order(tokens: int, block_size: int, seed: int) -> BatchOrder:
     """The order in which a run reads a stream of so many tokens."""
-    return TrainingData(TextRows(stream_of(tokens), block_size, 255), 1, seed).order
+    return TrainingData(TextRows(stream_of(tokens), block_size), 1, seed).order
 
 
 def test_windows_read_across_shards(data_dir):
@@ -112,7 +112,7 @@ def test_validation_is_the_same_windows_for_any_processes(data_dir, world, max_t
 @pytest.mark.parametrize("tokens", [11, 64, 1000, 12_347])
 @pytest.mark.parametrize("max_tokens", [10, 37, 640, 5000])
 def test_validation_windows_are_spread_evenly_over_the_split(tokens, max_tokens):
-    rows = TextRows(stream_of(tokens), 10, 255)
+    rows = TextRows(stream_of(tokens), 10)
     starts = rows.validation(max_tokens)
     assert len(starts) == min(max_tokens // 10, (tokens - 1) // 10)
     assert set(starts % 10) == {0}
@@ -147,7 +147,7 @@ def test_every_validation_target_has_its_document(tmp_path, max_tokens):
 
 def test_too_little_data_is_refused(data_dir):
     with pytest.raises(UserError, match="15 training tokens are too few for block_size=8"):
-        TrainingData(TextRows(stream_of(15), 8, 255), batch_size=1, seed=0)
+        TrainingData(TextRows(stream_of(15), 8), batch_size=1, seed=0)
     with pytest.raises(UserError, match="validation tokens are too few for block_size=203"):
         next(validation_batches(DataSet(data_dir).rows("val", 203), 0, 1, Processes(CPU)))
     tokenizer = Tokenizer(256)
@@ -295,4 +295,4 @@ def test_shards_are_verified_once(data_dir, monkeypatch):
 
 
 def test_split_of_no_shards_is_empty():
-    assert Split([], np.dtype(np.uint16)).tokens == 0
+    assert Split([], np.dtype(np.uint16), 255).tokens == 0
