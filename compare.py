@@ -44,6 +44,7 @@ from inputcodes.data import DataSet
 from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
 from inputcodes.files import locked, read_json, write_json, write_text
+from inputcodes.readers import split_list
 from inputcodes.report import make_report, text_of
 from inputcodes.resume import check_architecture, find_start, for_data, starting_table
 from model import GPTConfig
@@ -95,7 +96,7 @@ class CompareConfig(TrainConfig):
     @property
     def may_differ(self) -> set[str]:
         """The settings in which variants that are compared with each other may differ."""
-        return INPUT_FIELDS | {word.strip() for word in self.across.split(",") if word.strip()}
+        return INPUT_FIELDS | set(split_list(self.across))
 
     @property
     def seed_list(self) -> list[int]:

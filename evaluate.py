@@ -25,6 +25,7 @@ from inputcodes.configurator import Settings, UserError, configure, run_main, se
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
 from inputcodes.files import read_json, system_errors, write_json
+from inputcodes.readers import split_list
 from inputcodes.stats import markdown_table
 from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer
@@ -51,21 +52,13 @@ class EvaluateConfig(Settings):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        for name in set(self.task_names) - TASKS.keys():
+        for name in set(split_list(self.tasks)) - TASKS.keys():
             problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
-        if not self.validation and not self.task_names:
+        if not self.validation and not split_list(self.tasks):
             problems.append("nothing to do: give --tasks=... or leave out --validation=False")
-        if not self.out_dirs:
+        if not split_list(self.out_dir):
             problems.append("out_dir names no run: give --out_dir=out/RUN")
         return problems
-
-    @property
-    def out_dirs(self) -> list[str]:
-        return [name.strip() for name in self.out_dir.split(",") if name.strip()]
-
-    @property
-    def task_names(self) -> list[str]:
-        return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
     """Open all that the results need; UserError for the first that is missing or does not fit."""
     open_once = functools.cache(functools.partial(DataSet, verify=verify))
     targets = []
-    for out_dir in config.out_dirs:
+    for out_dir in split_list(config.out_dir):
         path = Path(out_dir) / f"{config.checkpoint}.pt"
         model, record, tokenizer = load_model(path)
         data = None
@@ -225,7 +218,8 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     config = configure(EvaluateConfig, argv)
-    items = {name: read_items(name, config.data, config.limit) for name in config.task_names}
+    tasks = split_list(config.tasks)
+    items = {name: read_items(name, config.data, config.limit) for name in tasks}
     with join_processes(config.device, dtype=config.dtype) as processes:
         targets = open_targets(config, processes.first)
         results: list[Result] = []

@@ -22,6 +22,7 @@ from inputcodes.configurator import Settings, UserError, configure, run_main, se
 from inputcodes.distributed import Processes, autocast, setup_device
 from inputcodes.files import write_json
 from inputcodes.loss import token_nats
+from inputcodes.readers import split_list
 from inputcodes.tasks import Prompt, fit, option_states, split_pair
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
@@ -127,7 +128,7 @@ def main(argv: list[str]) -> None:
         )
     except ImportError as error:
         raise UserError(f"this needs the harness ({error}): pip install lm_eval") from error
-    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
+    names = split_list(config.tasks)
     known = tasks.TaskManager().all_tasks
     unknown = [name for name in names if name not in known and not Path(name).is_file()]
     if unknown or not names:
