@@ -98,8 +98,6 @@ def export(config: ExportConfig) -> None:
     record["config"] |= dataclasses.asdict(model.config)
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
     card = model_card(config, model, record)
-    with system_errors("write", to):
-        to.mkdir(parents=True, exist_ok=True)
     if config.format == "gguf":
         template = CHAT_TEMPLATE if record.get("chat") else ""
         write_gguf(to / "model.gguf", model, tokenizer, config.dtype, template)

@@ -144,24 +144,26 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
     for choice in init_from.split(","):
         if choice == "scratch":
             return None
-        path = Path(choice) / "best.pt"
         if choice == "resume":
             path = out_dir / "last.pt"
-            if not path.is_file() and path.with_name("best.pt").is_file():
+            if path.is_file():
+                start = Start(path, True, *read_checkpoint(path))
+                if "optimizer" not in start.tensors:
+                    advice = other_checkpoint(path)
+                    raise UserError(f"{path} lacks the state of the optimizer; {advice}")
+                return start
+            if path.with_name("best.pt").is_file():
                 raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
-            if not path.is_file():
-                continue
-        elif not path.is_file() and (Path(choice) / "config.json").is_file():
-            return Start(Path(choice) / "model.safetensors", False, *read_export(Path(choice)))
-        elif not path.is_file():
-            raise UserError(
-                f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"
-                f" an export, and there is no {path}"
-            )
-        start = Start(path, choice == "resume", *read_checkpoint(path))
-        if start.resuming and "optimizer" not in start.tensors:
-            raise UserError(f"{path} lacks the state of the optimizer; {other_checkpoint(path)}")
-        return start
+            continue
+        path = Path(choice) / "best.pt"
+        if path.is_file():
+            return Start(path, False, *read_checkpoint(path))
+        if path.with_name("config.json").is_file():
+            return Start(path.with_name("model.safetensors"), False, *read_export(path.parent))
+        raise UserError(
+            f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"
+            f" an export, and there is no {path}"
+        )
     return None
 
 
