@@ -127,7 +127,7 @@ def write_hf(
 ) -> None:
     """Weights, tokenizer and their configurations as transformers reads them."""
     chat = bool(record.get("chat"))
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    kind = getattr(torch, dtype)
     weights = {name: weight.to(kind) for name, weight in neox_weights(model).items()}
     try:
         (to / "config.json").unlink(missing_ok=True)  # written last: without it none is whole

@@ -265,13 +265,13 @@ def command(script: str, *words: str) -> str:
     return shlex.join(["python", os.path.relpath(ROOT / script), *words])
 
 
-def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any] | None = None) -> str:
+def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any]) -> str:
     """The usage and every setting with the value that would run, those of `cls` itself first."""
     own = inspect.get_annotations(cls)
     fields = sorted(dataclasses.fields(cls), key=lambda field: field.name not in own)
     lines = [usage, "", "settings (in a config file as name = value, or --name=value):"]
     for field in fields:
-        value = (values or {}).get(field.name, field.default)
+        value = values.get(field.name, field.default)
         lines.append(f"  {field.name} = {value!r}")
         lines += textwrap.indent(textwrap.fill(field.metadata["help"], 72), " " * 6).splitlines()
     return "\n".join(lines)

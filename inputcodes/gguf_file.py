@@ -27,7 +27,7 @@ BLOCK = {  # modules of a block here and there
 
 
 def write_gguf(
-    file: Path, model: GPT, tokenizer: Tokenizer, dtype: str, chat_template: str = ""
+    file: Path, model: GPT, tokenizer: Tokenizer, dtype: str, chat_template: str
 ) -> None:
     """Write the file, matrices in `dtype` (float32 or bfloat16).
 

@@ -306,13 +306,12 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
 
     perplexities = [math.exp(min(loss, 700.0)) for loss in present(last("val_loss"))]
     spread = max(perplexities) - min(perplexities)
-    curves = [{line["tokens"]: line for line in run.evaluations} for run in runs]
+    lines = [{line["tokens"]: line for line in run.evaluations} if run else {} for run in by_seed]
     curve = []
-    for tokens, line in curves[0].items():
-        if all(tokens in one for one in curves):  # a run can have lost lines
-            losses = iter(one[tokens]["val_loss"] for one in curves)
-            values = [next(losses) if run else None for run in by_seed]
-            curve.append(Point(tokens, values, line.get("val_bigram")))
+    for tokens, line in next(filter(None, lines)).items():
+        if all(tokens in one for one in lines if one):  # a run can have lost lines
+            losses = [one[tokens]["val_loss"] if one else None for one in lines]
+            curve.append(Point(tokens, losses, line.get("val_bigram")))
     return Row(
         variant=variant.label,
         group=variant.group,

@@ -225,8 +225,7 @@ def score(
     for states, targets, options in option_states(model, prompts, batch_size, processes):
         losses = token_nats(states, model.head.weight, targets).cpu().numpy()
         nats += np.bincount(options, weights=losses, minlength=len(nats))
-    if processes.world > 1:
-        nats = processes.sum(torch.from_numpy(nats)).cpu().numpy()
+    nats = processes.sum(torch.from_numpy(nats)).cpu().numpy()
     if not np.isfinite(nats).all():
         raise UserError("the model's log-likelihoods are not finite: its weights are damaged")
     return Scores(items, nats, tokens, truncated)

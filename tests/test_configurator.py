@@ -128,7 +128,7 @@ def test_a_file_may_import_and_keep_names_to_itself(tmp_path):
 
 
 def test_help_names_every_setting_within_80_columns():
-    text = help_text(Example, "usage: example")
+    text = help_text(Example, "usage: example", {})
     assert all(name in text for name in ("n_layer = 6", "peak rate", "compile = False"))
     assert max(map(len, text.splitlines())) <= 80
 

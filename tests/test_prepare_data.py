@@ -766,7 +766,7 @@ def test_what_the_user_sees(
     assert max(map(len, re.split(r"[\r\n]", shown.err))) <= 80
     assert "data/set: 300 ids" in shown.out
     assert re.search(r"encoding.*B/s, 300 documents, [\d.]+ M tokens", shown.err)
-    print(help_text(PrepareConfig, "usage"))
+    print(help_text(PrepareConfig, "usage", {}))
     shown = capsys.readouterr()
     assert all(f"  {field.name} = " in shown.out for field in dataclasses.fields(PrepareConfig))
     monkeypatch.setattr(prepare_data, "prepare", interrupt)
