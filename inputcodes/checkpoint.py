@@ -73,6 +73,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         sha256 = check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         record: dict[str, Any] = json.loads(state.pop("record"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it holds other objects than tensors") from error
     except Exception as error:

@@ -61,6 +61,15 @@ def test_a_checkpoint_cut_short_is_refused(checkpoint):
             read_checkpoint(checkpoint)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(checkpoint, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("inputcodes.checkpoint.check_bytes", refuse)
+    with pytest.raises(UserError, match=r"^cannot read .*last\.pt: Permission denied$"):
+        read_checkpoint(checkpoint)
+
+
 def test_no_pickle_is_run_and_the_refusal_is_one_line(tmp_path):
     class Evil:
         def __reduce__(self):
