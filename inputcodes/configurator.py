@@ -128,8 +128,11 @@ def given_values(cls: type[Settings], argv: Sequence[str]) -> dict[str, Any]:
         name = positional.pop()
         options[name] = (*words, *(values | options).get(name, ()))
     else:
-        advice = "a config file ends in .py, a setting is --name=value"
-        problems += [f"cannot read {word!r}: {advice}" for word in words]
+        for word in words:
+            advice = "a config file ends in .py, a setting is --name=value"
+            if os.path.isdir(word) and hasattr(cls, "out_dir"):
+                advice = f"the folder of a run is given as --out_dir={shlex.quote(word)}"
+            problems.append(f"cannot read {word!r}: {advice}")
     values |= _checked(cls, options, "on the command line", problems)
     if problems:
         raise UserError("\n".join(problems))

@@ -104,6 +104,13 @@ def test_all_problems_are_reported_together(tmp_path):
     assert "no config file 'none.py'" in text
 
 
+def test_a_folder_without_a_name_is_that_of_a_run(tmp_path):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    (problem,) = problems_of(str(folder))
+    assert problem.endswith(f"--out_dir='{folder}'")
+
+
 def test_impossible_values_are_the_settings_own_finding():
     assert problems_of("--n_layer=0") == ["n_layer=0: expected at least 1"]
 
