@@ -306,7 +306,8 @@ def _split(
         try:
             if kind is tuple:
                 trim = str if name in names_where(cls, "spaces_count") else str.strip
-                options[name] = tuple(part for part in map(trim, text.split(";")) if part)
+                parts = [text] if os.path.exists(local_path(text)) else text.split(";")
+                options[name] = tuple(part for part in map(trim, parts) if part)
             else:
                 options[name] = TRUE_WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

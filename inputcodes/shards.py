@@ -220,10 +220,9 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
     with _damage_named(path):
         itemsize = np.dtype(meta.get("dtype", "uint16")).itemsize
         files = [file for split in SPLITS for file in meta["splits"][split]["files"]]
-        sizes = {file["name"]: itemsize * file["tokens"] for file in files}
-    for name in ("tokenizer.json", *sizes):
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != sizes.get(name, path.stat().st_size):
+        sizes = {folder / file["name"]: itemsize * file["tokens"] for file in files}
+    for path in (folder / "tokenizer.json", *sizes):
+        if not path.is_file() or path.stat().st_size != sizes.get(path, path.stat().st_size):
             raise UserError(f"{path} is missing or of another size: {AGAIN}")
     return True
 
@@ -309,7 +308,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Turn what a record of another shape raises inside into a UserError that names its file."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): {AGAIN}") from error
 
 

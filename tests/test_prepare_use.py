@@ -336,13 +336,14 @@ def test_a_literal_path_wins_over_its_reading_as_a_pattern(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~").mkdir()
-    for name in ("a[1].txt", "a1.txt", "x,y.txt", "~/b.txt", "~/x,y.txt", " s.txt"):
+    for name in ("a[1].txt", "a1.txt", "x,y.txt", "~/b.txt", "~/x,y.txt", " s.txt", "x;y.txt"):
         (tmp_path / name).write_text(name)
     assert matching_files("~/b.txt") == ["~/b.txt"]
     assert prepare_config(tmp_path, files="~/x,y.txt").entries == ["~/x,y.txt"]
     assert matching_files(f"{tmp_path}/a[1].txt") == [f"{tmp_path}/a[1].txt"]
     assert prepare_config(tmp_path, files=f"{tmp_path}/x,y.txt").entries == [f"{tmp_path}/x,y.txt"]
     assert configure(PrepareConfig, ["--files= s.txt; a1.txt"]).entries == [" s.txt", "a1.txt"]
+    assert configure(PrepareConfig, ["--files=x;y.txt"]).entries == ["x;y.txt"]
     assert PrepareConfig(files=("a[1].txt",)).name == "a-1"
     assert PrepareConfig(files=("a[1-9].txt",)).name in str(tmp_path)
 
@@ -517,6 +518,13 @@ def damaged_json(folder: Path) -> list[str]:
     return words
 
 
+def damaged_name(folder: Path) -> list[str]:
+    words, path = [stories(folder), "--val_fraction=0.1"], folder / "stories" / "meta.json"
+    main([*words, f"--data_dir={folder}"])
+    path.write_text(path.read_text().replace('"train_000000.bin"', "0"))
+    return words
+
+
 def cut_shard(folder: Path) -> list[str]:
     words = other_settings(folder)
     os.truncate(folder / "stories" / "train_000000.bin", 10)
@@ -551,6 +559,7 @@ def no_name(folder: Path) -> list[str]:
         (changed_file, "--overwrite"),
         (damaged_record, "--overwrite"),
         (damaged_json, "--overwrite"),
+        (damaged_name, "--overwrite"),
         (cut_shard, "--overwrite"),
         (lost_tokenizer, "--overwrite"),
         (one_document, "--val_fraction=0"),
