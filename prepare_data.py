@@ -218,7 +218,7 @@ def prepare_missing(data_dir: str, dataset: str) -> Path:
     embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
     if not embedded:
         advice = f"make it with `{_preparing_command(data_dir, dataset)}`"
-        if Path(dataset).name != dataset:
+        if Path(dataset).name != dataset or dataset == "..":
             advice = f"dataset={dataset!r}: expected the name of a folder in data_dir={data_dir!r}"
         raise UserError(f"there is no data set {folder}: {advice}")
     settings = {"data_dir": data_dir, "dataset": dataset, "chat": dataset == "docstrings"}

@@ -68,6 +68,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         advice = f"train one, as with `{command('train.py', f'--out_dir={path.parent}')}`"
         if (path.parent / "config.json").is_file():
             advice = f"{path.parent} is an export: name the run that it was made of"
+        elif path.parent.is_file():
+            advice = f"{path.parent} is a file: name the folder of a run"
         raise UserError(f"there is no checkpoint {path}: {advice}")
     try:
         sha256 = check_bytes(path)

@@ -92,6 +92,8 @@ def test_without_best_the_last_is_loaded_and_said(checkpoint, capsys, monkeypatc
     monkeypatch.setenv("RANK", "1")
     load_model(checkpoint.with_name("best.pt"))
     assert not capsys.readouterr().err  # one of several processes says it
+    with pytest.raises(UserError, match=r"last\.pt is a file: name the folder of a run"):
+        load_model(checkpoint / "best.pt")
     checkpoint.unlink()
     with pytest.raises(UserError, match=r"no checkpoint .*best\.pt: .*python train\.py") as caught:
         load_model(checkpoint.with_name("best.pt"))

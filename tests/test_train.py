@@ -331,6 +331,7 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
             ["--dataset=data/nowhere"],
             ["dataset='data/nowhere': expected the name of a folder in data_dir='data'"],
         ),
+        (["--dataset=.."], ["dataset='..': expected the name of a folder in data_dir='data'"]),
         (["--device=quantum"], ["device='quantum' cannot be used here"]),
         (["--beta2=1", "--seed=-1"], ["beta2=1.0", "seed=-1"]),
         (["config/nothing.py"], ["no config file 'config/nothing.py'"]),
