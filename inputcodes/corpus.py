@@ -236,31 +236,26 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
         name = f"{version} standard library, split by family"
         return [Entry(name, paths=stdlib_files(), is_stdlib=True)]
     side = "train" if val_source else ""
-    entries = [Entry(name, side) for name in names]
+    held_out = [Entry(name, "val", split) for split in val_source for name in names]
     if kind == "files":
-        entries = [*(Entry(name, "val") for name in val_source), *entries]
-    else:
-        entries = [*(Entry(name, "val", split) for split in val_source for name in names), *entries]
+        held_out = [Entry(name, "val") for name in val_source]
+    entries = held_out + [Entry(name, side) for name in names]
     seen: set[tuple[int, int]] = set()
     for entry in entries:
-        if (paths := _paths_of(entry, kind)) is None:
+        folder, config, _ = hub_name(entry.name)
+        if kind == "files":
+            paths, entry.left_alone = matching_files(entry.name), left_alone(entry.name)
+        elif os.path.isdir(folder):
+            paths = _hub_files(folder, config, entry.hub_split)
+        else:
             continue
         entry.paths = []
-        entry.left_alone = left_alone(entry.name) if kind == "files" else ""
         for path in paths:
             status = os.stat(path)
             if (file := (status.st_dev, status.st_ino)) not in seen:
                 entry.paths.append(path)
                 seen.add(file)
     return entries
-
-
-def _paths_of(entry: Entry, kind: str) -> list[str] | None:
-    """The files that an entry names, None if they are not on this machine."""
-    if kind == "files":
-        return matching_files(entry.name)
-    folder, config, _ = hub_name(entry.name)
-    return _hub_files(folder, config, entry.hub_split) if os.path.isdir(folder) else None
 
 
 def describe(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shlex
-import stat
 import textwrap
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -89,17 +88,15 @@ def matching_files(name: str) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)
     if os.path.isdir(path):
-        paths = [file for file in files_below(path) if suffix_of(file) in SUFFIXES]
-    else:
-        paths = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, _expand(path)))
-    if not paths:
-        if os.path.isdir(path):
-            raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
-        with system_errors("read", Path(path)), contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISDIR(os.stat(path).st_mode):
-                raise UserError(f"{path} is no regular file: save its text in one")
-        raise UserError(f"no file matches {name!r}: check the path, and quote a pattern")
-    return paths
+        if paths := [file for file in files_below(path) if suffix_of(file) in SUFFIXES]:
+            return paths
+        raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
+    if paths := [path] if os.path.isfile(path) else list(filter(os.path.isfile, _expand(path))):
+        return sorted(paths)
+    with system_errors("read", Path(path)), contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+        raise UserError(f"{path} is no regular file: save its text in one")
+    raise UserError(f"no file matches {name!r}: check the path, and quote a pattern")
 
 
 def left_alone(name: str) -> str:
