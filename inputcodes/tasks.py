@@ -175,7 +175,7 @@ def _local_rows(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         else:
             import pyarrow.parquet
 
-            table = pyarrow.parquet.read_table(path)
+            table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
             table.validate(full=True)  # text that is not UTF-8, lists that point outside
             rows, unit = enumerate(table.to_pylist(), start=1), "row"
         yield from ((f"{path}, {unit} {number}", row) for number, row in rows)

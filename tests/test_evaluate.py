@@ -421,6 +421,12 @@ def test_damaged_files_are_named(tmp_path):
             errors.append(str(error))
     assert len(errors) > 20
     assert all("boolq.parquet" in error for error in errors)
+    unpacked = {"compression": "none", "write_page_checksum": True}
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, **unpacked)
+    passage = rows[0]["passage"].encode()
+    file.write_bytes(file.read_bytes().replace(passage, passage.swapcase()))
+    with pytest.raises(UserError, match=r"cannot read .*boolq\.parquet: .*checksum"):
+        read_items("boolq", str(tmp_path), 0)
 
 
 def test_what_is_missing_is_said_before_the_first_result(out_dir, data, text_data, tmp_path):
