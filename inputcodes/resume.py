@@ -199,7 +199,7 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
         )
     if start.resuming and choice != "resume":
         was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
-        if was != str(Path(choice)):
+        if os.path.realpath(was) != os.path.realpath(choice):
             raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -213,6 +214,7 @@ def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path):
     shutil.copytree(base, tmp_path / "copy")
     with pytest.raises(UserError, match=f"it started from {base}, not from"):
         train.main(words(max_steps=5, init_from=f"resume,{tmp_path / 'copy'}"))
+    train.main(words(max_steps=5, init_from=f"resume,{os.path.relpath(base)}"))  # the same folder
     with pytest.raises(UserError, match=r"seed=2, but .*last\.pt has 1: resuming cannot change it"):
         train.main(words(max_steps=5, init_from="resume", seed=2))
 
