@@ -32,10 +32,10 @@ from inputcodes.readers import (
     TEXT_SUFFIXES,
     check_files,
     check_schema,
-    files_below,
     item_of,
     left_alone,
     matching_files,
+    paths_below,
     read_files,
     suffix_of,
     trying,
@@ -301,8 +301,9 @@ def stdlib_files() -> list[str]:
     root = sysconfig.get_paths()["stdlib"]
     return sorted(
         path
-        for path in files_below(root, STDLIB_SKIPS)
+        for path in paths_below(root, STDLIB_SKIPS)
         if path.endswith((".py", ".txt", ".rst"))
+        and os.path.isfile(path)
         and not os.path.basename(path).startswith("_sysconfigdata")  # paths of one machine
     )
 

@@ -55,11 +55,6 @@ def paths_below(folder: str, skipped: Container[str] = ()) -> list[str]:
     ]
 
 
-def files_below(folder: str, skipped: Container[str] = ()) -> list[str]:
-    """The regular files among `paths_below`."""
-    return list(filter(os.path.isfile, paths_below(folder, skipped)))
-
-
 def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[str, list[str]]]:
     """A folder and those below, none twice and no data sets, with the sorted names of the rest."""
     seen = set()
@@ -88,7 +83,8 @@ def matching_files(name: str) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)
     if os.path.isdir(path):
-        if paths := [file for file in files_below(path) if suffix_of(file) in SUFFIXES]:
+        paths = [file for file in paths_below(path) if suffix_of(file) in SUFFIXES]
+        if paths := list(filter(os.path.isfile, paths)):
             return paths
         raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
     if paths := [path] if os.path.isfile(path) else list(filter(os.path.isfile, _expand(path))):
