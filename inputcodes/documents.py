@@ -191,9 +191,8 @@ def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
     ends = np.append(places[1:], len(tokens))
     is_end = tokens == tokenizer.special[END_OF_TURN]
     says &= ~(is_end[ends - 1] & is_end[ends - 2])
-    lengths = np.diff(places, append=len(tokens))
     before = places[0] if len(places) else len(tokens)
-    mask = np.concatenate((np.zeros(before, dtype=bool), np.repeat(says, lengths)))
+    mask = np.concatenate((np.zeros(before, dtype=bool), np.repeat(says, ends - places)))
     mask[places] = False
     return mask
 

@@ -156,8 +156,7 @@ class ShardWriter:
         meta = {"format": FORMAT, "vocab_size": vocab_size, "dtype": self._dtype.name}
         meta |= {name: progress[name] for name in kept} | {"data_sha256": sha256_of_all(hashes)}
         write_json(self.folder / "meta.json", meta)
-        for name in ("progress.json", "counts.npz"):
-            (self.folder / name).unlink(missing_ok=True)
+        _remove(self.folder / name for name in ("progress.json", "counts.npz"))
         return meta
 
     def cut_back(self) -> None:
