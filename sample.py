@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from inputcodes.checkpoint import load_model
-from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.configurator import Settings, UserError, configure, local_path, run_main, setting
 from inputcodes.distributed import autocast, setup_device
 from inputcodes.documents import END_OF_TURN, encode_turns
 from inputcodes.files import system_errors
@@ -68,10 +68,10 @@ def prompt_text(prompt: str) -> str:
     """The text to continue: `prompt`, or the content of the file that it names as FILE:path."""
     if not prompt.startswith("FILE:"):
         return prompt
-    path = Path(prompt.removeprefix("FILE:"))
+    path = Path(local_path(prompt.removeprefix("FILE:")))
     with system_errors("read the prompt", path):
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")  # its line ends as they are
         except UnicodeDecodeError as error:
             raise UserError(f"the prompt {path} is not UTF-8 text") from error
     if not text:

@@ -85,7 +85,7 @@ def test_a_prompt_with_a_lone_surrogate_is_refused(out_dir, capsys):
     assert not capsys.readouterr().out
 
 
-def test_a_prompt_can_be_a_file(out_dir, tmp_path):
+def test_a_prompt_can_be_a_file(out_dir, tmp_path, monkeypatch):
     story = tmp_path / "story.txt"
     story.write_text("table of ", encoding="utf-8")
     greedy = ("--temperature=0", "--max_new_tokens=20")
@@ -93,6 +93,9 @@ def test_a_prompt_can_be_a_file(out_dir, tmp_path):
     assert text == write(out_dir, "--prompt=table of ", *greedy)
     with pytest.raises(UserError, match="cannot read the prompt"):
         write(out_dir, f"--prompt=FILE:{tmp_path / 'none.txt'}")
+    story.write_bytes(b"a\r\nb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sample.prompt_text("FILE:~/story.txt") == "a\r\nb"
     story.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         write(out_dir, f"--prompt=FILE:{story}")
