@@ -222,6 +222,7 @@ def main(argv: list[str]) -> None:
     items = {name: read_items(name, config.data, config.limit) for name in tasks}
     with join_processes(config.device, dtype=config.dtype) as processes:
         targets = open_targets(config, processes.first)
+        processes.wait()  # for the first to verify, which may take longer than a GPU waits
         results: list[Result] = []
         try:
             for target in targets:
