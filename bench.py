@@ -284,17 +284,18 @@ def serve(pipe: Connection, row: Row) -> None:
             for _ in range(calls):
                 work.call()
             if device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             seconds = (time.perf_counter() - started) / calls
             pipe.send(seconds)
             calls = max(1, round(row.config.turn_s / seconds))
-        reserved = torch.cuda.max_memory_reserved() / 1e6 if device.type == "cuda" else 0.0
-        pipe.send((peak_mb(device), reserved))
+        reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+        pipe.send((peak_mb(device), reserved / 1e6))
 
 
 def measure(rows: Sequence[Row]) -> list[Line]:
     """The lines of one table: its rows take turns, on a GPU one row after another."""
-    groups = [[row] for row in rows] if rows[0].config.device == "cuda" else [rows]
+    gpu = rows[0].config.device.startswith("cuda")
+    groups = [[row] for row in rows] if gpu else [rows]
     results = [measure_together(group) for group in groups]
     lines = [line for group, _ in results for line in group]
     turns = np.concatenate([turns for _, turns in results], axis=1)[rows[0].config.warmup :]
@@ -374,7 +375,7 @@ def main(argv: list[str]) -> None:
         config = dataclasses.replace(config, dataset=f"stdlib-{config.vocab_size}")
         print(f"measuring on {config.dataset}, as the data set is not there")
     data = DataSet(prepare_missing(config.data_dir, config.dataset))
-    config = dataclasses.replace(for_data(config, data), device=device.type)
+    config = dataclasses.replace(for_data(config, data), device=str(device))
     if not any(word.startswith("--gradient_accumulation_steps") for word in argv):
         config = dataclasses.replace(config, gradient_accumulation_steps=1)
     facts = made_by(device)

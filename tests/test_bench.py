@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import bench
 from bench import TABLES, BenchConfig, Line, flops_per_token, rows_of
@@ -122,6 +123,20 @@ def test_accumulation_is_one_unless_given(words, monkeypatch):
     bench.main(words(only="generate_8"))
     bench.main(words(only="generate_8", gradient_accumulation_steps=3))
     assert [config.gradient_accumulation_steps for config in asked] == [1, 3]
+
+
+def test_on_a_gpu_rows_come_one_after_another_on_the_card_that_was_named(words, monkeypatch):
+    asked = []
+
+    def measure_together(rows):
+        asked.append([row.config.device for row in rows])
+        return [Line("", 1, "tokens", flops=0, stored_mb=0) for _ in rows], np.ones((3, len(rows)))
+
+    monkeypatch.setattr(bench, "device_of", lambda config: torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    monkeypatch.setattr(bench, "measure_together", measure_together)
+    bench.main(words(only="generate_8", nanogpt=""))
+    assert asked == [["cuda:1"], ["cuda:1"]]
 
 
 def test_a_shape_whose_data_is_missing_is_measured_on_the_embedded_text(
