@@ -72,13 +72,19 @@ class CompareConfig(TrainConfig):
     margin: float = setting(
         0.01, "equivalent: closer than this share of the baseline's loss", above=0, below=1
     )
-    study_dir: str = setting("", "where the report goes; empty: out/studies/NAME for NAME.py")
-    runs_dir: str = setting("", "where the runs go; studies may share it; empty: study_dir")
+    study_dir: str = setting(
+        "", "where the report goes; empty: out/studies/NAME for NAME.py", is_path=True
+    )
+    runs_dir: str = setting(
+        "", "where the runs go; studies may share it; empty: study_dir", is_path=True
+    )
     nproc: int = setting(1, "processes per run, under torchrun if there are several", least=1)
     jobs: int = setting(
         0, "runs at a time; 0: one, or on a CPU as many as it has cores for", least=0
     )
-    report: str = setting("", "directory of a study to report again, without running anything")
+    report: str = setting(
+        "", "directory of a study to report again, without running anything", is_path=True
+    )
 
     def problems(self) -> list[str]:
         problems = super().problems()

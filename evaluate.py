@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from inputcodes.checkpoint import load_model
-from inputcodes.configurator import Settings, UserError, configure, run_main, setting
+from inputcodes.configurator import Settings, UserError, configure, local_path, run_main, setting
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.distributed import Processes, autocast, join_processes, one_cause
 from inputcodes.files import read_json, system_errors, write_json
@@ -89,7 +89,7 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
     """Open all that the results need; UserError for the first that is missing or does not fit."""
     open_once = functools.cache(functools.partial(DataSet, verify=verify))
     targets = []
-    for out_dir in split_list(config.out_dir):
+    for out_dir in map(local_path, split_list(config.out_dir)):
         path = Path(out_dir) / f"{config.checkpoint}.pt"
         model, record, tokenizer = load_model(path)
         data = None

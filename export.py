@@ -65,11 +65,13 @@ CHAT_TEMPLATE = (
 class ExportConfig(Settings):
     """What to export, where and how."""
 
-    out_dir: str = setting("out", "directory of the run")
+    out_dir: str = setting("out", "directory of the run", is_path=True)
     checkpoint: str = setting(
         "best", "best (lowest validation loss) or last", choices=("best", "last")
     )
-    to: str = setting("", "the folder to write; files of an earlier export in it are replaced")
+    to: str = setting(
+        "", "the folder to write; files of an earlier export in it are replaced", is_path=True
+    )
     format: str = setting("hf", "hf (transformers), or gguf (llama.cpp)", choices=("hf", "gguf"))
     dtype: str = setting(
         "float32", "float32 (exact), or bfloat16 (half the size)", choices=("float32", "bfloat16")

@@ -59,7 +59,9 @@ class TrainConfig(GPTConfig):
     # data and places
     dataset: str = setting("stdlib", "folder under data_dir made by prepare_data.py")
     data_dir: str = free("data", "folder of all data sets", is_path=True)
-    out_dir: str = free("", "folder of the run; empty: out/NAME for config/NAME.py, or out")
+    out_dir: str = free(
+        "", "folder of the run; empty: out/NAME for config/NAME.py, or out", is_path=True
+    )
     init_from: str = free(
         "scratch",
         "scratch; the folder of a run, to fine-tune its best checkpoint, or of an export; resume: "

@@ -35,7 +35,7 @@ MOST_OPTIONS = 8  # of one prompt that share a sequence: attention is quadratic 
 class HarnessConfig(Settings):
     """Which checkpoint, and which tasks of the harness."""
 
-    out_dir: str = setting("out", "directory of the run")
+    out_dir: str = setting("out", "directory of the run", is_path=True)
     checkpoint: str = setting("best", "best or last", choices=("best", "last"))
     tasks: str = setting("", "names of the harness's tasks or YAML files, separated by commas")
     num_fewshot: int = setting(-1, "examples in the prompt; -1: as the task says", least=-1)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from compare import CompareConfig, configure_study
-from inputcodes.configurator import configure
+from export import ExportConfig
+from inputcodes.configurator import configure, given_values
 from prepare_data import PrepareConfig
+from sample import SampleConfig
 from train import TrainConfig
 
 FILES = sorted(path for path in Path("config").rglob("*.py") if path.stem != "__init__")
@@ -24,6 +26,21 @@ def test_every_file_loads(file):
     if file.parent.name == "studies":
         cls = CompareConfig
     configure(cls, [str(file)])
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (TrainConfig, "out_dir"),
+        (SampleConfig, "out_dir"),
+        (ExportConfig, "to"),
+        (CompareConfig, "study_dir"),
+        (CompareConfig, "runs_dir"),
+    ],
+)
+def test_a_tilde_is_the_home_and_no_new_folder(cls, name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert given_values(cls, [f"--{name}=~/x"])[name] == "/home/me/x"
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)

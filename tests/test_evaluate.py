@@ -440,11 +440,14 @@ def test_damaged_files_are_named(tmp_path):
         read_items("boolq", str(tmp_path), 0)
 
 
-def test_what_is_missing_is_said_before_the_first_result(out_dir, data, text_data, tmp_path):
+def test_what_is_missing_is_said_before_the_first_result(
+    out_dir, data, text_data, tmp_path, monkeypatch
+):
     argv = [f"--data_dir={text_data}", "--device=cpu"]
     (out_dir / "evaluation.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match=r"nothing.best\.pt"):
-        evaluate.main([f"--out_dir={out_dir},{tmp_path / 'nothing'}", *argv])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=rf"{tmp_path}.nothing.best\.pt"):
+        evaluate.main([f"--out_dir={out_dir},~/nothing", *argv])
     longer = tmp_path / "longer"
     copy_run(out_dir, longer, "best.pt", lambda _, record: record["config"].update(block_size=200))
     with pytest.raises(UserError, match=r"eval_tokens=150 do not fill one window of .*=200"):
