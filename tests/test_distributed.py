@@ -29,7 +29,7 @@ FAIL = """
 def main(kind):
     if kind == "early":
         raise UserError("the cause")
-    with join_processes("cpu") as processes:
+    with join_processes("cpu") as processes, Stop(processes).listening():
         for i, _ in enumerate(sums(processes)):
             if i == 20 and processes.rank == 1:
                 raise {"user": UserError, "bug": ZeroDivisionError}[kind]("the cause")
@@ -87,7 +87,8 @@ def program(tmp_path):
 @pytest.mark.parametrize("kind", ["early", "user", "bug"])
 def test_the_first_failure_is_the_last_word(tmp_path, kind):
     (tmp_path / "fail.py").write_text(HEAD + FAIL)
-    process = torchrun([kind], str(tmp_path / "fail.py"))
+    # The other takes SIGTERM for a wish: it is to end by itself, not by torchrun's SIGKILL.
+    process = torchrun([kind], str(tmp_path / "fail.py"), grace=600)
     output = finish(process)
     assert process.returncode == 1
     said, summary = output.split("FAILED\n")  # the latter is torchrun's
