@@ -155,6 +155,7 @@ class CodeInput(InputLayer):
     uses = frozenset({"code_scale"})
 
     def code(self, ids: Tensor) -> Tensor:
+        """Vectors (B, T, C) of ids (B, T): what a code is, so each says it itself."""
         raise NotImplementedError
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -94,8 +94,9 @@ def _join(name: str, dtype: str, matmul_precision: str, deterministic: bool) -> 
     """This process in the group of those that torchrun's variables name."""
     gpus, rank = torch.cuda.device_count(), int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
-    if not 0 <= rank < int(os.environ["WORLD_SIZE"]):  # for which gloo would wait without end
-        raise ValueError(f"RANK={rank} is none of WORLD_SIZE={os.environ['WORLD_SIZE']}")
+    world = int(os.environ["WORLD_SIZE"])
+    if not 0 <= rank < world:  # for which gloo would wait without end
+        raise ValueError(f"RANK={rank}: expected 0 to {world - 1}, as WORLD_SIZE={world}")
     if name not in ("auto", "cuda", "cpu"):
         raise UserError(f"device={name!r}: each process takes its own, so pass cuda, cpu or auto")
     if name != "cpu" and local_rank >= gpus > 0:

@@ -212,7 +212,7 @@ def test_precision_and_determinism_are_as_asked(monkeypatch):
     [
         ({"RANK": "x", "WORLD_SIZE": "1"}, "invalid literal"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "MASTER_ADDR"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is none of WORLD_SIZE=2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: expected 0 to 1, as WORLD_SIZE=2"),
     ],
 )
 def test_half_an_environment_is_refused_in_one_line(monkeypatch, variables, words):
