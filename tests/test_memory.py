@@ -1,10 +1,10 @@
 """The estimate of a step's memory: against what autograd keeps, and against computed peaks."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import model
 from inputcodes.configurator import configure
@@ -27,23 +27,27 @@ class FlashAttention(torch.autograd.Function):
 
 
 def kept_bytes(config: TrainConfig) -> int:
-    """What the forward pass up to the loss keeps for the backward pass, but the weights."""
-    gpt = model.GPT(config)
-    ids = torch.zeros(config.batch_size, config.block_size, dtype=torch.int64)
-    own = {w.data_ptr() for w in (*gpt.parameters(), *gpt.buffers())}
-    kept = {}
+    """What the forward pass up to the loss keeps for the backward pass, but the weights.
+
+    With tensors that have a shape and no memory, so any model can be asked.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
-        kept[x.untyped_storage().data_ptr()] = x
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
 
     half = config.dtype == "bfloat16"
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
-        torch.autocast("cpu", torch.bfloat16, enabled=half),
-    ):
-        gpt.hidden(ids)
-    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in own)
+    with FakeTensorMode():
+        gpt = model.GPT(config)
+        ids = torch.zeros(config.batch_size, config.block_size, dtype=torch.int64)
+        own = {w.untyped_storage()._cdata for w in (*gpt.parameters(), *gpt.buffers())}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+        ):
+            gpt.hidden(ids)
+        return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -53,12 +57,10 @@ def test_the_estimate_grows_with_the_batch_as_what_is_kept(monkeypatch, dtype):
         "scaled_dot_product_attention",
         lambda q, k, v, **_: FlashAttention.apply(q, k, v),
     )
-    small = TrainConfig(
-        vocab_size=256, n_layer=4, n_head=4, n_embd=256, block_size=256, batch_size=1, dtype=dtype
-    )
-    large = dataclasses.replace(small, batch_size=3)
-    states = 2 * 256 * 4 * (256 + 256)  # of the loss: logits, and the gradient of its input
-    states += 2 * 256 * 256 * (2 if dtype == "bfloat16" else 0)
+    words = ["config/fixed32.py", "--n_layer=4", "--vocab_size=256", f"--dtype={dtype}"]
+    small, large = (configure(TrainConfig, [*words, f"--batch_size={n}"]) for n in (1, 8))
+    states = 7 * 1024 * 4 * (256 + 1024)  # of the loss: logits, and the gradient of its input
+    states += 7 * 1024 * 256 * (2 if dtype == "bfloat16" else 0)
     grown = kept_bytes(large) - kept_bytes(small)
     assert memory_needed(large) - memory_needed(small) - states == pytest.approx(grown, rel=0.1)
 
