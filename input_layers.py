@@ -41,6 +41,7 @@ class InputConfig(Settings):
         "",
         "compressed: folder of a run; the table starts as the principal components of its input "
         "vectors, with sd table_std over all numbers; empty: as random numbers",
+        is_path=True,
     )
     train_table: bool = of_input_layer(
         True, "learned, compressed: train the table; False keeps it as it starts"

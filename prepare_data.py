@@ -85,7 +85,7 @@ class PrepareConfig(Settings):
     workers: int = free(0, "threads; 0: one per core", least=0, most=1024)
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
     overwrite: bool = free(False, "make the data set again, whatever is there under its name")
-    show: str = free("", "prepare nothing: print the counts and first documents of this folder")
+    show: str = free("", "only print counts and first documents of this folder", is_path=True)
     quiet: bool = free(False, "print nothing")
 
     def problems(self) -> list[str]:

@@ -308,6 +308,8 @@ def _split(
                 trim = str if name in names_where(cls, "spaces_count") else str.strip
                 parts = [text] if os.path.exists(local_path(text)) else text.split(";")
                 options[name] = tuple(part for part in map(trim, parts) if part)
+                if not options[name]:  # of a variable of the shell that is not set, say
+                    raise ValueError
             else:
                 options[name] = TRUE_WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
@@ -336,11 +338,13 @@ def _checked(
     kinds = _kinds(cls)
     good: dict[str, Any] = {}
     for name, value in values.items():
-        kind = kinds.get(name)
+        kind, parts = kinds.get(name), value if isinstance(value, list | tuple) else [value]
         if kind is None:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--help lists the known ones"
             problems.append(f"unknown setting {name!r} {where}: {cls.renamed.get(name, hint)}")
+        elif any("\0" in text for text in parts if isinstance(text, str)):
+            problems.append(f"{name}={value!r} {where}: expected no U+0000")
         elif type(value) is kind:
             is_path = name in names_where(cls, "is_path")
             good[name] = local_path(str(value)) if is_path else value

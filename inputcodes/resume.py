@@ -25,6 +25,7 @@ from inputcodes.configurator import (
     config_files,
     from_record,
     given_values,
+    local_path,
     names_where,
 )
 from inputcodes.data import DataSet, TrainingData, validation_numbers
@@ -155,7 +156,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             if path.with_name("best.pt").is_file():
                 raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
             continue
-        path = Path(choice) / "best.pt"
+        path = Path(local_path(choice)) / "best.pt"
         if path.is_file():
             return Start(path, False, *read_checkpoint(path))
         if path.with_name("config.json").is_file():
@@ -199,7 +200,7 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
         )
     if start.resuming and choice != "resume":
         was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
-        if os.path.realpath(was) != os.path.realpath(choice):
+        if os.path.realpath(was) != os.path.realpath(local_path(choice)):
             raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
 
 

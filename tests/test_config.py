@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from compare import CompareConfig, configure_study
+from evaluate import EvaluateConfig
 from export import ExportConfig
 from inputcodes.configurator import configure, given_values
 from prepare_data import PrepareConfig
@@ -36,6 +37,9 @@ def test_every_file_loads(file):
         (ExportConfig, "to"),
         (CompareConfig, "study_dir"),
         (CompareConfig, "runs_dir"),
+        (CompareConfig, "table_of"),
+        (EvaluateConfig, "data"),
+        (PrepareConfig, "show"),
     ],
 )
 def test_a_tilde_is_the_home_and_no_new_folder(cls, name, monkeypatch):

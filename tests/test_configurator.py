@@ -104,6 +104,17 @@ def test_all_problems_are_reported_together(tmp_path):
     assert "no config file 'none.py'" in text
 
 
+def test_an_empty_list_and_paths_that_cannot_be_are_refused(tmp_path):
+    file = write(tmp_path / "c.py", "files = ['a\\0b']\ntokens = 'a\\0b'\n")
+    with pytest.raises(UserError) as caught:
+        configure(Lists, [file, "--files= ;"])
+    assert str(caught.value).splitlines() == [
+        "files=' ;' on the command line: expected a list of strings",
+        f"files=['a\\x00b'] in {file}: expected no U+0000",
+        f"tokens='a\\x00b' in {file}: expected no U+0000",
+    ]
+
+
 def test_a_folder_without_a_name_is_that_of_a_run(tmp_path):
     folder = tmp_path / "a run"
     folder.mkdir()

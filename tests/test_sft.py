@@ -203,7 +203,7 @@ def test_what_contradicts_the_checkpoint_is_named(words, base, data_dir, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path):
+def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"init_from='nowhere': expected scratch, resume or"):
         train.main(words(init_from="nowhere"))
     with pytest.raises(UserError, match="no checkpoint to resume yet: say what to fine-tune"):
@@ -214,7 +214,9 @@ def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path):
     shutil.copytree(base, tmp_path / "copy")
     with pytest.raises(UserError, match=f"it started from {base}, not from"):
         train.main(words(max_steps=5, init_from=f"resume,{tmp_path / 'copy'}"))
-    train.main(words(max_steps=5, init_from=f"resume,{os.path.relpath(base)}"))  # the same folder
+    for same in (os.path.relpath(base), f"~/{base.name}"):
+        monkeypatch.setenv("HOME", str(base.parent))
+        train.main(words(max_steps=5, init_from=f"resume,{same}"))
     with pytest.raises(UserError, match=r"seed=2, but .*last\.pt has 1: resuming cannot change it"):
         train.main(words(max_steps=5, init_from="resume", seed=2))
 
