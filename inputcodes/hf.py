@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inputcodes.configurator import UserError, from_record
-from inputcodes.files import file_sha256, read_json, sha256_of_all, system_errors
+from inputcodes.files import file_sha256, read_json, sha256_of_all
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -149,15 +149,15 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     files = sorted(folder.glob("model*.safetensors"))  # several, of a large model
     hashes = [file_sha256(file) for file in files]
     record["checkpoint_sha256"] = hashes[0] if len(hashes) == 1 else sha256_of_all(hashes)
-    with system_errors("read", folder / TOKENIZER):
-        record["tokenizer"] = (folder / TOKENIZER).read_text(encoding="utf-8")
     wrong = [name for name, kind in RECORD_PARTS.items() if type(record.get(name)) is not kind]
     if lacking := ", ".join(sorted(wrong)):
         raise UserError(f"{folder / 'config.json'} is damaged: it lacks {lacking}")
     config = from_record(GPTConfig, record["config"], folder / "config.json")
-    texts = Tokenizer.from_json(record["tokenizer"]).texts()
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if tokenizer.sha256 != record["tokenizer_sha256"]:
+        raise UserError(f"{folder / TOKENIZER} is not of this export: export the run again")
     try:
-        weights = GPT(config, texts=texts).state_dict()
+        weights = GPT(config, texts=tokenizer.texts()).state_dict()
         there = {name: w.float() for file in files for name, w in load_file(file).items()}
         for name, neox_name in module_names(config.n_layer).items():
             weight = there[f"{neox_name}.weight"]

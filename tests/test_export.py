@@ -320,6 +320,16 @@ def test_weights_that_cannot_be_written_or_are_not_there_are_one_line(tokenizers
         with pytest.raises(UserError, match=r"^.*hf is not a whole export \(.*\): export .*$"):
             hf.read_export(weights.parent)
     config.write_text(whole)
+    tokenizer = weights.with_name(hf.TOKENIZER)
+    kept = tokenizer.read_bytes()
+    for damaged, message in (
+        (kept + b"\xff", rf"^cannot load the tokenizer {tokenizer}: .*utf-8"),
+        (tokenizers["ngrams"].to_json().encode(), r"tokenizer\.json is not of this export: export"),
+    ):
+        tokenizer.write_bytes(damaged)
+        with pytest.raises(UserError, match=message):
+            hf.read_export(weights.parent)
+    tokenizer.write_bytes(kept)
     weights.unlink()
     with pytest.raises(UserError, match=r"^.*hf is not a whole export \(.*\): export .*$"):
         hf.read_export(weights.parent)
