@@ -71,6 +71,8 @@ def field(row: Row, path: str, kind: type = str) -> Any:
     if type(value) is not kind:
         noun = {str: "text", list: "a list", bool: "true or false", int: "a whole number"}[kind]
         raise ValueError(f"{path} is {value!r:.60}, expected {noun}")
+    if isinstance(value, str) and not value.strip() and path != "ctx_b":  # WikiHow's has none
+        raise ValueError(f"{path} is empty, expected text")
     return value
 
 

@@ -370,6 +370,7 @@ def test_empty_lines_between_rows_are_skipped(tmp_path):
 DAMAGE = {
     "arc_challenge": [
         ("question", None),
+        ("question", " "),
         ("choices", []),
         ("choices", {"text": [], "label": []}),
         ("choices.text", ["a", "b", 3, "d"]),
@@ -381,6 +382,7 @@ DAMAGE = {
     ],
     "hellaswag": [
         ("activity_label", 3),
+        ("ctx_a", ""),
         ("ctx_b", None),
         ("endings", "abcd"),
         ("endings", [["a"], "b"]),
