@@ -59,9 +59,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file at once with `text` in UTF-8, line ends as they are."""
+    """Replace the file at once with `text` in UTF-8, line ends as they are.
+
+    What is not text, such as the bytes of a path that are not UTF-8, is written as `\\udcff`.
+    """
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -99,8 +99,8 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
     lines = read_json_lines(path / "metrics.jsonl")
     for line in lines:
         needed = [line.get(name) for name in ("tokens", "val_loss", "val_bits_per_byte")]
-        numbers = [value for value in line.values() if isinstance(value, float)]
-        if "val_loss" in line and (None in needed or not all(map(math.isfinite, numbers))):
+        numbers = [value for value in line.values() if isinstance(value, int | float)]
+        if "val_loss" in line and (None in needed or not all(0 <= n < 1e100 for n in numbers)):
             step = line["step"]
             raise UserError(f"{path / 'metrics.jsonl'} is damaged at step {step:,}: {advice}")
     return Run(path, record, dataclasses.asdict(config), lines)

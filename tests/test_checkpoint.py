@@ -123,6 +123,11 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
         write_text(tmp_path / "pipe", "")
 
 
+def test_what_is_not_text_is_written_as_escapes(tmp_path):
+    write_text(tmp_path / "report.md", "é " + os.fsdecode(b"x-\xff"))
+    assert (tmp_path / "report.md").read_bytes() == b"\xc3\xa9 x-\\udcff"
+
+
 def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_path):
     (tmp_path / f"last.pt{PARTIAL}").write_bytes(b"half")
     with locked(tmp_path, wait=False):

@@ -342,7 +342,7 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is damaged"):
         read_json_lines(tmp_path / "metrics.jsonl")
     for cell in ('"val_loss": 0.9', '"tokens": 200', '"val_bits_per_byte": 1.8'):
-        for damage in ("null", "1e999"):
+        for damage in ("null", "1e999", "-1", "1" + "0" * 400):
             file.write_text(whole.replace(cell, f"{cell.split(':')[0]}: {damage}"))
             with pytest.raises(UserError, match=r"metrics.jsonl is damaged at step 2: delete"):
                 runs.read_run(tmp_path, TrainConfig)
