@@ -213,9 +213,10 @@ def prepare_missing(data_dir: str, dataset: str) -> Path:
     with the command that makes it, if another is not there.
     """
     folder = Path(data_dir) / dataset
-    if (folder / "meta.json").is_file():
-        return folder
     embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
+    unfinished = (folder / shards.NEW).is_dir() and not embedded  # DataSet says what to do
+    if (folder / "meta.json").is_file() or unfinished:
+        return folder
     if not embedded:
         advice = f"make it with `{_preparing_command(data_dir, dataset)}`"
         if Path(dataset).name != dataset or dataset == "..":

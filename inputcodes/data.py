@@ -162,7 +162,8 @@ class DataSet:
         )
 
     def _read_meta(self) -> dict[str, Any]:
-        if (self.path / "meta.json").is_file():
+        to_take_over = (self.path / NEW / "meta.json").is_file()  # in the place of what is here
+        if (self.path / "meta.json").is_file() and not to_take_over:
             meta = read_json(self.path / "meta.json", f"delete {self.path} and prepare it again")
             if meta.get("format") != FORMAT:
                 what = f"has format {meta.get('format')!r}, expected {FORMAT}"

@@ -156,7 +156,6 @@ class ShardWriter:
         meta = {"format": FORMAT, "vocab_size": vocab_size, "dtype": self._dtype.name}
         meta |= {name: progress[name] for name in kept} | {"data_sha256": sha256_of_all(hashes)}
         write_json(self.folder / "meta.json", meta)
-        _remove(self.folder / name for name in ("progress.json", "counts.npz"))
         return meta
 
     def cut_back(self) -> None:
@@ -236,6 +235,7 @@ def take_over(folder: Path) -> None:
         return
     if any((folder / name).is_file() for name in RECORDS):  # the old one's
         discard(folder)
+    _remove(new / name for name in ("progress.json", "counts.npz"))
     with system_errors("write in", folder):
         for path in reversed(own_files(new)):
             os.replace(path, folder / path.name)

@@ -26,10 +26,11 @@ import pytest
 import prepare_data
 from inputcodes import corpus, documents, readers, shards, workers
 from inputcodes.configurator import UserError, configure, help_text
+from inputcodes.data import DataSet
 from inputcodes.ngrams import merge_counts
 from inputcodes.shards import ShardWriter
 from inputcodes.tokenizer import Tokenizer
-from prepare_data import PrepareConfig, main, prepare
+from prepare_data import PrepareConfig, main, prepare, prepare_missing
 from tests.helpers import ROOT, prepare_config, write_json_lines, write_parquet
 
 WORDS = ["alpha", "beta", "gamma", "ζήτα", "中文", "שלום", "café", "😀", "<|endoftext|>", "end."]
@@ -580,7 +581,10 @@ def test_a_process_that_dies_while_a_new_set_takes_over_loses_nothing(
                 folder = prepare(prepare_config(tmp_path, overwrite=True, **settings))
                 break
             except Interrupted:
-                pass
+                folder = tmp_path / "data" / "set"
+        if (folder / ".new" / "meta.json").is_file():
+            with pytest.raises(UserError, match="set is unfinished: repeat the command"):
+                DataSet(prepare_missing(str(folder.parent), "set"))
         folder = prepare(prepare_config(tmp_path, **settings))
         assert contents(folder) == expected
     assert last > len(expected)
