@@ -35,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one; on any error the new one is removed. Raises UserError
     if it cannot be written.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    # Of this process alone: two that write the same file would put half of one in its place.
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with system_errors("write", path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

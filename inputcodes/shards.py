@@ -169,6 +169,7 @@ class ShardWriter:
                 )
             with system_errors("write", path):
                 os.truncate(path, size)
+        _remove(self.folder.glob(f"*{PARTIAL}"))
         _remove(path for path in _shards_in(self.folder) if path not in shards)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
-from inputcodes.files import PARTIAL, locked, read_json_lines, write_text
+from inputcodes.files import PARTIAL, atomic_write, locked, read_json_lines, write_text
 from inputcodes.resume import find_start
 from model import GPT, GPTConfig
 from tests.helpers import record_of
@@ -126,6 +126,17 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
 def test_what_is_not_text_is_written_as_escapes(tmp_path):
     write_text(tmp_path / "report.md", "é " + os.fsdecode(b"x-\xff"))
     assert (tmp_path / "report.md").read_bytes() == b"\xc3\xa9 x-\\udcff"
+
+
+def test_two_processes_may_write_a_file_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    with atomic_write(path) as file:
+        file.write(b"whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            write_text(path, "the other's")
+        assert path.read_text() == "the other's"
+    assert path.read_text() == "whole"
 
 
 def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_path):
