@@ -356,7 +356,7 @@ def run_missing(study: Study) -> list[str]:
             plans[path] = "".join(lines), config.max_steps * config.tokens_per_step
     study.write()
     nproc = study.config.nproc
-    jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc, len(plans))
+    jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc)
     return runs.Runner(plans, jobs, nproc).run()
 
 
@@ -373,9 +373,10 @@ def main(argv: list[str]) -> None:
             failed = run_missing(study)
         try:
             print(study.report())
-        finally:
-            if failed:
-                raise UserError("\n".join(failed))
+        except UserError as error:
+            failed.insert(0, str(error))  # the cause, a run that failed, comes last
+        if failed:
+            raise UserError("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -159,23 +159,24 @@ def keep_record(run: Run, path: Path) -> None:
 # Running
 
 
-def jobs_at_once(device: str, nproc: int, runs: int) -> int:
-    """One at a time on a GPU; on a CPU as many of `runs` as it has cores for."""
+def jobs_at_once(device: str, nproc: int) -> int:
+    """One at a time on a GPU; on a CPU as many as it has cores for."""
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if device != "cpu" and (gpu or device != "auto"):
         return 1
-    return max(1, min(cores() // nproc, runs))
+    return max(1, cores() // nproc)
 
 
 class Runner:
     """Trains runs, given as directory: (text of its config.py, tokens that it will train on)."""
 
     def __init__(self, plans: Mapping[Path, tuple[str, int]], jobs: int, nproc: int) -> None:
-        self.plans, self.waiting, self.jobs, self.nproc = plans, list(plans), jobs, nproc
+        self.plans, self.waiting, self.nproc = plans, list(plans), nproc
+        self.jobs = max(1, min(jobs, len(plans)))
         self.tokens = {path: tokens_of(path) for path in plans}  # trained on so far
         self.active: dict[Path, subprocess.Popen[bytes]] = {}
         self.failed: list[str] = []
-        threads = max(1, cores() // (jobs * nproc))
+        threads = max(1, cores() // (self.jobs * nproc))
         self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
 
     def run(self) -> list[str]:

@@ -305,16 +305,37 @@ def test_an_export_is_a_base_like_a_run(tmp_path):
 def test_missing_cores_of_a_platform_do_not_matter(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert runs.jobs_at_once("cpu", 1, 5) == 1
+    assert runs.jobs_at_once("cpu", 1) == 1
 
 
 def test_on_a_gpu_runs_go_one_at_a_time(monkeypatch):
     monkeypatch.setattr(runs, "cores", lambda: 4)
-    assert runs.jobs_at_once("auto", 1, 9) == 4
-    assert runs.jobs_at_once("cpu", 2, 9) == 2
-    assert runs.jobs_at_once("mps", 1, 9) == 1
+    assert runs.jobs_at_once("auto", 1) == 4
+    assert runs.jobs_at_once("cpu", 2) == 2
+    assert runs.jobs_at_once("mps", 1) == 1
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    assert runs.jobs_at_once("auto", 1, 9) == 1
+    assert runs.jobs_at_once("auto", 1) == 1
+
+
+def test_fewer_runs_than_jobs_share_all_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(runs, "cores", lambda: 8)
+    plans = {tmp_path / name: ("", 1) for name in "ab"}
+    assert runs.Runner(plans, 8, 1).environment["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize("error", [UserError("nothing"), ZeroDivisionError("a bug")])
+def test_failed_runs_do_not_hide_an_error_of_the_report(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(compare, "check_before", lambda study: None)
+    monkeypatch.setattr(compare, "run_missing", lambda study: ["a run failed"])
+    monkeypatch.setattr(compare.Study, "report", lambda study: throw(error))
+    said = "^nothing\na run failed$" if type(error) is UserError else "a bug"
+    with pytest.raises(type(error), match=said):
+        compare.main([f"--study_dir={tmp_path}"])
+
+
+def throw(error):
+    raise error
 
 
 def test_a_damaged_study_is_refused_by_its_report_in_one_line(tmp_path):
