@@ -29,7 +29,15 @@ from safetensors import SafetensorError
 from input_layers import INPUT_FIELDS
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.files import read_json, read_json_lines, system_errors, write_json, write_text
+from inputcodes.files import (
+    locked,
+    read_json,
+    read_json_lines,
+    replacing,
+    system_errors,
+    write_json,
+    write_text,
+)
 from inputcodes.gguf_file import write_gguf
 from inputcodes.hf import RECORD, TOKENIZER, neox_config, neox_weights, tokenizer_json
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
@@ -100,16 +108,19 @@ def export(config: ExportConfig) -> None:
     record["config"] |= dataclasses.asdict(model.config)
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
     card = model_card(config, model, record)
-    if config.format == "gguf":
-        template = CHAT_TEMPLATE if record.get("chat") else ""
-        write_gguf(to / "model.gguf", model, tokenizer, config.dtype, template)
-    # Before the many files of the other format: if one fails, the next export may replace them.
-    write_text(to / "README.md", card)
-    if config.format == "hf":
-        write_hf(to, model, tokenizer, config.dtype, record)
-    with system_errors("write", to):  # the folder holds one model, not an earlier one beside it
-        for old in to.glob("model*.safetensors*" if config.format == "gguf" else "model.gguf"):
-            old.unlink()
+    with locked(to, wait=False):
+        # The card comes before what it describes: if that fails, the next export may replace it.
+        if config.format == "gguf":
+            template = CHAT_TEMPLATE if record.get("chat") else ""
+            with replacing(to / "model.gguf") as partial:
+                write_gguf(partial, model, tokenizer, config.dtype, template)
+                write_text(to / "README.md", card)
+        else:
+            write_text(to / "README.md", card)
+            write_hf(to, model, tokenizer, config.dtype, record)
+        with system_errors("write", to):  # the folder holds one model, no earlier one beside it
+            for old in to.glob("model*.safetensors*" if config.format == "gguf" else "model.gguf"):
+                old.unlink()
 
 
 def refuse_to_overwrite(to: Path) -> None:

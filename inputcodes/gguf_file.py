@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from inputcodes.configurator import UserError
-from inputcodes.files import replacing
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, ROPE_BASE, GPTConfig
 
@@ -50,11 +49,10 @@ def write_gguf(
     for name, weight in gguf_weights(model).items():
         kind = matrices if weight.dim() == 2 else plain
         writer.add_tensor(name, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
-    with replacing(file) as partial:
-        writer.write_header_to_file(partial)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    writer.write_header_to_file(file)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _add_shape(writer: Any, config: GPTConfig) -> None:

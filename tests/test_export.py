@@ -20,7 +20,7 @@ from inputcodes import hf
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import UserError
 from inputcodes.documents import encode_turns
-from inputcodes.files import PARTIAL, file_sha256
+from inputcodes.files import PARTIAL, file_sha256, locked
 from inputcodes.resume import find_start
 from inputcodes.tokenizer import Tokenizer
 from model import INPUT_LAYERS, rotary_angles
@@ -295,6 +295,27 @@ def test_an_export_that_fails_behind_its_weights_is_none(tokenizers, tmp_path, m
     with pytest.raises(UserError, match=r"expected .* the directory of a run or of an export"):
         find_start(str(folder), tmp_path / "new")
     assert find_start(str(exported(tmp_path)), tmp_path / "new")
+
+
+def test_no_weights_are_left_without_a_card_by_which_to_replace_them(
+    tokenizers, tmp_path, monkeypatch
+):
+    write_run(tmp_path, tokenizers["bytes"])
+    monkeypatch.setattr(export, "write_gguf", lambda file, *_: file.touch())
+    monkeypatch.setattr(export, "write_text", lambda *_: 1 / 0)
+    for argv in ([], ["--format=gguf"]):
+        with pytest.raises(ZeroDivisionError):
+            exported(tmp_path, *argv)
+    assert [file.name for file in (tmp_path / "hf").iterdir()] == ["lock"]
+
+
+def test_two_exports_to_one_folder_at_once_are_not_mixed(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    with (
+        locked(tmp_path / "hf", wait=False),
+        pytest.raises(UserError, match=r"another process is writing to .*hf: wait for it to end"),
+    ):
+        exported(tmp_path)
 
 
 @pytest.mark.parametrize(
