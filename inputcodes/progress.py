@@ -95,7 +95,7 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
     idle = config.without_effect(changed)
     lines += [f"note:   {config.input_layer} input has no {n}: it changes nothing" for n in idle]
-    change = "        {name} {from} before step {step:,}, {to} from there on"
+    change = "change: {name} {from} before step {step:,}, {to} from there on"
     lines += map(change.format_map, trainer.origin["changes"])
     return "\n".join([*lines, f"{doing} {config.out_dir}"])
 
@@ -166,7 +166,9 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
         return
     if trainer.elapsed_s >= CURVE_SECONDS:
         _draw(trainer.out_dir)  # with the last evaluation, which may have come too soon
-    print(f"\ndone after {trainer.elapsed_s / 60:.1f} minutes: {trainer.result}\na sample:")
+    seconds = trainer.elapsed_s
+    duration = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    print(f"\ndone after {duration}: {trainer.result}\na sample:")
     try:
         print(sample(trainer))
     except (Exception, KeyboardInterrupt) as error:  # the run is done and saved, whatever this is
@@ -180,7 +182,7 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
     out_dir = f"--out_dir={config.out_dir}"
     data_dir = [f"--data_dir={config.data_dir}"] if config.data_dir != "data" else []
     commands = [
-        command("sample.py", out_dir, "--chat" if trainer.data.chat else "--prompt=import "),
+        command("sample.py", out_dir, *["--chat"] * trainer.data.chat),
         command("evaluate.py", out_dir, *data_dir),
     ]
     other = "learned" if config.input_layer != "learned" else "fixed"
@@ -191,7 +193,9 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
             argv = [f"--{name}={value}" for name, value in values.items() if value != named[name]]
         changed = ("--input_layer=", "--out_dir=", "--init_from=")
         words = [word for word in argv if not word.startswith(changed)]
-        words += [f"--input_layer={other}", f"{out_dir}/{other}", "--init_from=scratch"]
+        words += [f"--input_layer={other}", f"{out_dir}/{other}"]
+        if config.init_from != "scratch":  # a config file may say so
+            words.append("--init_from=scratch")
         commands.append(command("train.py", *words))
     return commands
 

@@ -41,7 +41,7 @@ OTHER_NAMES = {
     "warmup_iters": "it is called warmup_steps here",
     "lr_decay_iters": "the cosine always ends at max_steps",
     "decay_lr": "for a constant rate set min_lr to the value of learning_rate",
-    "eval_iters": "an evaluation reads eval_tokens tokens (0: all), always the same",
+    "eval_iters": "set eval_tokens, the validation tokens per evaluation (0: all)",
     "eval_only": "evaluate.py evaluates a run",
     "always_save_checkpoint": "last.pt is always kept, and best.pt beside it",
     "wandb_log": "pass --log_to=wandb",

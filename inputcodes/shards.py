@@ -331,8 +331,9 @@ def summary(folder: Path, meta: dict[str, Any]) -> str:
     lines = [f"{folder}: {meta['vocab_size']:,} ids, data {meta['data_sha256'][:12]}"]
     for split, counts in meta["splits"].items():
         ratio = counts["bytes"] / max(counts["tokens"], 1)
+        noun = "document" if counts["documents"] == 1 else "documents"
         lines.append(
-            f"  {split:5} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.2f} MB"
+            f"  {split:5} {counts['documents']:>10,} {noun:9} {counts['bytes'] / 1e6:>10,.2f} MB"
             f" {counts['tokens']:>14,} tokens of {ratio:.2f} bytes"
         )
     return "\n".join([*lines, f"  left out: {left_out(meta)}"])

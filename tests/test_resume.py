@@ -126,7 +126,7 @@ def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
     out_dir = f"--out_dir={tmp_path / 'more'}"
     train.main([out_dir, "--init_from=resume", "--max_steps=10"])  # all else is the checkpoint's
     shown = capsys.readouterr().out
-    assert "max_steps 5 before step 5, 10 from there on" in shown
+    assert "change: max_steps 5 before step 5, 10 from there on" in shown
     matched = configure(train.TrainConfig, shlex.split(shown.splitlines()[-1])[2:])
     config = read_checkpoint(tmp_path / "more" / "last.pt")[1]["config"]
     changed = {"input_layer": "learned", "out_dir": f"{config['out_dir']}/learned"}
