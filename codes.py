@@ -82,9 +82,9 @@ def codeword_code(K: int, length: int, seed: int | str) -> LinearCode:
 
 
 def random_codes(vocab_size: int, length: int, seed: int) -> Tensor:
-    """V distinct random codes, the control without algebra: (V, length / 8) uint8, eight bits each.
+    """V distinct random codes, the control without algebra: uint8 (V, length / 8 rounded up).
 
-    Position i is bit i % 8 of number i // 8. Raises ValueError if the length cannot tell V tokens
+    Position i is bit i % 8 of byte i // 8. Raises ValueError if the length cannot tell V tokens
     apart.
     """
     if length < code_width(vocab_size):

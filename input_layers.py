@@ -60,7 +60,7 @@ class InputConfig(Settings):
         True, "spelling: add the id's codeword; without it, tokens of one spelling are an error"
     )
     frozen_of: str = of_input_layer(
-        "fixed", "frozen: the layer whose vectors are stored", choices=lambda: FIXED_LAYERS
+        "fixed", "frozen: the layer whose vectors are stored", choices=lambda: fixed_layers()
     )
 
     @property
@@ -92,7 +92,7 @@ INPUT_FIELDS = names_where(InputConfig, "of_input_layer")  # what matched varian
 
 
 class InputLayer(nn.Module):
-    """A new input layer is a subclass of this and a line of INPUT_LAYERS, nothing else.
+    """Turns ids (B, T) into vectors (B, T, C), in the `forward` of its subclasses.
 
     `uses` are the INPUT_FIELDS that decide its vectors. `texts` are the bytes of all V tokens,
     empty for special tokens (`Tokenizer.texts`).
@@ -204,7 +204,7 @@ class CodewordInput(FixedInput):
     """Parities of the id under `code_length` different masks, as -1 and +1.
 
     With K masks these are the paper's bits; with all 2^K - 1 of them any two tokens are orthogonal
-    but for a constant, as the rows of a table would be that is a rotated one-hot.
+    but for a constant: a rotated one-hot.
     """
 
     uses = CodeInput.uses | {"code_length", "code_seed"}
@@ -227,8 +227,8 @@ class CodewordInput(FixedInput):
 
 
 class SpellingInput(CodewordInput):
-    """What a token is written with: the sum of a codeword for each (place, byte) of its text and
-    of its id's, over the square root of the number of summands that a token can have.
+    """What a token is written with: the sum of its id's codeword and one for each (place, byte) of
+    its text, over the square root of the number of summands that a token can have.
 
     Special tokens, which have no text, have their id's codeword alone.
     """
@@ -249,7 +249,7 @@ class SpellingInput(CodewordInput):
         masks = codes.codeword_code(codes.code_width(256 * n), config.code_positions, seed).masks
         signs = 2 * codes.bits(torch.arange(256 * n), torch.tensor(masks, dtype=torch.int32)) - 1
         signs = codes.tile(signs.to(torch.int8), config.n_embd).view(n, 256, -1)
-        self.register_buffer("signs", signs, persistent=False)
+        self.register_buffer("signs", signs, persistent=False)  # (n, 256, C)
 
     def code(self, ids: Tensor) -> Tensor:
         length, *text = self.spellings[ids].long().unbind(-1)  # 1 + n times (B, T)
@@ -262,7 +262,7 @@ class SpellingInput(CodewordInput):
 
 
 class RandomInput(CodeInput):
-    """The control without algebra: distinct random codes as -1 and +1, a bit a number in memory."""
+    """The control without algebra: distinct random codes as -1 and +1, one bit each in memory."""
 
     uses = CodewordInput.uses
     octets: Tensor
@@ -310,6 +310,8 @@ INPUT_LAYERS: dict[str, type[InputLayer]] = {
     "compressed": CompressedInput,
     "random": RandomInput,
 }
-FIXED_LAYERS: tuple[str, ...] = tuple(  # which frozen can store
-    name for name, layer in INPUT_LAYERS.items() if issubclass(layer, CodeInput)
-)
+
+
+def fixed_layers() -> list[str]:
+    """The layers that `frozen` can store."""
+    return [name for name, layer in INPUT_LAYERS.items() if issubclass(layer, CodeInput)]

@@ -75,7 +75,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
+            k, v = cache.extend(self.layer, k, v)  # (B, H, all positions so far, D)
         v = v.contiguous()  # a view would keep all of qkv for the backward pass
         causal = mask is None and T > 1  # a single query attends to all that is there
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -115,9 +115,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: ids (B, T) to logits (B, T, V), or to the loss.
 
-    `seed` decides every initial weight. `texts` (`Tokenizer.texts`) belong to any model of a
-    tokenizer; spelling codes are made of them. Raises ValueError if the configuration is
-    impossible.
+    `seed` decides every initial weight. `texts` are the bytes of all V tokens (`Tokenizer.texts`),
+    of which spelling codes are made. Raises ValueError if the configuration is impossible.
     """
 
     cos: Tensor
@@ -145,7 +144,7 @@ class GPT(nn.Module):
         """
         named = list(self.named_parameters())
         for name, weight in sorted(named, key=lambda item: item[0].startswith("input_layer.")):
-            if weight.dim() == 2 and not weight.is_meta:
+            if weight.dim() == 2 and not weight.is_meta:  # meta: without numbers, to be counted
                 std = self.config.table_std if name.startswith("input_layer.") else 0.02
                 if name.endswith("proj.weight"):
                     std /= math.sqrt(2 * self.config.n_layer)
@@ -173,7 +172,7 @@ class GPT(nn.Module):
         else:
             positions, attends = layout
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-            # Added to the scores; made once here, where every layer would make it of booleans.
+            # What is added to the scores; of a boolean mask every layer would make it again.
             dtype = x.dtype
             if torch.is_autocast_enabled(x.device.type):
                 dtype = torch.get_autocast_dtype(x.device.type)

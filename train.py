@@ -76,7 +76,7 @@ class TrainConfig(GPTConfig):
     # optimizer and schedule
     learning_rate: float = changeable(2.5e-3, "peak learning rate of AdamW", least=0)
     min_lr: float = changeable(0.0, "learning rate at the end of the cosine", least=0)
-    warmup_steps: int = changeable(200, "of linear warm-up; if short, max_steps / 10", least=0)
+    warmup_steps: int = changeable(200, "linear warm-up; short runs default to a tenth", least=0)
     weight_decay: float = changeable(0.1, "on matrices only", least=0)
     beta1: float = changeable(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
     beta2: float = changeable(0.95, "AdamW: decay of their mean square", least=0, below=1)
@@ -237,17 +237,17 @@ class Trainer:
         config, accumulate = self.config, self.config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
-        # Of several processes gradients are views of DDP's buckets; None would make it hold both.
+        # Under DDP gradients are views of its buckets; None would make it hold both.
         self.optimizer.zero_grad(set_to_none=self.processes.world == 1)
         targets = self.rows.targets(self.step * accumulate, accumulate)
         loss_sum = torch.zeros((), device=self.processes.device)
         for micro_step in range(accumulate):
             self.stop.check()
             last = micro_step == accumulate - 1
-            no_sync = self.processes.world > 1 and not last  # one all-reduce a step
+            no_sync = self.processes.world > 1 and not last  # one all-reduce per step
             with self.model.no_sync() if no_sync else contextlib.nullcontext():
                 batch = next(batches)
-                # Processes average their gradients, so the loss is of a share of 1 / parts.
+                # The batch's part of the step's mean, times the processes that DDP averages over.
                 parts = targets / (max(batch.targets, 1) * self.processes.world)
                 with autocast(config.dtype, self.processes.device):
                     loss = self.model(batch.x, batch.y, batch.layout) / parts

@@ -11,7 +11,7 @@ import torch
 
 import model as model_module
 from codes import affine_code, codeword_code, random_codes
-from input_layers import FIXED_LAYERS, INPUT_FIELDS, INPUT_LAYERS
+from input_layers import INPUT_FIELDS, INPUT_LAYERS, fixed_layers
 from inputcodes import loss as loss_module
 from inputcodes.configurator import UserError, configure
 from inputcodes.loss import IGNORED, linear_cross_entropy, token_nats
@@ -167,7 +167,7 @@ def test_a_layer_uses_the_settings_that_change_what_it_makes(input_layer):
     ]
 
 
-@pytest.mark.parametrize("input_layer", ["frozen", *FIXED_LAYERS])
+@pytest.mark.parametrize("input_layer", ["frozen", *fixed_layers()])
 def test_code_scale_is_a_factor_of_every_number(input_layer):
     plain, scaled = (
         small_gpt(input_layer=input_layer, code_scale=scale).input_vectors()

@@ -37,6 +37,7 @@ def test_the_example_of_a_new_input_layer(gray):
     assert ((vectors[1:] != vectors[:-1]).sum(-1) == 2).all()  # one bit of six, tiled twice
     assert len({tuple(vector) for vector in vectors.tolist()}) == 64
     assert GPT(config)(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 64)
+    assert configure(TrainConfig, ["--input_layer=frozen", "--frozen_of=gray"]).frozen_of == "gray"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
