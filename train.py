@@ -27,7 +27,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from inputcodes import resume
-from inputcodes.checkpoint import Metrics, read_checkpoint, write_checkpoint, write_run_json
+from inputcodes.checkpoint import Metrics, write_checkpoint, write_run_json
 from inputcodes.configurator import UserError, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import (
@@ -180,10 +180,8 @@ class Trainer:
         start.load_weights(self.raw_model)
         if not start.resuming:
             return
-        self.step, best = start.record["step"], None
+        self.step, best = start.record["step"], start.best_weights()
         self.started -= start.record["elapsed_s"]
-        with contextlib.suppress(UserError):  # none, or damaged: the next evaluation makes one
-            best = read_checkpoint(self.out_dir / "best.pt")[0]["model"]
         self.owed = start.owed_evaluation(self.config, best is None)
         if best:
             self.best_loss = start.record["best_val_loss"]

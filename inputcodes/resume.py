@@ -7,6 +7,7 @@ line says so, and `changes` in its record says what changed and when. A run that
 another (`--init_from=out/fixed32`) takes the architecture, input layer included, from it.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,16 @@ class Start:
         base = {"out_dir": str(self.path.parent), "sha256": there["checkpoint_sha256"]}
         names = ("step", "best_val_loss", "data_sha256", "code_sha256")
         return ORIGIN | {"base": base | {name: there[name] for name in names}}
+
+    def best_weights(self) -> dict[str, Tensor] | None:
+        """The weights in best.pt beside it; None, so that the next evaluation makes one, if there
+        is none, it is damaged, or it is of a later step, which may never come as it came then.
+        """
+        with contextlib.suppress(UserError):
+            tensors, record = read_checkpoint(self.path.with_name("best.pt"))
+            if record["step"] <= self.record["step"]:
+                return dict(tensors["model"])
+        return None
 
     def owed_evaluation(self, config: Any, best_lost: bool) -> dict[str, Any] | None:
         """The line of metrics of the last step, if it lacks the evaluation due by `config`.

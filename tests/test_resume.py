@@ -245,10 +245,15 @@ def test_a_damaged_line_of_metrics_is_warned_of_once(words, tmp_path, capsys):
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 3, 4, 5, 6]
 
 
-def test_a_damaged_best_checkpoint_is_made_again(words, tmp_path):
+@pytest.mark.parametrize("damage", ["damaged", "of a later step"])
+def test_a_damaged_best_checkpoint_is_made_again(words, tmp_path, damage):
     train.main(words(**FIVE | {"max_steps": 4}))
     best = tmp_path / "run" / "best.pt"
-    best.write_bytes(best.read_bytes()[:-1])
+    if damage == "damaged":
+        best.write_bytes(best.read_bytes()[:-1])
+    else:  # a killed run wrote it, or an earlier last.pt was put back
+        tensors, record = read_checkpoint(best)
+        write_checkpoint(best, tensors, record | {"step": 10})
     worse = ["--init_from=resume", "--max_steps=5", "--learning_rate=9"]
     train.main([*worse, f"--out_dir={tmp_path / 'run'}"])
     losses = [line["val_loss"] for line in metrics_of(tmp_path / "run") if "val_loss" in line]
