@@ -167,7 +167,7 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
     if trainer.elapsed_s >= CURVE_SECONDS:
         _draw(trainer.out_dir)  # with the last evaluation, which may have come too soon
     seconds = trainer.elapsed_s
-    duration = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    duration = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} s"
     print(f"\ndone after {duration}: {trainer.result}\na sample:")
     try:
         print(sample(trainer))

@@ -66,10 +66,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         counted = "" if self.bigram is None else f" (bigram {self.bigram:.4f})"
-        return (
-            f"val loss {self.loss:.4f}{counted}, perplexity {self.perplexity:.3f},"
-            f" {self.bits_per_byte:.4f} bits per byte"
-        )
+        return f"val loss {self.loss:.4f}{counted}, {self.bits_per_byte:.4f} bits per byte"
 
 
 class Bigram:

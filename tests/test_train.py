@@ -289,7 +289,8 @@ def test_nan_stops_both_processes_before_the_update(words, tmp_path):
 def test_the_end_says_what_to_try_next(words, tmp_path, capsys):
     train.main(words(max_steps=5))
     out = capsys.readouterr().out
-    assert re.search(r"done after \d+ seconds: val loss", out)
+    assert re.search(r"^done after \d+ s: val loss", out, re.M)
+    assert all(len(line) <= 80 for line in out.split("next: ")[0].splitlines() if " byte" in line)
     assert f"next: python sample.py --out_dir={tmp_path / 'run'}\n" in out
     (command,) = re.findall(r"python train.py (.*)", out)
     assert "--init_from" not in command
