@@ -35,7 +35,6 @@ from inputcodes.documents import SKIPS, SPLITS, Encoded
 from inputcodes.files import (
     PARTIAL,
     atomic_write,
-    file_sha256,
     read_json,
     sha256_of_all,
     system_errors,
@@ -56,13 +55,14 @@ class ShardWriter:
 
     `progress` is what progress.json holds: `settings`, `sources`, `tokenizer_sha256` and `dtype`
     (once there is a tokenizer), `stream` (the reader's state, None at the start), `splits` and
-    `skipped` as in meta.json.
+    `skipped` as in meta.json, and `hashes`, of every shard so far by its name.
     """
 
     def __init__(self, folder: Path, shard_tokens: int, progress: dict[str, Any]) -> None:
         self.folder = folder
         self.progress = progress
         self._shard_tokens, self._saved = shard_tokens, time.monotonic()
+        self._hashes: dict[Path, Any] = {}  # hashlib's, of the tokens in every shard so far
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -90,9 +90,10 @@ class ShardWriter:
         while len(tokens):
             number, filled = divmod(counts["tokens"], self._shard_tokens)
             part, tokens = np.split(tokens, [self._shard_tokens - filled])
-            path = self._path(split, number)
+            path, written = self._path(split, number), part.astype(self._dtype).tobytes()
             with system_errors("write", path), open(path, "ab") as file:
-                file.write(part.astype(self._dtype).tobytes())
+                file.write(written)
+            self._hashes.setdefault(path, hashlib.sha256()).update(written)
             counts["tokens"] += len(part)
 
     def _path(self, split: str, number: int) -> Path:
@@ -116,7 +117,8 @@ class ShardWriter:
         for path in _shards_in(self.folder):
             with system_errors("write", path), open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        self.progress["stream"] = stream
+        hashes = {path.name: total.hexdigest() for path, total in self._hashes.items()}
+        self.progress |= {"stream": stream, "hashes": hashes}
         whole = {"sha256": _record_sha256(self.progress)}
         write_json(self.folder / "progress.json", self.progress | whole)
 
@@ -147,7 +149,7 @@ class ShardWriter:
         progress, hashes = self.progress, [self.progress["tokenizer_sha256"]]
         for split in SPLITS:
             files = [
-                {"name": path.name, "tokens": tokens, "sha256": file_sha256(path)}
+                {"name": path.name, "tokens": tokens, "sha256": self._hashes[path].hexdigest()}
                 for path, tokens in self._shards(split).items()
             ]
             progress["splits"][split]["files"] = files
@@ -159,7 +161,10 @@ class ShardWriter:
         return meta
 
     def cut_back(self) -> None:
-        """Give every shard the size that `progress` records and remove later ones."""
+        """Give every shard the size that `progress` records and remove later ones.
+
+        Raises UserError for one that is shorter, or was altered.
+        """
         shards = {path: n for split in SPLITS for path, n in self._shards(split).items()}
         for path, tokens in shards.items():
             size = self._dtype.itemsize * tokens
@@ -167,8 +172,12 @@ class ShardWriter:
                 raise UserError(
                     f"{path} is shorter than the {size} bytes recorded in progress.json: {AGAIN}"
                 )
-            with system_errors("write", path):
-                os.truncate(path, size)
+            with system_errors("write", path), open(path, "rb+") as file:
+                file.truncate(size)
+                total = self._hashes[path] = hashlib.file_digest(file, "sha256")
+            digest = total.hexdigest()
+            if self.progress.get("hashes", {}).get(path.name, digest) != digest:  # none in old ones
+                raise UserError(f"{path} was altered (wrong SHA-256): {AGAIN}")
         _remove(self.folder.glob(f"*{PARTIAL}"))
         _remove(path for path in _shards_in(self.folder) if path not in shards)
 

@@ -475,6 +475,9 @@ def test_a_damaged_unfinished_set_is_refused(
     shard.write_bytes(whole[:100])
     with pytest.raises(UserError, match="shorter than"):
         prepare(wanted)
+    shard.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    with pytest.raises(UserError, match=r"train_000000\.bin was altered \(wrong SHA-256\): start"):
+        prepare(wanted)
     shard.write_bytes(whole)
     kept = tokenizer.read_bytes()
     Tokenizer(300).save(tokenizer)
