@@ -23,7 +23,13 @@ from filelock import FileLock
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, local_path, run_main, setting
 from inputcodes.data import DataSet, TrainingData, validation_numbers
-from inputcodes.distributed import Processes, autocast, join_processes, one_cause
+from inputcodes.distributed import (
+    Processes,
+    autocast,
+    end_with_torchrun,
+    join_processes,
+    one_cause,
+)
 from inputcodes.files import read_json, system_errors, write_json
 from inputcodes.readers import split_list
 from inputcodes.stats import markdown_table
@@ -223,6 +229,7 @@ def main(argv: list[str]) -> None:
     tasks = split_list(config.tasks)
     items = {name: read_items(name, config.data, config.limit) for name in tasks}
     with join_processes(config.device, dtype=config.dtype) as processes:
+        end_with_torchrun(processes)
         targets = open_targets(config, processes.first)
         processes.wait()  # for the first to verify, which may take longer than a GPU waits
         results: list[Result] = []

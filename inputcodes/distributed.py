@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -267,6 +268,19 @@ class Stop:
             except ProcessLookupError:
                 return True
         return bool(gone)
+
+
+def end_with_torchrun(processes: Processes) -> None:
+    """Let this process, which has nothing to save, end with torchrun, however that ends."""
+    stop = Stop(processes)
+
+    def watch() -> None:
+        while not stop.asked():
+            time.sleep(0.5)
+        os._exit(128 + stop.signal)
+
+    if TORCHRUN in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def say(text: str) -> None:

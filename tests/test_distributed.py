@@ -1,6 +1,7 @@
 """Processes that join, stop and fail together; devices and what they compute with."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -10,7 +11,15 @@ import pytest
 import torch
 
 from inputcodes.configurator import UserError
-from inputcodes.distributed import PARENT, Processes, Stop, join_processes, setup_device
+from inputcodes.distributed import (
+    PARENT,
+    TORCHRUN,
+    Processes,
+    Stop,
+    end_with_torchrun,
+    join_processes,
+    setup_device,
+)
 from tests.helpers import Program, finish, torchrun
 
 HEAD = """
@@ -168,6 +177,15 @@ def test_the_end_of_the_program_that_started_it_is_a_wish_to_stop(monkeypatch):
     assert stop.asked()
     monkeypatch.delenv(PARENT)  # a shell that ends takes nothing with it
     assert not Stop(Processes(torch.device("cpu"))).asked()
+
+
+def test_what_has_nothing_to_save_ends_with_torchrun(monkeypatch):
+    statuses = queue.SimpleQueue()
+    monkeypatch.setattr(os, "_exit", statuses.put)
+    monkeypatch.setenv(TORCHRUN, "1")
+    end_with_torchrun(Processes(torch.device("cpu")))
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert statuses.get(timeout=60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

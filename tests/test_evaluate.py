@@ -316,12 +316,13 @@ def test_two_processes_share_the_work(out_dir, data, tmp_path):
 def test_no_process_measures_before_the_first_has_verified(monkeypatch):
     """On GPUs a sum fails that waits for longer than 10 minutes."""
     events = []
+    monkeypatch.setattr(evaluate, "end_with_torchrun", lambda _: events.append("watched"))
     monkeypatch.setattr(evaluate, "open_targets", lambda *_: events.append("opened") or [None])
     monkeypatch.setattr(evaluate.Processes, "wait", lambda _: events.append("waited"))
     monkeypatch.setattr(evaluate, "evaluate_run", lambda *_: events.append("measured") or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate.main(["--device=cpu"])
-    assert events == ["opened", "waited", "measured"]
+    assert events == ["watched", "opened", "waited", "measured"]
 
 
 def test_items_come_from_the_hub_by_name(monkeypatch):
