@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             advice = f"{path.parent} is a file: name the folder of a run"
         raise UserError(f"there is no checkpoint {path}: {advice}")
     try:
-        sha256 = check_bytes(path)
+        checked, sha256 = path.stat(), check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         record: dict[str, Any] = json.loads(state.pop("record"))
     except OSError as error:
@@ -82,6 +82,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason}); {other_checkpoint(path)}") from error
+    if not os.path.samestat(checked, path.stat()):  # a run has replaced what was checked
+        return read_checkpoint(path)
     return state, record | {"checkpoint": path.stem, "checkpoint_sha256": sha256}
 
 

@@ -9,9 +9,10 @@ import signal
 import pytest
 import torch
 
+from inputcodes import checkpoint as checkpoints
 from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
-from inputcodes.files import PARTIAL, atomic_write, locked, read_json_lines, write_text
+from inputcodes.files import PARTIAL, atomic_write, file_sha256, locked, read_json_lines, write_text
 from inputcodes.resume import find_start
 from model import GPT, GPTConfig
 from tests.helpers import record_of
@@ -35,6 +36,20 @@ def test_what_is_written_is_read(checkpoint):
     assert all(torch.equal(tensors["model"][key], expected[key]) for key in expected)
     assert record["config"] == record_of(CONFIG)["config"]
     assert not list(checkpoint.parent.glob(f"*{PARTIAL}"))
+
+
+def test_what_was_checked_is_what_is_loaded(checkpoint, monkeypatch):
+    check, moments = checkpoints.check_bytes, iter([True])
+
+    def check_slowly(path):
+        sha256 = check(path)
+        if next(moments, False):  # the time for a run to save
+            write_checkpoint(path, {"model": {}}, record_of(CONFIG) | {"step": 8})
+        return sha256
+
+    monkeypatch.setattr(checkpoints, "check_bytes", check_slowly)
+    record = read_checkpoint(checkpoint)[1]
+    assert (record["step"], record["checkpoint_sha256"]) == (8, file_sha256(checkpoint))
 
 
 def test_no_flipped_bit_passes(checkpoint):
