@@ -419,6 +419,12 @@ def test_factored_data_asks_for_a_square():
 # --- The program ---
 
 
+def test_a_quick_look_does_not_replace_the_study():
+    look, whole = (study.configure(study.StudyConfig, words) for words in (["--quick"], []))
+    assert (look.seeds, look.out) == (3, "out/autoenc_paper_quick.json")
+    assert (whole.seeds, whole.out) == (10, "out/autoenc_paper.json")
+
+
 @pytest.mark.slow
 def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
     def fewer(protocol):
