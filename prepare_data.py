@@ -37,6 +37,7 @@ from inputcodes.configurator import (
     build,
     command,
     configure,
+    from_here,
     given_values,
     names_where,
     run_main,
@@ -231,7 +232,7 @@ def _preparing_command(data_dir: str, dataset: str) -> str:
     words = [] if data_dir == PrepareConfig.data_dir else [f"--data_dir={data_dir}"]
     for file in sorted(ROOT.glob("config/data_*.py")):
         if given_values(PrepareConfig, [str(file)]).get("dataset") == dataset:
-            return command("prepare_data.py", os.path.relpath(file), *words)
+            return command("prepare_data.py", from_here(file), *words)
     return command("prepare_data.py", *words, "--files=TEXT.txt", f"--dataset={dataset}")
 
 

@@ -265,7 +265,15 @@ def end_with_parent() -> None:
 
 def command(script: str, *words: str) -> str:
     """A shell command that runs a script of the program from here, quoted where need be."""
-    return shlex.join(["python", os.path.relpath(ROOT / script), *words])
+    return shlex.join(["python", from_here(ROOT / script), *words])
+
+
+def from_here(path: Path) -> str:
+    """The path from the working directory, or the whole one of what is on another drive."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # on Windows
+        return str(path)
 
 
 def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any]) -> str:

@@ -109,10 +109,11 @@ def left_alone(name: str) -> str:
 def _expand(pattern: str) -> list[str]:
     """The paths of a glob; `**` is any folder below, as in glob, but loops of links end."""
     head, stars, tail = pattern.partition("**")
-    if not stars or (head and not head.endswith(os.sep)):
+    separators = f"{os.sep}/"  # a slash works on Windows, too
+    if not stars or (head and head[-1] not in separators):
         return glob.glob(pattern)
     folders = [folder for root in glob.glob(head or ".") for folder, _ in _folders_below(root)]
-    rest = tail.lstrip(os.sep) or "*"
+    rest = tail.lstrip(separators) or "*"
     return [path for f in folders for path in _expand(os.path.join(glob.escape(f), rest))]
 
 

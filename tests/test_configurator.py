@@ -219,6 +219,8 @@ def test_a_command_to_paste_is_quoted(monkeypatch, tmp_path):
     script = shlex.split(command("train.py"))[1]
     assert (tmp_path / script).resolve().name == "train.py"
     assert (tmp_path / script).is_file()
+    monkeypatch.setattr("os.path.relpath", lambda path: int("D:"))  # another drive
+    assert os.path.isfile(shlex.split(command("train.py"))[1])
 
 
 def test_values_that_depend_on_others_are_shown_in_the_help():

@@ -290,8 +290,12 @@ def test_a_mixture_says_which_source_ended_it(
     assert sentence + f"20 documents of {short}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("sep", ["/", "\\"])
 @pytest.mark.parametrize("entry", ["", "/**/*.txt", "/**"])
-def test_a_file_counts_once_and_loops_of_links_end(tmp_path: Path, entry: str) -> None:
+def test_a_file_counts_once_and_loops_of_links_end(
+    tmp_path: Path, entry: str, sep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sep", sep)  # Windows takes patterns with slashes, too
     root = tmp_path / "texts"
     (root / "deep" / "er").mkdir(parents=True)
     for name in ("a.txt", "deep/b.txt", "deep/er/c.txt"):
