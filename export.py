@@ -39,7 +39,15 @@ from inputcodes.files import (
     write_text,
 )
 from inputcodes.gguf_file import write_gguf
-from inputcodes.hf import RECORD, TOKENIZER, neox_config, neox_weights, tokenizer_json
+from inputcodes.hf import (
+    RECORD,
+    TOKENIZER,
+    neox_config,
+    neox_weights,
+    tokenizer_json,
+    weight_files,
+    weights_sha256,
+)
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 from model import GPT, count_parameters
 
@@ -145,7 +153,7 @@ def write_hf(
     try:
         (to / "config.json").unlink(missing_ok=True)  # written last: without it none is whole
         save_torch_state_dict(weights, to, max_shard_size=SHARD_BYTES)  # replaces an earlier one
-        for file in to.glob("model*.safetensors"):  # which are for their owner alone
+        for file in weight_files(to):  # which are for their owner alone
             shutil.copymode(to / "README.md", file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {to}: {error}") from error
@@ -158,7 +166,8 @@ def write_hf(
     described["torch_dtype"] = dtype  # the name in transformers 4
     generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
     write_json(to / "generation_config.json", generation)
-    write_json(to / "config.json", described | {RECORD: without_places(record)})
+    made = without_places(record) | {"weights_sha256": weights_sha256(to)}
+    write_json(to / "config.json", described | {RECORD: made})
 
 
 def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:

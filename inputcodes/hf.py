@@ -12,7 +12,9 @@ Shapes: V vocabulary size, C model width, H heads, D = C / H.
 
 import json
 import math
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,17 @@ def _for_oniguruma(pattern: str) -> str:
     return re.sub(r"(?<=\})\+", "", pattern)  # {1,3}+ would be {1,3} once or more
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of an export: several, of a large model."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash of the weights of an export."""
+    hashes = [file_sha256(file) for file in weight_files(folder)]
+    return hashes[0] if len(hashes) == 1 else sha256_of_all(hashes)
+
+
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the record of a folder that export.py wrote, as of a checkpoint.
 
@@ -146,9 +159,13 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder} was not written by export.py: its config.json lacks {RECORD!r}")
     if record.get("best_val_loss", 0) is None:  # JSON has no infinity: there was no evaluation
         record["best_val_loss"] = math.inf
-    files = sorted(folder.glob("model*.safetensors"))  # several, of a large model
-    hashes = [file_sha256(file) for file in files]
-    record["checkpoint_sha256"] = hashes[0] if len(hashes) == 1 else sha256_of_all(hashes)
+    sha256 = record["checkpoint_sha256"] = weights_sha256(folder)
+    if record.get("weights_sha256", sha256) != sha256 and os.environ.get("RANK", "0") == "0":
+        print(
+            f"note: the weights in {folder} are not those that export.py wrote: another program"
+            " saved them again, or they are damaged",
+            file=sys.stderr,
+        )
     wrong = [name for name, kind in RECORD_PARTS.items() if type(record.get(name)) is not kind]
     if lacking := ", ".join(sorted(wrong)):
         raise UserError(f"{folder / 'config.json'} is damaged: it lacks {lacking}")
@@ -158,7 +175,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder / TOKENIZER} is not of this export: export the run again")
     try:
         weights = GPT(config, texts=tokenizer.texts()).state_dict()
-        there = {name: w.float() for file in files for name, w in load_file(file).items()}
+        files = map(load_file, weight_files(folder))
+        there = {name: weight.float() for file in files for name, weight in file.items()}
         for name, neox_name in module_names(config.n_layer).items():
             weight = there[f"{neox_name}.weight"]
             if name.endswith("qkv"):  # (H 3 D, C) to (3 H D, C)

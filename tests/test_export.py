@@ -199,6 +199,12 @@ def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
     ]
     assert keep[0] == keep[1]
     assert load_model(tmp_path / "b" / "best.pt")[1]["base"]["out_dir"] == str(run / "hf")
+    assert "are not those that export.py wrote" not in capsys.readouterr().err
+    weights = bytearray((run / "hf" / "model.safetensors").read_bytes())
+    weights[-9] ^= 1
+    (run / "hf" / "model.safetensors").write_bytes(weights)
+    hf.read_export(run / "hf")
+    assert "are not those that export.py wrote: another program" in capsys.readouterr().err
 
 
 def test_a_run_that_holds_its_export_is_still_a_run(tokenizers, tmp_path):
