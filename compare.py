@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from input_layers import INPUT_FIELDS
 from inputcodes import runs
@@ -59,6 +59,8 @@ USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
     """A recipe, and what to compare under it."""
+
+    folder_advice: ClassVar[str] = "a trained run is evaluated by python evaluate.py"
 
     variants: tuple[str, ...] = setting(
         ("learned", "fixed", "affine"),

@@ -69,6 +69,7 @@ class Settings:
     """The base of every configuration: knows the bounds of its fields."""
 
     renamed: ClassVar[Mapping[str, str]] = {}  # names of other programs: what to use instead
+    folder_advice: ClassVar[str] = "the folder of a run is given as"  # before --out_dir=FOLDER
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def given_values(cls: type[Settings], argv: Sequence[str]) -> dict[str, Any]:
         for word in words:
             advice = "a config file ends in .py, a setting is --name=value"
             if os.path.isdir(word) and hasattr(cls, "out_dir"):
-                advice = f"the folder of a run is given as --out_dir={shlex.quote(word)}"
+                advice = f"{cls.folder_advice} --out_dir={shlex.quote(word)}"
             problems.append(f"cannot read {word!r}: {advice}")
     values |= _checked(cls, options, "on the command line", problems)
     if problems:
