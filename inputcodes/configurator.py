@@ -318,7 +318,7 @@ def _split(
                 parts = [text] if os.path.exists(local_path(text)) else text.split(";")
                 options[name] = tuple(part for part in map(trim, parts) if part)
                 if not options[name]:  # of a variable of the shell that is not set, say
-                    raise ValueError
+                    problems.append(f"{name}={text!r} on the command line: expected one or more")
             else:
                 options[name] = TRUE_WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

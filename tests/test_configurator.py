@@ -109,7 +109,7 @@ def test_an_empty_list_and_paths_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(UserError) as caught:
         configure(Lists, [file, "--files= ;"])
     assert str(caught.value).splitlines() == [
-        "files=' ;' on the command line: expected a list of strings",
+        "files=' ;' on the command line: expected one or more",
         f"files=['a\\x00b'] in {file}: expected no U+0000",
         f"tokens='a\\x00b' in {file}: expected no U+0000",
     ]
