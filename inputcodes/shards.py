@@ -114,13 +114,16 @@ class ShardWriter:
 
     def save(self, stream: dict[str, Any] | None) -> None:
         """Put everything on disk and record that the reader stands at `stream`."""
-        for path in _shards_in(self.folder):
-            with system_errors("write", path), open(path, "rb+") as file:
-                os.fsync(file.fileno())
+        self._flush()
         hashes = {path.name: total.hexdigest() for path, total in self._hashes.items()}
         self.progress |= {"stream": stream, "hashes": hashes}
         whole = {"sha256": _record_sha256(self.progress)}
         write_json(self.folder / "progress.json", self.progress | whole)
+
+    def _flush(self) -> None:
+        for path in _shards_in(self.folder):
+            with system_errors("write", path), open(path, "rb+") as file:
+                os.fsync(file.fileno())
 
     def save_counts(self, counts: Counts, characters: int, stream: dict[str, Any]) -> None:
         """Keep the n-grams counted in so many characters, up to where the reader stands."""
@@ -145,7 +148,7 @@ class ShardWriter:
         if changes := _changes(self.folder / "progress.json", self.progress, wanted):
             discard(self.folder)
             raise UserError(f"{'; '.join(changes)}: start the same command again")
-        self.save(self.progress["stream"])
+        self._flush()  # not save: the stream recorded last is not where the reader stands now
         progress, hashes = self.progress, [self.progress["tokenizer_sha256"]]
         for split in SPLITS:
             files = [

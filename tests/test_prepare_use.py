@@ -21,6 +21,7 @@ import pytest
 from filelock import FileLock
 
 import prepare_data
+from inputcodes import shards
 from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet
 from inputcodes.documents import split_hash
@@ -171,6 +172,24 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
     shard = tmp_path / "data" / "set" / ".new" / "train_000000.bin"
     assert str(caught.value) == f"cannot write {shard}: File too large"
     assert not list(shard.parent.glob("*.partial"))
+    folder = prepare(config)
+    assert len(texts_in(folder, "train") + texts_in(folder, "val")) == 200
+
+
+def test_an_end_without_its_record_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        if path.name == "meta.json":
+            raise UserError("cannot write meta.json: No space left on device")
+        write_json(path, value)
+
+    config = prepare_config(tmp_path, files=stories(tmp_path, 200))
+    write_json = shards.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_json", full)
+        with pytest.raises(UserError, match="No space left"):
+            prepare(config)
     folder = prepare(config)
     assert len(texts_in(folder, "train") + texts_in(folder, "val")) == 200
 
