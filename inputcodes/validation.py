@@ -7,8 +7,9 @@ that was rarely or never seen falls back on the frequency of its second token, a
 Windows hold block_size targets each, and the first target of a window is predicted from one token
 alone: losses are those of a model that reads block_size tokens at a time, without overlap.
 
-The loss is divided, too: over targets that have followed the same token earlier in their window,
-which a model can copy (Olsson et al. 2022), and over all others.
+The loss is divided, too: over targets that have followed the same token earlier in their window (of
+conversations: in theirs, prompts included), which a model can copy (Olsson et al. 2022), and over
+all others.
 """
 
 import math
@@ -160,11 +161,12 @@ def validate(
         with autocast(dtype, processes.device):
             nats = target_nats(model, batch)
         assert batch.documents is not None, "validation batches name their documents"
-        x, y = (ids.cpu().numpy() for ids in (batch.x, batch.y))
+        x, y, whose = (ids.cpu().numpy() for ids in (batch.x, batch.y, batch.documents))
         kept = (y >= 0).ravel()
-        again = entries + came_before(x, y).ravel()[kept]
+        seen_with = whose if batch.layout else np.arange(len(x))[:, None]  # else the whole row
+        again = entries + came_before(x, y, seen_with).ravel()[kept]
         x, y = x.ravel()[kept], y.ravel()[kept]
-        whose = batch.documents.cpu().numpy().ravel()[kept] * entries // documents
+        whose = whose.ravel()[kept] * entries // documents
         for total, weights in zip(sums, (nats[kept], None), strict=True):
             total += np.bincount(whose, weights, minlength=entries + 2)
             total += np.bincount(again, weights, minlength=entries + 2)
@@ -194,10 +196,17 @@ def validate(
     )
 
 
-def came_before(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the pair of x (B, T) and its target y (B, T) stands in its row already, (B, T)."""
-    span = 2 + max(x.max(), y.max())  # of the numbers 0 for IGNORED, 1 + id for others
-    keys = (np.arange(len(x))[:, None] * span + x) * span + y + 1  # one for each row, x and y
+def came_before(
+    x: NDArray[np.int64], y: NDArray[np.int64], texts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether the pair of x (B, T) and what follows it stands in its text already, (B, T).
+
+    `texts`, (B, T) or (B, 1), are the numbers of the texts that the tokens are in. What follows is
+    the target y (B, T), or the next x where that is IGNORED.
+    """
+    y = np.where(y < 0, np.roll(x, -1, axis=1), y)
+    span = 1 + max(x.max(), y.max())
+    keys = (texts * span + x) * span + y  # one for each text, x and y
     before = np.ones(x.shape, dtype=bool)
     before.flat[np.unique(keys, return_index=True)[1]] = False  # the first of each
     return before

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import shutil
@@ -36,7 +37,7 @@ def data_dir(text_data, tmp_path_factory):
     shutil.copytree(text_data / "tiny", folder / "tiny")
     tokenizer, rng, parts = Tokenizer(256), np.random.default_rng(0), []
     for _ in range(300):
-        prompt, response = "ab" * rng.integers(1, 4), str(rng.choice(["d", "d", "c" * 9]))
+        prompt, response = "cc" * rng.integers(1, 4), str(rng.choice(["d", "d", "c" * 9]))
         ids = encode_turns(tokenizer, [("user", prompt), ("assistant", response)])
         parts += [[*ids, tokenizer.end_of_text]]
     train_tokens, val_tokens = np.concatenate(parts[:250]), np.concatenate(parts[250:])
@@ -140,13 +141,21 @@ def test_validation_counts_responses_only(whole, data_dir):
     rows = DataSet(data_dir / "sums").rows("val", 16)
     x, y, segments, _ = map(torch.from_numpy, rows.read(np.arange(rows.count)))
     nats, count, text_bytes = 0.0, 0, 0
+    divided: dict[bool, list[float]] = {False: [], True: []}  # by whether the pair came before
     for row, segment in {(b, int(s)) for b in range(len(x)) for s in segments[b] if s > 0}:
         own = segments[row] == segment
         logits = gpt(x[row, own][None])[0]
         nats += torch.nn.functional.cross_entropy(logits, y[row, own], reduction="sum").item()
         count += int((y[row, own] != IGNORED).sum())
         text_bytes += sum(int((y[row, own] == ord(letter)).sum()) for letter in "cd")
+        losses = torch.nn.functional.cross_entropy(logits, y[row, own], reduction="none").tolist()
+        pairs = list(itertools.pairwise([*x[row, own].tolist(), int(y[row, own][-1])]))
+        for i, target in enumerate(y[row, own].tolist()):
+            if target != IGNORED:
+                divided[pairs[i] in pairs[:i]].append(losses[i])
     last = metrics_of(whole[0])[-1]
+    assert last["val_new"] == pytest.approx(np.mean(divided[False]), rel=1e-5)
+    assert last["val_again"] == pytest.approx(np.mean(divided[True]), rel=1e-5)
     assert last["val_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert last["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
 
