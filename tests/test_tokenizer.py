@@ -379,6 +379,17 @@ def test_files_that_change_texts_are_refused(changes: dict, message: str, tmp_pa
         Tokenizer.load(tmp_path / "bpe.json")
 
 
+def test_a_text_that_comes_back_changed_is_refused() -> None:
+    pytest.importorskip("tokenizers")
+    bytes_only = json.loads(library_file())["pre_tokenizer"]
+    removing = {"type": "Split", "pattern": {"String": "zq"}, "behavior": "Removed"}
+    both = {"type": "Sequence", "pretokenizers": [removing | {"invert": False}, bytes_only]}
+    tokenizer = Tokenizer.from_json(library_file(pre_tokenizer=both))
+    assert tokenizer.decode(tokenizer.encode("the other")) == "the other"
+    with pytest.raises(UserError, match=r"'the zq 😀' comes back as 'the  😀'"):
+        tokenizer.encode("the zq 😀")
+
+
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match="pip install tokenizers"):
