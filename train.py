@@ -327,10 +327,11 @@ class Trainer:
 
     def keep(self) -> None:
         """Save the weights as `last`, and as `best` if no evaluation was better."""
+        better = self.result.loss < self.best_loss
+        self.best_loss = min(self.best_loss, self.result.loss)
         if not (self.out_dir / "last.pt").is_file():
             self.save("last")  # first, so that there is never a best.pt alone
-        if self.result.loss < self.best_loss:
-            self.best_loss = self.result.loss
+        if better:
             self.save("best")
         self.save("last")
 

@@ -260,6 +260,25 @@ def test_a_damaged_best_checkpoint_is_made_again(words, tmp_path, damage):
     assert read_checkpoint(best)[1]["best_val_loss"] == losses[-1] > losses[0]
 
 
+def test_a_run_killed_while_its_first_evaluation_is_saved_keeps_its_best(
+    words, tmp_path, monkeypatch
+):
+    write, written = train.write_checkpoint, list[str]()
+
+    def write_or_end(path, *content):
+        written.append(path.name)
+        assert len(written) != 3, "killed"
+        write(path, *content)
+
+    monkeypatch.setattr(train, "write_checkpoint", write_or_end)
+    with pytest.raises(AssertionError, match="killed"):
+        train.main(words(**FIVE))
+    assert written == ["last.pt", "best.pt", "last.pt"]
+    worse = ["--init_from=resume", "--max_steps=6", "--learning_rate=9"]
+    train.main([*worse, f"--out_dir={tmp_path / 'run'}"])
+    assert read_checkpoint(tmp_path / "run" / "best.pt")[1]["step"] == 5
+
+
 def test_a_finished_run_makes_a_damaged_best_checkpoint_again_as_advised(words, tmp_path):
     train.main(words(**FIVE))
     lines, best = metrics_of(tmp_path / "run"), tmp_path / "run" / "best.pt"
