@@ -247,7 +247,7 @@ def gap_of(
         baseline=base.variant,
         nats=nats,
         share=nats / base.loss,
-        bits_per_byte=mean(present(_differences(row.bits_per_byte, base.bits_per_byte))),
+        bits_per_byte=nats * mean(present(base.bits_per_byte)) / base.loss,  # of the same text
         data=data_multiple(row, base, row.curve[-1]),
         interval=(judged.low, judged.high) if judged else None,
         paired=(alone.low, alone.high) if alone else None,
@@ -321,9 +321,10 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
             nats = _differences(point.losses, first.losses)
             shares = [None if one is None else one / centre for one in nats]
             judged = contrast.judged if contrast else None
+            share = judged.difference / centre if judged else mean(present(shares))
             interval = (judged.low / centre, judged.high / centre) if judged else None
             data = data_multiple(rows[i + 1], rows[0], point)
-            points[i].append(GapPoint(tokens, shares, mean(present(shares)), interval, data))
+            points[i].append(GapPoint(tokens, shares, share, interval, data))
     return points
 
 
@@ -386,7 +387,8 @@ def recodings_of(rows: list[Row]) -> list[Recodings]:
     for family in families.values():
         by_seed = zip(*(row.losses for row in family), strict=True)
         seeds = [present(losses) for losses in by_seed if None not in losses]
-        if len(family) > 1 and len(seeds) > 1:
+        recoded = len({row.settings["code_seed"] for row in family}) > 1
+        if recoded and len(seeds) > 1:
             spread = blocked_anova(list(zip(*seeds, strict=True)))
             results.append(Recodings([row.variant for row in family], len(seeds), spread))
     return results

@@ -113,6 +113,8 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
     )
     fixed, affine = made.gaps[0]
     assert fixed.nats == pytest.approx(0.0495, abs=2e-3)
+    assert fixed.bits_per_byte == pytest.approx(2 * fixed.nats)  # one difference in all units
+    assert fixed.points[-1].share == pytest.approx(fixed.share)
     assert affine.verdict == "worse"
     assert "Left out, not complete: fixed (seed 2); compressed." in made.notes
     assert [row.variant for row in made.groups[0]] == ["learned", "fixed", "affine"]
@@ -316,6 +318,7 @@ def test_recodings_that_differ_by_more_than_seeds_explain(tmp_path):
         affine=([1.10, 1.20, 1.30], {"config": {"code_seed": 1}}),
         affine_2=([1.12, 1.21, 1.33], {"config": {"code_seed": 2}}),
         affine_3=([1.05, 1.16, 1.25], {"config": {"code_seed": 3}}),
+        fixed_2=[1.0, 1.1, 1.2],  # a file of its own with the same settings is no recoding
     )
     (found,) = made.recodings
     assert (found.variants, found.seeds) == (["affine", "affine_2", "affine_3"], 3)
