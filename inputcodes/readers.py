@@ -9,6 +9,7 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -187,7 +188,7 @@ def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
     names = columns_of(schema.names, column, where)
     texts = [name for name, kind in types.items() if kind.startswith(TEXT_TYPES)]
     if column is not None and column not in texts and types[column] != "null":  # all are missing
-        advice = " or ".join(f"--text_column={name}" for name in texts)
+        advice = " or ".join(shlex.quote(f"--text_column={name}") for name in texts)
         advice = f"pass {advice}" if texts else "no column does"
         raise UserError(f"{where}: column {column!r} holds {types[column]}, not text: {advice}")
     return names
@@ -243,14 +244,18 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit((1 << 31) - 1)
     with io.TextIOWrapper(_open(path), encoding="latin-1", newline="") as file:
         lines = (line.encode("latin-1").decode() for line in file)  # singly: the bad one is known
-        rows, read = csv.DictReader(lines, strict=True), 0
+        read = 0
         try:
+            header = next(lines, "")
+            comma = max(",;\t", key=header.count)  # or what stands for it
+            rows = csv.DictReader(itertools.chain([header], lines), delimiter=comma, strict=True)
             columns_of(rows.fieldnames or (), column, path)
             read = rows.line_num
             for row in rows:
                 if None in row:  # the rest of a text, as likely as not
                     place = f"{path}, line {rows.line_num}"
-                    raise UserError(f"{place}: more values than columns: quote texts with commas")
+                    advice = f"quote texts that hold {comma!r}"
+                    raise UserError(f"{place}: more values than columns: {advice}")
                 read = rows.line_num
                 yield read, row
         except (csv.Error, UnicodeDecodeError) as error:
