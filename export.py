@@ -58,7 +58,7 @@ FILES = {  # what an export writes; the folder may hold a run, too
     "gguf": ("model.gguf", "README.md"),
 }  # fmt: skip
 CARD_SIGN = "A decoder-only transformer with the input layer"  # by which an export is known
-HERE_ALONE = ("data_dir", "out_dir", "device")  # settings that say nothing elsewhere
+HERE_ALONE = ("data_dir", "out_dir", "init_from", "device")  # settings that say nothing elsewhere
 
 HF_USE = """\
 ```python
@@ -115,6 +115,7 @@ def export(config: ExportConfig) -> None:
     model, record, tokenizer = load_model(out_dir / f"{config.checkpoint}.pt")
     record["config"] |= dataclasses.asdict(model.config)
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
+    record = without_places(record)
     card = model_card(config, model, record)
     with locked(to, wait=False):
         # The card comes before what it describes: if that fails, the next export may replace it.
@@ -166,7 +167,7 @@ def write_hf(
     described["torch_dtype"] = dtype  # the name in transformers 4
     generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
     write_json(to / "generation_config.json", generation)
-    made = without_places(record) | {"weights_sha256": weights_sha256(to)}
+    made = record | {"weights_sha256": weights_sha256(to)}
     write_json(to / "config.json", described | {RECORD: made})
 
 
@@ -179,6 +180,7 @@ def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
         "eos_token": end,
         "pad_token": end,
         "model_max_length": block_size,
+        "padding_side": "left",  # a batch of prompts is continued at its right
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": not chat,  # the template writes role marks as text
     }
@@ -188,6 +190,7 @@ def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
 def without_places(record: dict[str, Any]) -> dict[str, Any]:
     """The record of the checkpoint without the paths of the machine that made it."""
     settings = {k: v for k, v in record["config"].items() if k not in HERE_ALONE}
+    settings["table_of"] = Path(settings["table_of"]).name
     base = record.get("base") and record["base"] | {"out_dir": Path(record["base"]["out_dir"]).name}
     return record | {"config": settings, "base": base}
 
@@ -200,7 +203,8 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     """README.md of the folder: what the model is and what made it."""
     settings, name = record["config"], Path(config.to).name
     total, inputs = count_parameters(model.config)
-    codes = ", ".join(f"{k}={settings[k]!r}" for k in sorted(INPUT_FIELDS) if settings[k] != "")
+    names = sorted(INPUT_FIELDS - {*model.config.without_effect(INPUT_FIELDS)})
+    codes = ", ".join(f"{name}={settings[name]!r}" for name in names if settings[name] != "")
     step_tokens = record["tokens"] // max(1, record["step"])
     rows = {
         "input layer": f"{settings['input_layer']} ({inputs:,} of {total:,} trained numbers)",

@@ -103,6 +103,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     ]
     if tokenizer.tokenizers_json:
         file: dict[str, Any] = json.loads(tokenizer.tokenizers_json)
+        # Here a text is never cut, filled up or put between special tokens.
+        file |= dict.fromkeys(("truncation", "padding", "post_processor"))
         known = {token["content"] for token in file["added_tokens"]}
         file["added_tokens"] += [token for token in added if token["content"] not in known]
         return file

@@ -25,6 +25,7 @@ from inputcodes.resume import find_start
 from inputcodes.tokenizer import Tokenizer
 from model import INPUT_LAYERS, rotary_angles
 from tests.helpers import SMALL, build_tokenizer, write_run
+from tests.test_tokenizer import library_file
 
 TEXT = (
     Path(hf.__file__).read_text() + "Der süße Bär 東京 🦊 naïve don't DON'T 12345\r\n\t \n  x" * 9
@@ -136,6 +137,36 @@ def test_logits_loss_and_greedy_tokens_are_the_same(layer, tokenizers, tmp_path)
     assert written[0, 4:].tolist() == greedy
 
 
+def test_prompts_of_several_lengths_are_continued_as_each_alone(tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_run(tmp_path, tokenizers["bytes"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported(tmp_path))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    together, alone = (
+        [
+            tokenizer.batch_decode(model.generate(**batch, max_new_tokens=8)[:, -8:])
+            for batch in (tokenizer(texts, padding=True, return_tensors="pt") for texts in batches)
+        ]
+        for batches in ([["a", "def f(x)"]], [["a"], ["def f(x)"]])
+    )
+    assert together[0] == [*alone[0], *alone[1]]
+
+
+def test_a_tokenizer_that_puts_texts_between_marks_is_written_without(tokenizers, tmp_path):
+    """As the file of Llama 3 does: texts here were never encoded that way."""
+    library = pytest.importorskip("tokenizers")
+    mark = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [259], "tokens": ["<|endoftext|>"]}}
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [mark, sequence]}
+    template |= {"pair": [sequence, sequence], "special_tokens": special}
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    ours = Tokenizer.from_json(library_file(post_processor=template, truncation=cut))
+    write_run(tmp_path, ours)
+    theirs = library.Tokenizer.from_file(str(exported(tmp_path) / "tokenizer.json"))
+    assert theirs.encode("the other").ids == ours.encode("the other")
+
+
 @pytest.mark.parametrize("layer", list(INPUT_LAYERS))
 def test_the_import_is_equal_to_the_last_bit(layer, tokenizers, tmp_path):
     model = write_run(tmp_path, tokenizers["ngrams"], input_layer=layer)
@@ -199,6 +230,8 @@ def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
     ]
     assert keep[0] == keep[1]
     assert load_model(tmp_path / "b" / "best.pt")[1]["base"]["out_dir"] == str(run / "hf")
+    for name in ("README.md", "config.json"):  # no paths of this machine
+        assert str(run) not in (exported(tmp_path / "b") / name).read_text()
     assert "are not those that export.py wrote" not in capsys.readouterr().err
     weights = bytearray((run / "hf" / "model.safetensors").read_bytes())
     weights[-9] ^= 1
@@ -253,7 +286,11 @@ def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
     for words in ("license: apache-2.0", "code_seed=9", "2.8854 bits per byte", "700 tokens in 7"):
         assert words in card
     assert "affine (0 of" in card
+    assert "compression" not in card  # which an affine code does not have
     assert str(tmp_path) not in (tmp_path / "hf" / "config.json").read_text()
+    other = str(tmp_path / "other")
+    write_run(tmp_path, tokenizers["bytes"], input_layer="compressed", table_of=other)
+    assert "table_of='other'" in (exported(tmp_path) / "README.md").read_text()
 
 
 def test_the_card_has_the_tasks_of_this_very_checkpoint(tokenizers, tmp_path):
