@@ -319,6 +319,10 @@ def validation_numbers(rows: Rows, max_targets: int) -> NDArray[np.int64]:
 
     Raises UserError if there is no whole row.
     """
+    if not rows.tokens:
+        raise UserError(
+            "the data set holds out no text to validate: prepare it with a val_fraction"
+        )
     numbers = rows.validation(max_targets)
     if not len(numbers):
         if not len(rows.validation(0)):

@@ -188,7 +188,7 @@ def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
     marks = [tokenizer.special[f"<|{role}|>"] for role in ROLES]
     places = np.flatnonzero(np.isin(tokens, [*marks, tokenizer.end_of_text]))
     says = tokens[places] == tokenizer.special["<|assistant|>"]
-    ends = np.append(places[1:], len(tokens))
+    ends = np.append(places, len(tokens))[1:]
     is_end = tokens == tokenizer.special[END_OF_TURN]
     says &= ~(is_end[ends - 1] & is_end[ends - 2])
     before = places[0] if len(places) else len(tokens)

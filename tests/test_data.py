@@ -157,6 +157,9 @@ def test_too_little_data_is_refused(data_dir):
         TrainingData(rows, batch_size=1, seed=0)
     with pytest.raises(UserError, match=r"none of 1 validation conv.* block_size=4 .* larger"):
         next(validation_batches(rows, 0, 1, Processes(CPU)))
+    for nothing in (TextRows(stream_of(0), 8), ChatRows(ids[:0], tokenizer, 8)):
+        with pytest.raises(UserError, match="no text to validate: prepare it with"):
+            next(validation_batches(nothing, 0, 1, Processes(CPU)))
 
 
 def cut_a_shard(path):
