@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -154,7 +155,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the record of a folder that export.py wrote, as of a checkpoint.
 
     The input layer is built from its settings; a trained one is read from the table. Raises
-    UserError if the folder is not such an export, or not whole.
+    UserError if the folder is not such an export, or not whole, or if another program has trained
+    what has no place here.
     """
     record = read_json(folder / "config.json").get(RECORD)
     if not isinstance(record, dict):
@@ -176,7 +178,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if tokenizer.sha256 != record["tokenizer_sha256"]:
         raise UserError(f"{folder / TOKENIZER} is not of this export: export the run again")
     try:
-        weights = GPT(config, texts=tokenizer.texts()).state_dict()
+        model = GPT(config, texts=tokenizer.texts())
+        weights = model.state_dict()
         files = map(load_file, weight_files(folder))
         there = {name: weight.float() for file in files for name, weight in file.items()}
         for name, neox_name in module_names(config.n_layer).items():
@@ -187,8 +190,17 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         weights["head.weight"] = there[HEAD if HEAD in there else "lm_head.weight"]
         if (trained := weights.get("input_layer.weight")) is not None:
             weights["input_layer.weight"] = there[EMBEDDING][:, : trained.shape[1]].contiguous()
+        model.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} is not a whole export ({error}): export the run again"
         ) from error
+    rounding = 2**-8  # of bfloat16; zeros stay zeros
+    for name, weight in neox_weights(model).items():
+        if name in there and not torch.allclose(there[name], weight, rtol=rounding, atol=0):
+            raise UserError(
+                f"{folder}: {name} was trained elsewhere, or is damaged, and a model of this"
+                " program has no place for it: start from an export whose biases are zero and"
+                f" whose table is that of its input layer, {config.input_layer}"
+            )
     return {"model": weights}, record

@@ -13,6 +13,7 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 
 import export
 import train
@@ -174,6 +175,20 @@ def test_the_import_is_equal_to_the_last_bit(layer, tokenizers, tmp_path):
     assert state.keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
         assert torch.equal(state[name], weight), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_have_no_place_here_are_not_dropped(dtype, tokenizers, tmp_path):
+    """Training in transformers moves the biases, which are zero here, and the table of a code."""
+    write_run(tmp_path, tokenizers["ngrams"], input_layer="spelling")
+    file = exported(tmp_path, f"--dtype={dtype}") / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight.float() for name, weight in weights.items()}, file)
+    hf.read_export(file.parent)  # only saved again, in another precision
+    for name in (hf.EMBEDDING, "gpt_neox.layers.1.mlp.dense_h_to_4h.bias"):
+        save_file(weights | {name: weights[name] + 0.1}, file)
+        with pytest.raises(UserError, match=f"{name} was trained elsewhere"):
+            hf.read_export(file.parent)
 
 
 def test_shards_and_bfloat16(tokenizers, tmp_path, monkeypatch):
