@@ -351,7 +351,9 @@ def validation_batches(
 def _load(rows: Rows, numbers: NDArray[np.int64], device: torch.device) -> Batch:
     """Read rows and copy them to the device, without waiting where possible."""
     arrays = [torch.from_numpy(np.ascontiguousarray(array)) for array in rows.read(numbers)]
-    if device.type == "cuda":
+    pinned = device.type == "cuda"
+    if pinned:
         arrays = [array.pin_memory() for array in arrays]
-    x, y, *layout = (array.to(device, non_blocking=True) for array in arrays)
+    # MPS would still read memory that is not pinned when it is free again (PyTorch issue 189690).
+    x, y, *layout = (array.to(device, non_blocking=pinned) for array in arrays)
     return Batch(x, y, segment_layout(*layout) if layout else None, rows.targets(numbers))

@@ -91,6 +91,18 @@ def test_processes_share_each_micro_batch_in_order(data_dir, world):
         assert y.tolist() == ((starts[:, None] + np.arange(1, 11)) % 256).tolist()
 
 
+def test_only_pinned_memory_is_copied_without_waiting(data_dir, monkeypatch):
+    copy = torch.Tensor.to
+
+    def checked(array, device, non_blocking=False):
+        assert array.is_pinned() or not non_blocking
+        return copy(array, device, non_blocking=non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "to", checked)
+    training = TrainingData(DataSet(data_dir).rows("train", 9), batch_size=4, seed=3)
+    assert next(training.batches(0, Processes(CPU))).x.shape == (4, 9)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize(
     ("max_tokens", "windows"),
