@@ -151,7 +151,9 @@ def trying(action: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        # `datasets` says which configurations there are, and how to name one in Python.
+        advised = re.sub(r"Example of usage:\s*`load_dataset.*`", "(--hub=PATH:CONFIG)", str(error))
+        reason = textwrap.shorten(f"{type(error).__name__}: {advised}", 300)
         raise UserError(f"cannot {action}: {reason}") from error
 
 
