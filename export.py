@@ -225,7 +225,8 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     table = "was trained"
     if not inputs:
         table = "holds the fixed vectors of the\ncode, which were not trained"
-    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    front = ["library_name: transformers"] * (config.format == "hf")
+    front += ["pipeline_tag: text-generation"]
     front += [f"license: {config.license}"] * bool(config.license)
     return f"""\
 ---

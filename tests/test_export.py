@@ -448,6 +448,8 @@ def test_a_gguf_file_holds_weights_and_tokens(layout, tokenizers, tmp_path):
     escaped = "".join(f"\\x{value:02x}" for value in tokenizer.decode_bytes([300 % len(texts)]))
     assert texts[300 % len(texts)].decode() == escaped
     assert texts[tokenizer.end_of_text] == b"\\xff<|endoftext|>"
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "library_name" not in card  # which names transformers in the other format
 
 
 @pytest.mark.parametrize("layout", ["bytes", "ngrams", "unicode"])
