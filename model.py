@@ -24,6 +24,7 @@ from inputcodes.generate import KVCache, generate
 from inputcodes.loss import linear_cross_entropy
 
 ROPE_BASE = 10_000.0
+LARGEST_GRADIENT = 1e20  # of a state between blocks
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,25 @@ class MLP(nn.Module):
         return self.proj(F.gelu(self.fc(x)))
 
 
+class BoundedGradient(torch.autograd.Function):
+    """The identity; its gradient stays within LARGEST_GRADIENT.
+
+    The paper's codes of id 0 and of id 2^K - 1 are constant vectors, which a norm turns into zeros.
+    At the start of a window nothing adds to them: the state is zero after every norm, so it gives
+    no weight a gradient, but its own grows by up to 1 / sqrt(eps) = 316 per norm. Below about ten
+    blocks that is harmless; then it is infinite, and infinity times zero is NaN.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        largest = min(LARGEST_GRADIENT, torch.finfo(gradient.dtype).max)
+        return gradient.clamp(-largest, largest)
+
+
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -108,6 +128,7 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
+        x = BoundedGradient.apply(x)
         x = x + self.attention(self.norm_1(x), cos, sin, mask, cache)
         return x + self.mlp(self.norm_2(x))
 

@@ -97,6 +97,23 @@ def test_every_input_layer_trains_and_keeps_ids_apart(input_layer):
     assert all(weight.grad.abs().sum() > 0 for weight in gpt.parameters())
 
 
+def test_a_constant_code_at_the_start_of_a_window_is_no_nan_in_a_deep_model(monkeypatch):
+    """Its gradient is too large for float32 on the way, and none of any weight's in float64."""
+    config = GPTConfig(vocab_size=256, n_embd=64, n_head=2, block_size=4, n_layer=16)
+    gradients = []
+    for dtype, largest in ((torch.float32, 1e20), (torch.float64, math.inf)):
+        monkeypatch.setattr(model_module, "LARGEST_GRADIENT", largest)
+        gpt = GPT(config, seed=1).to(dtype)
+        with torch.no_grad():
+            for weight in gpt.blocks.parameters():
+                weight *= 5 if weight.dim() == 2 else 1  # as large as training makes them
+        x, y = torch.tensor([[255, 3, 4, 5], [0, 9, 8, 7]]), torch.tensor([[1, 2, 3, 4]] * 2)
+        gpt(x, y).backward()
+        gradients.append([weight.grad.double() for weight in gpt.parameters()])
+    for ours, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item())
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_recomputed_blocks_give_the_same_gradients(monkeypatch, bfloat16):
     ids, targets, gelu = random_ids((3, 16)), random_ids((3, 16), 1), model_module.F.gelu
