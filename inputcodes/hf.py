@@ -195,12 +195,17 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             f"{folder} is not a whole export ({error}): export the run again"
         ) from error
+    _refuse_what_has_no_place(folder, model, there)
+    return {"model": weights}, record
+
+
+def _refuse_what_has_no_place(folder: Path, model: GPT, there: dict[str, Tensor]) -> None:
+    """Raise UserError if an export of `model` would differ from the tensors in the folder."""
     rounding = 2**-8  # of bfloat16; zeros stay zeros
     for name, weight in neox_weights(model).items():
         if name in there and not torch.allclose(there[name], weight, rtol=rounding, atol=0):
             raise UserError(
                 f"{folder}: {name} was trained elsewhere, or is damaged, and a model of this"
                 " program has no place for it: start from an export whose biases are zero and"
-                f" whose table is that of its input layer, {config.input_layer}"
+                f" whose table is that of its input layer, {model.config.input_layer}"
             )
-    return {"model": weights}, record

@@ -61,8 +61,11 @@ class Task:
     perplexity: bool = False  # of the gold answer; else the accuracy among the options
 
 
-def field(row: Row, path: str, kind: type = str) -> Any:
-    """The value at `path` ("choices.text") of a row, of type `kind`; [str] is a list of texts."""
+def field(row: Row, path: str, kind: type = str, may_be_empty: bool = False) -> Any:
+    """The value at `path` ("choices.text") of a row, of type `kind`; ValueError if it is not.
+
+    A text holds more than white space, unless it `may_be_empty`.
+    """
     value: Any = row
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:
@@ -71,7 +74,7 @@ def field(row: Row, path: str, kind: type = str) -> Any:
     if type(value) is not kind:
         noun = {str: "text", list: "a list", bool: "true or false", int: "a whole number"}[kind]
         raise ValueError(f"{path} is {value!r:.60}, expected {noun}")
-    if isinstance(value, str) and not value.strip() and path != "ctx_b":  # WikiHow's has none
+    if isinstance(value, str) and not (value.strip() or may_be_empty):
         raise ValueError(f"{path} is empty, expected text")
     return value
 
@@ -103,7 +106,8 @@ def hellaswag_item(row: Row) -> Item:
     The harness begins the second part with a capital, which `ctx` does not have.
     """
     if "ctx_a" in row and "ctx_b" in row:
-        context = f"{field(row, 'ctx_a')} {field(row, 'ctx_b').capitalize()}"
+        second = field(row, "ctx_b", may_be_empty=True)  # as in WikiHow's rows
+        context = f"{field(row, 'ctx_a')} {second.capitalize()}"
     else:
         context = field(row, "ctx")
     endings = tuple(clean_wikihow(ending) for ending in texts(row, "endings"))

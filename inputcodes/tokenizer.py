@@ -126,13 +126,11 @@ class Tokenizer:
         def to_ids(text: str) -> NDArray[Any]:
             ids = library.encode(text, add_special_tokens=False).ids
             utf8, back = text.encode(), b"".join([texts[n] for n in ids])
-            for n in range(0, len(utf8) + 1, 40):
-                was, now = utf8[n : n + 40], back[n : n + 40]
-                if was != now:
-                    raise _not_exact(
-                        f"{was.decode(errors='replace')!r} comes back as"
-                        f" {now.decode(errors='replace')!r}"
-                    )
+            if back != utf8:
+                starts = range(0, len(utf8) + 1, 40)
+                n = next(n for n in starts if utf8[n : n + 40] != back[n : n + 40])
+                was, now = (part[n : n + 40].decode(errors="replace") for part in (utf8, back))
+                raise _not_exact(f"{was!r} comes back as {now!r}")
             return np.array(ids)
 
         self._to_ids = to_ids
