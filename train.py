@@ -76,7 +76,7 @@ class TrainConfig(GPTConfig):
     # optimizer and schedule
     learning_rate: float = changeable(2.5e-3, "peak learning rate of AdamW", least=0)
     min_lr: float = changeable(0.0, "learning rate at the end of the cosine", least=0)
-    warmup_steps: int = changeable(200, "linear warm-up; short runs default to a tenth", least=0)
+    warmup_steps: int = changeable(200, "linear warm-up; short runs: a quarter of them", least=0)
     weight_decay: float = changeable(0.1, "on matrices only", least=0)
     beta1: float = changeable(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
     beta2: float = changeable(0.95, "AdamW: decay of their mean square", least=0, below=1)
@@ -107,10 +107,8 @@ class TrainConfig(GPTConfig):
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` with a warm-up that fits into a short run, unless it has one."""
-        max_steps = given.get("max_steps", cls.max_steps)
-        if "warmup_steps" in given or max_steps > cls.warmup_steps:
-            return dict(given)
-        return {**given, "warmup_steps": max(0, max_steps // 10)}
+        quarter = max(0, given.get("max_steps", cls.max_steps) // 4)
+        return {"warmup_steps": min(cls.warmup_steps, quarter), **given}
 
     def problems(self) -> list[str]:
         problems = super().problems()

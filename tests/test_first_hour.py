@@ -1,5 +1,6 @@
 """What a new user meets: early refusals, advice that works, output that never ends a run."""
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -67,9 +68,10 @@ def test_names_of_nanogpt_are_answered(name):
 
 
 def test_a_short_run_needs_no_word_about_its_warm_up(words, tmp_path):
-    assert build(TrainConfig, {"max_steps": 60}).warmup_steps == 6
-    assert build(TrainConfig, {"max_steps": 1}).warmup_steps == 0
-    assert build(TrainConfig, {"max_steps": 300}).warmup_steps == 200
+    warmups = [build(TrainConfig, {"max_steps": n}).warmup_steps for n in range(1, 1000)]
+    assert {b - a for a, b in itertools.pairwise(warmups)} == {0, 1}  # no jump
+    assert (warmups[0], warmups[60 - 1]) == (0, 15)
+    assert set(warmups[800 - 1 :]) == {200}  # of all results that are kept
     with pytest.raises(UserError, match=r"warmup_steps \(200\) must be smaller than max_steps"):
         build(TrainConfig, {"max_steps": 60, "warmup_steps": 200})
     argv = [word for word in words(max_steps=6) if not word.startswith("--warmup_steps")]
