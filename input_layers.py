@@ -241,7 +241,7 @@ class SpellingInput(CodewordInput):
         super().__init__(config)
         assert texts or self.masks.is_meta, "GPT(config, seed, tokenizer.texts())"
         longest = max(map(len, texts), default=1)
-        n = config.spelling_bytes or min(longest, MAX_SPELLING)
+        n = min(config.spelling_bytes or MAX_SPELLING, longest)
         table = codes.spelling_table(texts or [b""] * config.vocab_size, n, config.spelling_id)
         self.register_buffer("spellings", table)  # stored with the model, V x (1 + n) bytes
         # (place, byte) is the number 256 place + byte, in a code of its own
