@@ -129,7 +129,8 @@ def draw_curve(out_dir: Path) -> None:
 
 
 def draw_study(directory: Path, report: Report) -> list[str]:
-    """Draw what this report allows into `directory`; the names, without suffix."""
+    """Draw what this report allows into `directory`, which loses the other figures that a report
+    can have, as they are of an earlier one; the names, without suffix."""
     gaps = [gap for group in report.gaps for gap in group]
     drawn = {"loss": loss_figure(report.groups)}
     if sweep := sweep_figure(report.groups):
@@ -144,6 +145,10 @@ def draw_study(directory: Path, report: Report) -> list[str]:
             drawn[name] = length_figure(group)
     for (name, figure), suffix in itertools.product(drawn.items(), ("png", "svg")):
         save(figure, directory / f"{name}.{suffix}")
+    for path in directory.glob("*.*"):
+        known = re.fullmatch(r"(sweep|differences|price|lengths(_\d+)?)\.(png|svg)", path.name)
+        if known and path.stem not in drawn:
+            path.unlink()
     return list(drawn)
 
 
