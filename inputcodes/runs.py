@@ -202,7 +202,8 @@ class Runner:
             self.start(self.waiting.pop(0))
         time.sleep(0.2)
         ended = [path for path, process in self.active.items() if process.poll() is not None]
-        self.tokens |= {path: tokens_of(path) for path in self.active}
+        for path in self.active:  # a resumed run repeats steps, which do not count again
+            self.tokens[path] = max(self.tokens[path], tokens_of(path))
         for path in ended:
             status, log = self.active.pop(path).returncode, path / "log.txt"
             if not log.is_file():

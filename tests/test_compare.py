@@ -318,6 +318,23 @@ def test_on_a_gpu_runs_go_one_at_a_time(monkeypatch):
     assert runs.jobs_at_once("auto", 1) == 1
 
 
+def test_steps_that_a_resumed_run_repeats_are_not_taken_back(tmp_path):
+    (metrics := tmp_path / "run" / "metrics.jsonl").parent.mkdir()
+    metrics.write_text('{"tokens": 500}\n')
+    runner, shown = runs.Runner({tmp_path / "run": ("", 900)}, 1, 1), []
+    runner.waiting, runner.active = [], {tmp_path / "run": Running()}
+    for tokens in (300, 400, 700):
+        metrics.write_text(f'{{"tokens": {tokens}}}\n')
+        runner.look_after()
+        shown.append(runner.tokens[tmp_path / "run"])
+    assert shown == [500, 500, 700]
+
+
+class Running:
+    def poll(self) -> None:
+        return None
+
+
 def test_fewer_runs_than_jobs_share_all_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(runs, "cores", lambda: 8)
