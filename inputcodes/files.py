@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -79,7 +80,7 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     with system_errors("read", path):
         raw = path.read_bytes()
     try:
-        value = json.loads(raw.decode())
+        value = json.loads(raw.decode(), object_pairs_hook=_each_once)
         if not isinstance(value, dict):
             raise ValueError(f"expected an object, found {type(value).__name__}")
     except (ValueError, RecursionError) as error:
@@ -102,7 +103,7 @@ def read_json_lines(
     values = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line.decode())
+            value = json.loads(line.decode(), object_pairs_hook=_each_once)
             if not isinstance(value, dict) or type(value.get("step")) is not int:
                 raise ValueError("expected an object with a step")
             for name, entry in value.items():
@@ -118,6 +119,14 @@ def read_json_lines(
             if damaged == "warn":
                 print(f"warning: {message}; going on without it", file=sys.stderr)
     return values
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its pairs; ValueError for a name that is there twice."""
+    for name, number in Counter(name for name, _ in pairs).items():
+        if number > 1:
+            raise ValueError(f"{name!r} is there {number} times")
+    return dict(pairs)
 
 
 def _check_documents(entry: Any) -> None:

@@ -210,7 +210,13 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
         codeword_b=([1.1, 1.2], {"config": {"code_length": 16}}),
     )
     assert [row.code_length for row in made.groups[0]] == [None, 8, 12, 16]
-    assert "lengths" in figures.draw_study(tmp_path / "report", made)
+    (tmp_path / "report").mkdir()
+    for name in ("sweep.svg", "lengths_2.png", "loss_at_home.svg"):  # of other variants; not ours
+        (tmp_path / "report" / name).write_text("")
+    drawn = figures.draw_study(tmp_path / "report", made)
+    assert "lengths" in drawn
+    left = {path.stem for path in (tmp_path / "report").iterdir()}
+    assert left == {*drawn, "loss_at_home"}
 
 
 def test_the_papers_difference_is_not_resolved_by_its_ranges():
@@ -350,6 +356,9 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
             with pytest.raises(UserError, match=r"metrics.jsonl is damaged at step 2: delete"):
                 runs.read_run(tmp_path, TrainConfig)
     record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record)[:-1] + ', "config": {}}')
+    with pytest.raises(UserError, match=r"run.json is damaged \('config' is there 2 times\)"):
+        runs.read_run(tmp_path, TrainConfig)
     damages = [{"base": 5}, {"base": {"out_dir": "out"}}, {"table_sha256": []}, {"config": 1}]
     for damaged in ("{}", "[]", "", *(json.dumps(record | damage) for damage in damages)):
         (tmp_path / "run.json").write_text(damaged)
