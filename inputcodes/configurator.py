@@ -329,7 +329,9 @@ def _split(
 def _read_file(file: str, problems: list[str]) -> dict[str, Any]:
     """The public names that a config file assigns; imports of modules do not count."""
     if not os.path.isfile(file):
-        problems.append(f"no config file {file!r}")
+        there = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("config/**/[!_]*.py")]
+        near = [from_here(ROOT / name) for name in difflib.get_close_matches(file, there, cutoff=0)]
+        problems.append(f"no config file {file!r}: did you mean one of {', '.join(near)}?")
         return {}
     try:
         namespace = runpy.run_path(file)
@@ -362,7 +364,9 @@ def _checked(
         elif kind is tuple and isinstance(value, list) and all(type(v) is str for v in value):
             good[name] = tuple(value)
         else:
-            problems.append(f"{name}={value!r} {where}: expected {NOUNS[kind]}")
+            written = kind is str and all(isinstance(part, int | float | str) for part in parts)
+            hint = f", such as {','.join(map(str, parts))!r}" if written else ""
+            problems.append(f"{name}={value!r} {where}: expected {NOUNS[kind]}{hint}")
     return good
 
 

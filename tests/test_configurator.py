@@ -89,14 +89,16 @@ def test_words_join_what_else_the_setting_has(tmp_path):
 
 
 def test_all_problems_are_reported_together(tmp_path):
-    file = write(tmp_path / "c.py", "n_layers = 2\nlearning_rate = 'fast'\nn_layer = True\n")
+    text = "n_layers = 2\nlearning_rate = 'fast'\nn_layer = True\nout_dir = [1, 2]\n"
+    file = write(tmp_path / "c.py", text)
     found = problems_of(file, "--compile=perhaps", "--n_layer=2.5", "--out_dri=x", "-x", "none.py")
-    assert len(found) == 8
+    assert len(found) == 9
     text = "\n".join(found)
     assert "unknown setting 'n_layers' in" in text
     assert "did you mean 'n_layer'?" in text
     assert "learning_rate='fast'" in text
     assert "n_layer=True" in text
+    assert f"out_dir=[1, 2] in {file}: expected a string, such as '1,2'" in text
     assert "compile='perhaps' on the command line: expected True or False" in text
     assert "n_layer='2.5' on the command line: expected a whole number" in text
     assert "did you mean 'out_dir'?" in text

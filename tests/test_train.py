@@ -337,7 +337,11 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
         (["--dataset=.."], ["dataset='..': expected the name of a folder in data_dir='data'"]),
         (["--device=quantum"], ["device='quantum' cannot be used here"]),
         (["--beta2=1", "--seed=-1"], ["beta2=1.0", "seed=-1"]),
-        (["config/nothing.py"], ["no config file 'config/nothing.py'"]),
+        (
+            ["config/fixd32.py"],
+            ["'config/fixd32.py': did you mean one of config/fixed32.py, "],
+        ),
+        (["scale.py"], ["no config file 'scale.py'", " config/studies/scale.py"]),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path, monkeypatch, argv, words):
