@@ -23,13 +23,7 @@ from filelock import FileLock
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, local_path, run_main, setting
 from inputcodes.data import DataSet, TrainingData, validation_numbers
-from inputcodes.distributed import (
-    Processes,
-    autocast,
-    end_with_torchrun,
-    join_processes,
-    one_cause,
-)
+from inputcodes.distributed import Processes, autocast, end_with_torchrun, join_processes, one_cause
 from inputcodes.files import read_json, system_errors, write_json
 from inputcodes.readers import split_list
 from inputcodes.stats import markdown_table

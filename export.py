@@ -27,34 +27,17 @@ from huggingface_hub import HfApi, save_torch_state_dict
 from safetensors import SafetensorError
 
 from input_layers import INPUT_FIELDS
+from inputcodes import files, hf
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.files import (
-    locked,
-    read_json,
-    read_json_lines,
-    replacing,
-    system_errors,
-    write_json,
-    write_text,
-)
 from inputcodes.gguf_file import write_gguf
-from inputcodes.hf import (
-    RECORD,
-    TOKENIZER,
-    neox_config,
-    neox_weights,
-    tokenizer_json,
-    weight_files,
-    weights_sha256,
-)
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 from model import GPT, count_parameters
 
 SHARD_BYTES = 5 * 10**9  # the largest file of weights, as the hub has it
 FILES = {  # what an export writes; the folder may hold a run, too
     "hf": ("model*.safetensors*", "config.json", "generation_config.json", "tokenizer.json",
-           "tokenizer_config.json", TOKENIZER, "README.md"),
+           "tokenizer_config.json", hf.TOKENIZER, "README.md"),
     "gguf": ("model.gguf", "README.md"),
 }  # fmt: skip
 CARD_SIGN = "A decoder-only transformer with the input layer"  # by which an export is known
@@ -117,17 +100,17 @@ def export(config: ExportConfig) -> None:
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
     record = without_places(record)
     card = model_card(config, model, record)
-    with locked(to, wait=False):
+    with files.locked(to, wait=False):
         # The card comes before what it describes: if that fails, the next export may replace it.
         if config.format == "gguf":
             template = CHAT_TEMPLATE if record.get("chat") else ""
-            with replacing(to / "model.gguf") as partial:
+            with files.replacing(to / "model.gguf") as partial:
                 write_gguf(partial, model, tokenizer, config.dtype, template)
-                write_text(to / "README.md", card)
+                files.write_text(to / "README.md", card)
         else:
-            write_text(to / "README.md", card)
+            files.write_text(to / "README.md", card)
             write_hf(to, model, tokenizer, config.dtype, record)
-        with system_errors("write", to):  # the folder holds one model, no earlier one beside it
+        with files.system_errors("write", to):  # the folder holds one model
             for old in to.glob("model*.safetensors*" if config.format == "gguf" else "model.gguf"):
                 old.unlink()
 
@@ -135,7 +118,7 @@ def export(config: ExportConfig) -> None:
 def refuse_to_overwrite(to: Path) -> None:
     """Raise UserError if the folder has files that an export replaces, but not an export's card."""
     card = to / "README.md"
-    with system_errors("read", card):
+    with files.system_errors("read", card):
         ours = card.is_file() and CARD_SIGN.encode() in card.read_bytes()
     there = [file for patterns in FILES.values() for name in patterns for file in to.glob(name)]
     if there and not ours:
@@ -150,25 +133,25 @@ def write_hf(
     """Weights, tokenizer and their configurations as transformers reads them."""
     chat = bool(record.get("chat"))
     kind = getattr(torch, dtype)
-    weights = {name: weight.to(kind) for name, weight in neox_weights(model).items()}
+    weights = {name: weight.to(kind) for name, weight in hf.neox_weights(model).items()}
     try:
         (to / "config.json").unlink(missing_ok=True)  # written last: without it none is whole
         save_torch_state_dict(weights, to, max_shard_size=SHARD_BYTES)  # replaces an earlier one
-        for file in weight_files(to):  # which are for their owner alone
+        for file in hf.weight_files(to):  # which are for their owner alone
             shutil.copymode(to / "README.md", file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {to}: {error}") from error
-    write_text(to / TOKENIZER, tokenizer.to_json())
-    write_json(to / "tokenizer.json", tokenizer_json(tokenizer))
-    write_json(to / "tokenizer_config.json", tokenizer_config(model.config.block_size, chat))
+    files.write_text(to / hf.TOKENIZER, tokenizer.to_json())
+    files.write_json(to / "tokenizer.json", hf.tokenizer_json(tokenizer))
+    files.write_json(to / "tokenizer_config.json", tokenizer_config(model.config.block_size, chat))
     ends = [tokenizer.end_of_text] + [tokenizer.special["<|endofturn|>"]] * chat
     ids = {"bos_token_id": ends[0], "eos_token_id": ends[0], "pad_token_id": ends[0]}
-    described = neox_config(model.config) | ids | {"dtype": dtype}
+    described = hf.neox_config(model.config) | ids | {"dtype": dtype}
     described["torch_dtype"] = dtype  # the name in transformers 4
     generation = ids | {"eos_token_id": ends, "max_length": model.config.block_size}
-    write_json(to / "generation_config.json", generation)
-    made = record | {"weights_sha256": weights_sha256(to)}
-    write_json(to / "config.json", described | {RECORD: made})
+    files.write_json(to / "generation_config.json", generation)
+    made = record | {"weights_sha256": hf.weights_sha256(to)}
+    files.write_json(to / "config.json", described | {hf.RECORD: made})
 
 
 def tokenizer_config(block_size: int, chat: bool) -> dict[str, Any]:
@@ -252,12 +235,12 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     rows, file = {}, out_dir / "metrics.jsonl"
     advice = "delete it, or move it away, to export without it"
     try:
-        for line in read_json_lines(file, damaged="warn"):
+        for line in files.read_json_lines(file, damaged="warn"):
             if line["step"] == record["step"] and "val_loss" in line:
                 loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
                 rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
         file = out_dir / "evaluation.json"
-        evaluation = read_json(file, advice) if file.is_file() else {}
+        evaluation = files.read_json(file, advice) if file.is_file() else {}
         if evaluation.get("checkpoint_sha256") == record["checkpoint_sha256"]:
             for task, scores in evaluation.get("tasks", {}).items():
                 numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
@@ -269,12 +252,12 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def upload(folder: Path, files: Sequence[Path], repository: str) -> None:
-    """Make the repository if it is new and upload `files`; UserError if that fails."""
+def upload(folder: Path, written: Sequence[Path], repository: str) -> None:
+    """Make the repository if it is new and upload what was written."""
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        names = [file.name for file in files]
+        names = [file.name for file in written]
         api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
     except Exception as error:  # of the network, the account or the hub
         raise UserError(
@@ -286,12 +269,12 @@ def main(argv: list[str]) -> None:
     config = configure(ExportConfig, argv)
     export(config)
     to = Path(config.to)
-    files = [file for pattern in FILES[config.format] for file in to.glob(pattern)]
-    size = sum(file.stat().st_size for file in files)
+    written = [file for pattern in FILES[config.format] for file in to.glob(pattern)]
+    size = sum(file.stat().st_size for file in written)
     reader = "llama.cpp" if config.format == "gguf" else "AutoModelForCausalLM.from_pretrained"
     print(f"{config.to}: {size / 1e6:,.1f} MB, for {reader}")
     if config.push:
-        upload(to, files, config.push)
+        upload(to, written, config.push)
         print(f"uploaded to https://huggingface.co/{config.push}")
 
 

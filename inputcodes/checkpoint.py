@@ -23,16 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from inputcodes import files
 from inputcodes.configurator import ROOT, UserError, command, from_record
-from inputcodes.files import (
-    atomic_write,
-    file_sha256,
-    read_json,
-    read_json_lines,
-    system_errors,
-    write_json,
-    write_text,
-)
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
@@ -48,13 +40,13 @@ SEAL_BYTES = len(SEAL) + 64 + 1
 def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
     """Replace the checkpoint `path` at once; UserError, with the old one left, if that fails."""
     text = json.dumps({"format": FORMAT, "code_sha256": code_sha256(), **record})
-    with atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         try:
             torch.save({**tensors, "record": text}, file)
         except RuntimeError as error:  # torch's, which does not say why a write failed
             raise error.__context__ or error from None
         file.flush()
-        file.write(SEAL + file_sha256(Path(file.name)).encode() + b"\n")
+        file.write(SEAL + files.file_sha256(Path(file.name)).encode() + b"\n")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -162,17 +154,17 @@ class Metrics:
         self._keep(last_step)
 
     def _keep(self, last_step: int, *more: dict[str, Any]) -> None:
-        lines = read_json_lines(self.path, damaged="warn")
+        lines = files.read_json_lines(self.path, damaged="warn")
         kept = [*(line for line in lines if line["step"] <= last_step), *more]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line, or put it in place of one that was kept without its evaluation."""
         if line["step"] <= self.last_step:
             self._keep(line["step"] - 1, line)
         else:
-            with system_errors("write", self.path), open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with files.system_errors("write", self.path), open(self.path, "ab") as file:
+                file.write(json.dumps(line).encode() + b"\n")
         self.show(line)
 
 
@@ -184,13 +176,13 @@ def write_run_json(
     With `mend`, only if run.json is missing or damaged.
     """
     with contextlib.suppress(UserError):
-        if mend and read_json(out_dir / "run.json"):
+        if mend and files.read_json(out_dir / "run.json"):
             return
     # Without the tokenizer, a long text, and what changes while the run goes on.
     left_out = {"tokenizer", "step", "tokens", "best_val_loss", "elapsed_s"}
     shown = {name: value for name, value in record.items() if name not in left_out}
     started = {"started_at_step": record["step"]}
-    write_json(out_dir / "run.json", started | shown | made_by(device))
+    files.write_json(out_dir / "run.json", started | shown | made_by(device))
 
 
 def made_by(device: torch.device) -> dict[str, Any]:

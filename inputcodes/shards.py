@@ -30,16 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from inputcodes import files
 from inputcodes.configurator import UserError
 from inputcodes.documents import SKIPS, SPLITS, Encoded
-from inputcodes.files import (
-    PARTIAL,
-    atomic_write,
-    read_json,
-    sha256_of_all,
-    system_errors,
-    write_json,
-)
 from inputcodes.ngrams import Counts, merge_counts
 from inputcodes.tokenizer import TokenIds
 
@@ -91,7 +84,7 @@ class ShardWriter:
             number, filled = divmod(counts["tokens"], self._shard_tokens)
             part, tokens = np.split(tokens, [self._shard_tokens - filled])
             path, written = self._path(split, number), part.astype(self._dtype).tobytes()
-            with system_errors("write", path), open(path, "ab") as file:
+            with files.system_errors("write", path), open(path, "ab") as file:
                 file.write(written)
             self._hashes.setdefault(path, hashlib.sha256()).update(written)
             counts["tokens"] += len(part)
@@ -118,17 +111,17 @@ class ShardWriter:
         hashes = {path.name: total.hexdigest() for path, total in self._hashes.items()}
         self.progress |= {"stream": stream, "hashes": hashes}
         whole = {"sha256": _record_sha256(self.progress)}
-        write_json(self.folder / "progress.json", self.progress | whole)
+        files.write_json(self.folder / "progress.json", self.progress | whole)
 
     def _flush(self) -> None:
         for path in _shards_in(self.folder):
-            with system_errors("write", path), open(path, "rb+") as file:
+            with files.system_errors("write", path), open(path, "rb+") as file:
                 os.fsync(file.fileno())
 
     def save_counts(self, counts: Counts, characters: int, stream: dict[str, Any]) -> None:
         """Keep the n-grams counted in so many characters, up to where the reader stands."""
         state = json.dumps({"characters": characters, "stream": stream})
-        with atomic_write(self.folder / "counts.npz") as file:
+        with files.atomic_write(self.folder / "counts.npz") as file:
             np.savez(file, keys=counts[0], counts=counts[1], state=np.array(state))
 
     def load_counts(self) -> tuple[Counts, int, dict[str, Any] | None]:
@@ -151,16 +144,17 @@ class ShardWriter:
         self._flush()  # not save: the stream recorded last is not where the reader stands now
         progress, hashes = self.progress, [self.progress["tokenizer_sha256"]]
         for split in SPLITS:
-            files = [
+            shards = [
                 {"name": path.name, "tokens": tokens, "sha256": self._hashes[path].hexdigest()}
                 for path, tokens in self._shards(split).items()
             ]
-            progress["splits"][split]["files"] = files
-            hashes += [file["sha256"] for file in files]
+            progress["splits"][split]["files"] = shards
+            hashes += [shard["sha256"] for shard in shards]
         kept = ("tokenizer_sha256", "splits", "skipped", "sources", "settings")
         meta = {"format": FORMAT, "vocab_size": vocab_size, "dtype": self._dtype.name}
-        meta |= {name: progress[name] for name in kept} | {"data_sha256": sha256_of_all(hashes)}
-        write_json(self.folder / "meta.json", meta)
+        meta |= {name: progress[name] for name in kept}
+        meta["data_sha256"] = files.sha256_of_all(hashes)
+        files.write_json(self.folder / "meta.json", meta)
         return meta
 
     def cut_back(self) -> None:
@@ -175,13 +169,13 @@ class ShardWriter:
                 raise UserError(
                     f"{path} is shorter than the {size} bytes recorded in progress.json: {AGAIN}"
                 )
-            with system_errors("write", path), open(path, "rb+") as file:
+            with files.system_errors("write", path), open(path, "rb+") as file:
                 file.truncate(size)
                 total = self._hashes[path] = hashlib.file_digest(file, "sha256")
             digest = total.hexdigest()
             if self.progress.get("hashes", {}).get(path.name, digest) != digest:  # none in old ones
                 raise UserError(f"{path} was altered (wrong SHA-256): {AGAIN}")
-        _remove(self.folder.glob(f"*{PARTIAL}"))
+        _remove(self.folder.glob(f"*{files.PARTIAL}"))
         _remove(path for path in _shards_in(self.folder) if path not in shards)
 
 
@@ -199,7 +193,7 @@ def open_folder(
     new, path = folder / NEW, folder / NEW / "progress.json"
     try:
         if path.is_file():
-            progress = read_json(path, AGAIN)
+            progress = files.read_json(path, AGAIN)
             if progress.pop("sha256", "") != _record_sha256(progress):
                 raise UserError(f"{path} is damaged (wrong SHA-256): {AGAIN}")
             changes = _changes(path, progress, wanted)
@@ -225,13 +219,13 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
     path = folder / "meta.json"
     if not path.is_file() or (folder / NEW / "meta.json").is_file():  # which is to take over
         return False
-    meta = read_json(path, AGAIN)
+    meta = files.read_json(path, AGAIN)
     if changes := _changes(path, meta, wanted):
         raise _differs(folder, "a finished data set", changes)
     with _damage_named(path):
         itemsize = np.dtype(meta.get("dtype", "uint16")).itemsize
-        files = [file for split in SPLITS for file in meta["splits"][split]["files"]]
-        sizes = {folder / file["name"]: itemsize * file["tokens"] for file in files}
+        shards = [shard for split in SPLITS for shard in meta["splits"][split]["files"]]
+        sizes = {folder / shard["name"]: itemsize * shard["tokens"] for shard in shards}
     for path in (folder / "tokenizer.json", *sizes):
         if not path.is_file() or path.stat().st_size != sizes.get(path, path.stat().st_size):
             raise UserError(f"{path} is missing or of another size: {AGAIN}")
@@ -249,7 +243,7 @@ def take_over(folder: Path) -> None:
     if any((folder / name).is_file() for name in RECORDS):  # the old one's
         discard(folder)
     _remove(new / name for name in ("progress.json", "counts.npz"))
-    with system_errors("write in", folder):
+    with files.system_errors("write in", folder):
         for path in reversed(own_files(new)):
             os.replace(path, folder / path.name)
     discard(new)
@@ -257,7 +251,7 @@ def take_over(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a data set, finished or not, its records last, and the folder if nothing is left."""
-    _remove([*folder.glob(f"*{PARTIAL}"), *reversed(own_files(folder))])
+    _remove([*folder.glob(f"*{files.PARTIAL}"), *reversed(own_files(folder))])
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -277,7 +271,7 @@ def check_folder(folder: Path) -> None:
     recorded = any((place / name).is_file() for place in places for name in RECORDS)
     own = {path for place in places for path in own_files(place) if recorded}
     for path in (path for place in places for path in place.glob("*")):
-        known = path in own or path.name == "lock" or path.name.endswith(PARTIAL)
+        known = path in own or path.name == "lock" or path.name.endswith(files.PARTIAL)
         if not known and not path.name.startswith("."):
             raise UserError(
                 f"{folder} holds {path.relative_to(folder)}, which is no part of a data set: "
@@ -287,7 +281,7 @@ def check_folder(folder: Path) -> None:
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        with system_errors("remove", path):
+        with files.system_errors("remove", path):
             path.unlink(missing_ok=True)
 
 

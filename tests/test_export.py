@@ -347,7 +347,7 @@ def test_an_export_that_fails_behind_its_weights_is_none(tokenizers, tmp_path, m
     folder = exported(tmp_path)
     write_run(tmp_path, tokenizers["bytes"], code_seed=5)
     with monkeypatch.context() as patch:
-        patch.setattr(export, "tokenizer_json", lambda _: 1 / 0)
+        patch.setattr("inputcodes.hf.tokenizer_json", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             exported(tmp_path)
     with pytest.raises(UserError, match=r"expected .* the directory of a run or of an export"):
@@ -360,7 +360,7 @@ def test_no_weights_are_left_without_a_card_by_which_to_replace_them(
 ):
     write_run(tmp_path, tokenizers["bytes"])
     monkeypatch.setattr(export, "write_gguf", lambda file, *_: file.touch())
-    monkeypatch.setattr(export, "write_text", lambda *_: 1 / 0)
+    monkeypatch.setattr("inputcodes.files.write_text", lambda *_: 1 / 0)
     for argv in ([], ["--format=gguf"]):
         with pytest.raises(ZeroDivisionError):
             exported(tmp_path, *argv)
