@@ -43,7 +43,7 @@ from inputcodes.configurator import (
 from inputcodes.data import DataSet
 from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
-from inputcodes.files import locked, read_json, write_json, write_text
+from inputcodes.files import damage_named, locked, read_json, write_json, write_text
 from inputcodes.readers import split_list
 from inputcodes.report import make_report, text_of
 from inputcodes.resume import check_architecture, find_start, for_data, starting_table
@@ -297,7 +297,7 @@ def read_study(given: dict[str, Any]) -> Study:
     if not file.is_file():
         raise UserError(f"no study in {file.parent}: there is no {file} (compare.py makes one)")
     stored = read_json(file, "run the study again")
-    try:
+    with damage_named(file, "run the study again"):
         variants = [
             runs.Variant(**{**each, "settings": recorded(TrainConfig, each["settings"], file)})
             for each in stored["variants"]
@@ -308,9 +308,7 @@ def read_study(given: dict[str, Any]) -> Study:
             raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
         if any(type(text) is not str for v in variants for text in (v.label, v.group, v.kind)):
             raise TypeError("label, group and kind of a variant are strings")
-        return Study(config, variants)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}): run the study again") from error
+    return Study(config, variants)
 
 
 def check_before(study: Study) -> None:

@@ -232,23 +232,19 @@ tokens. Weights: {config.dtype}.
 
 def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
     """Rows of the card: the validation loss of the checkpoint, and its tasks if evaluated."""
-    rows, file = {}, out_dir / "metrics.jsonl"
+    rows, file = {}, out_dir / "evaluation.json"
     advice = "delete it, or move it away, to export without it"
-    try:
-        for line in files.read_json_lines(file, damaged="warn"):
+    with files.damage_named(out_dir / "metrics.jsonl", advice):
+        for line in files.read_json_lines(out_dir / "metrics.jsonl", damaged="warn"):
             if line["step"] == record["step"] and "val_loss" in line:
                 loss, bits = f"{line['val_loss']:.4f}", f"{line['val_bits_per_byte']:.4f}"
                 rows["validation loss"] = f"{bits} bits per byte, {loss} nats per token"
-        file = out_dir / "evaluation.json"
+    with files.damage_named(file, advice):
         evaluation = files.read_json(file, advice) if file.is_file() else {}
         if evaluation.get("checkpoint_sha256") == record["checkpoint_sha256"]:
             for task, scores in evaluation.get("tasks", {}).items():
                 numbers = [f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float)]
                 rows[task] = ", ".join([*numbers, f"{scores['items']:,} items"])
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is damaged ({error}): {advice}") from error
     return rows
 
 

@@ -16,7 +16,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from model import GPT, GPTConfig
 FORMAT = 2  # 1 had no SHA-256 at the end, and is not read
 SEAL = b"\nsha256 "  # begins the last line of a checkpoint
 SEAL_BYTES = len(SEAL) + 64 + 1
+UNFIT = "is damaged: weights and settings differ"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -107,16 +108,6 @@ def other_checkpoint(path: Path) -> str:
     return f"start another run from its best weights, `{again}`, or read them (--checkpoint=best)"
 
 
-@contextlib.contextmanager
-def fitting_weights(path: Path) -> Iterator[None]:
-    """Turn the errors of weights that do not fit their model into a UserError that names `path`."""
-    try:
-        yield
-    except (ValueError, RuntimeError, LookupError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged: weights and settings differ ({reason})") from error
-
-
 def load_model(
     path: Path, device: torch.device | None = None
 ) -> tuple[GPT, dict[str, Any], Tokenizer]:
@@ -131,7 +122,7 @@ def load_model(
         path = last
     tensors, record = read_checkpoint(path)
     tokenizer = Tokenizer.from_json(record["tokenizer"])
-    with fitting_weights(path):
+    with files.damage_named(path, "", UNFIT):
         config = from_record(GPTConfig, record["config"], path)
         model = GPT(config, texts=tokenizer.texts())
         model.load_state_dict(tensors["model"], assign=True)  # mapped from the file, not copied

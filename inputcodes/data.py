@@ -30,9 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inputcodes import files
 from inputcodes.configurator import UserError, command
 from inputcodes.distributed import Processes
-from inputcodes.files import file_sha256, read_json, sha256_of_all, system_errors, write_json
 from inputcodes.packing import ChatRows, Layout, segment_layout
 from inputcodes.shards import FORMAT, NEW, SPLITS, summary
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
@@ -121,24 +121,20 @@ class DataSet:
     """A prepared directory: `train` and `val` splits, `tokenizer`, and what meta.json says."""
 
     def __init__(self, path: Path, verify: bool = True) -> None:
-        """Open `path`; `verify` also compares every shard with its SHA-256.
+        """Open `path`, checked; `verify` also compares every shard with its SHA-256.
 
-        Raises UserError, naming the file, if anything is missing, cut short or altered, or if the
-        parts do not add up. What was verified is remembered by size and modification time.
+        What was verified is remembered by size and modification time.
         """
-        self.path = path
+        self.path, self._advice = path, f"delete {path} and prepare the data set again"
         self.meta = self._read_meta()
         self.tokenizer = Tokenizer.load(self._file("tokenizer.json"))
         if self.meta.get("tokenizer_sha256") != self.tokenizer.sha256:
             raise self._damaged("tokenizer.json", "is not the one meta.json was written with")
-        try:
+        with files.damage_named(path / "meta.json", self._advice):
             check_meta(self.meta, self.tokenizer)
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-            reason = error if isinstance(error, ValueError) else repr(error)
-            raise self._damaged("meta.json", f"is damaged ({reason})") from error
         self.vocab_size, self.sha256 = self.tokenizer.vocab_size, str(self.meta["data_sha256"])
         self.chat: bool = self.meta.get("settings", {}).get("chat", False)
-        with system_errors("read", path):
+        with files.system_errors("read", path):
             self.train, self.val = self._open_splits(verify)
         self._packed: dict[tuple[str, int], ChatRows] = {}  # packing is slow
         marks = [self.tokenizer.special[name] for name in SPECIAL_NAMES[1:]]
@@ -157,14 +153,12 @@ class DataSet:
         return self._packed[name, block_size]
 
     def _damaged(self, name: str, what: str) -> UserError:
-        return UserError(
-            f"{self.path / name} {what}: delete {self.path} and prepare the data set again"
-        )
+        return UserError(f"{self.path / name} {what}: {self._advice}")
 
     def _read_meta(self) -> dict[str, Any]:
         to_take_over = (self.path / NEW / "meta.json").is_file()  # in the place of what is here
         if (self.path / "meta.json").is_file() and not to_take_over:
-            meta = read_json(self.path / "meta.json", f"delete {self.path} and prepare it again")
+            meta = files.read_json(self.path / "meta.json", self._advice)
             if meta.get("format") != FORMAT:
                 what = f"has format {meta.get('format')!r}, expected {FORMAT}"
                 raise self._damaged("meta.json", what)
@@ -186,23 +180,23 @@ class DataSet:
         remembered, dtype = self.path / "verified.json", self.tokenizer.dtype
         before: dict[str, Any] = {}
         with contextlib.suppress(UserError):  # a damaged file is as good as none
-            before = read_json(remembered)
+            before = files.read_json(remembered)
         verified: dict[str, Any] = {}
-        files = {split: self.meta["splits"][split]["files"] for split in SPLITS}
-        for file in (*files["train"], *files["val"]):
+        shards = {split: self.meta["splits"][split]["files"] for split in SPLITS}
+        for file in (*shards["train"], *shards["val"]):
             path = self._file(name := file["name"])
             stat, expected = path.stat(), dtype.itemsize * file["tokens"]
             if stat.st_size != expected:
                 raise self._damaged(name, f"holds {stat.st_size} bytes, expected {expected}")
             verified[name] = [stat.st_size, stat.st_mtime_ns, file["sha256"]]
             known = not verify or before.get(name) == verified[name]
-            if not known and file_sha256(path) != file["sha256"]:
+            if not known and files.file_sha256(path) != file["sha256"]:
                 raise self._damaged(name, "was altered (wrong SHA-256)")
         if verify and verified != before:
             with contextlib.suppress(UserError):  # in a read-only folder: verify again next time
-                write_json(remembered, verified)
+                files.write_json(remembered, verified)
         end = self.tokenizer.end_of_text
-        return [Split([self.path / file["name"] for file in files[s]], dtype, end) for s in SPLITS]
+        return [Split([self.path / file["name"] for file in shards[s]], dtype, end) for s in SPLITS]
 
 
 def show(data: DataSet, documents: int = 3, tokens: int = 100) -> str:
@@ -243,7 +237,7 @@ def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
         check(f"tokens of {split}", meta["splits"][split]["tokens"], total)
     for reason, number in meta.get("skipped", {}).items():
         check(reason, number, max(0, int(number)))
-    check("data_sha256", meta["data_sha256"], sha256_of_all(hashes))
+    check("data_sha256", meta["data_sha256"], files.sha256_of_all(hashes))
 
 
 class BatchOrder:

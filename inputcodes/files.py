@@ -30,6 +30,19 @@ def system_errors(action: str, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def damage_named(path: Path, advice: str, what: str = "is damaged") -> Iterator[None]:
+    """Turn what content of another shape raises inside into UserError "PATH is damaged (why)"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+            RuntimeError) as error:  # fmt: skip
+        why = str(error) if isinstance(error, ValueError) else f"{error!r:.100}"
+        raise UserError(f"{path} {what} ({why}){advice and ': ' + advice}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The name of a file to write, which replaces `path` at the end, flushed to the disk.
 
@@ -79,12 +92,10 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     """The JSON object in a file; UserError with file, place and `advice` if there is none."""
     with system_errors("read", path):
         raw = path.read_bytes()
-    try:
+    with damage_named(path, advice):
         value = json.loads(raw.decode(), object_pairs_hook=_each_once)
         if not isinstance(value, dict):
             raise ValueError(f"expected an object, found {type(value).__name__}")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}){advice and ': ' + advice}") from error
     return value
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inputcodes.checkpoint import fitting_weights, load_model, other_checkpoint, read_checkpoint
+from inputcodes.checkpoint import UNFIT, load_model, other_checkpoint, read_checkpoint
 from inputcodes.configurator import (
     S,
     UserError,
@@ -30,7 +30,7 @@ from inputcodes.configurator import (
     names_where,
 )
 from inputcodes.data import DataSet, TrainingData, validation_numbers
-from inputcodes.files import file_sha256, read_json_lines
+from inputcodes.files import damage_named, file_sha256, read_json_lines
 from inputcodes.hf import read_export
 from inputcodes.loss import LOGITS_BYTES
 from model import GPTConfig, count_parameters
@@ -110,7 +110,7 @@ class Start:
 
     def load_weights(self, model: torch.nn.Module) -> None:
         """Give `model` the checkpoint's weights; UserError if they do not fit."""
-        with fitting_weights(self.path):
+        with damage_named(self.path, "", UNFIT):
             model.load_state_dict(self.tensors["model"])
 
     def settings(self, cls: type[S]) -> S:

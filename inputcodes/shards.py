@@ -24,7 +24,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
     meta = files.read_json(path, AGAIN)
     if changes := _changes(path, meta, wanted):
         raise _differs(folder, "a finished data set", changes)
-    with _damage_named(path):
+    with files.damage_named(path, AGAIN):
         itemsize = np.dtype(meta.get("dtype", "uint16")).itemsize
         shards = [shard for split in SPLITS for shard in meta["splits"][split]["files"]]
         sizes = {folder / shard["name"]: itemsize * shard["tokens"] for shard in shards}
@@ -292,7 +292,7 @@ def _shards_in(folder: Path) -> list[Path]:
 
 def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """How the data set that `path` records differs; an unset setting may be absent."""
-    with _damage_named(path):
+    with files.damage_named(path, AGAIN):
         old, new = found["settings"], wanted["settings"]
         changes = [
             f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
@@ -307,15 +307,6 @@ def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
             elif any(None not in (v, now.get(k)) and v != now[k] for k, v in was.items()):
                 changes.append(f"{now['name']}: the input files have changed since they were read")
     return changes
-
-
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn what a record of another shape raises inside into a UserError that names its file."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): {AGAIN}") from error
 
 
 def _differs(folder: Path, what: str, changes: list[str]) -> UserError:

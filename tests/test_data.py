@@ -288,7 +288,7 @@ def test_shards_are_verified_once(data_dir, monkeypatch):
         hashed.append(path.name)
         return file_sha256(path)
 
-    monkeypatch.setattr("inputcodes.data.file_sha256", count)
+    monkeypatch.setattr("inputcodes.files.file_sha256", count)
     names = [f"train_{n:06d}.bin" for n in range(4)] + ["val_000000.bin"]
     DataSet(data_dir, verify=False)
     assert hashed == []
