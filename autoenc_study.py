@@ -97,7 +97,6 @@ class Protocol(NamedTuple):
     heldout_sequences: int = 2_500
 
     def rates(self, peak: float, vocab: int) -> list[float]:
-        """The learning rate of every epoch."""
         epochs = max(self.min_epochs, min(self.max_epochs, self.work // vocab))
         if not self.cosine:
             return [peak] * epochs
@@ -712,8 +711,6 @@ def memory_table() -> str:
 
 @dataclass(frozen=True)
 class StudyConfig(Settings):
-    """What is compared, how often, and where the numbers go."""
-
     protocol: str = setting("paper", "how long to train", choices=tuple(PROTOCOLS))
     section: str = setting("all", "which comparisons to make", choices=("all", *SECTIONS))
     seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2, most=10_000)
@@ -724,14 +721,12 @@ class StudyConfig(Settings):
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`given` with the defaults that depend on it."""
         seeds, look = (3, "_quick") if given.get("quick") else (cls.seeds, "")
         out = f"out/autoenc_{given.get('protocol', cls.protocol)}{look}.json"
         return {"seeds": seeds, **given, "out": given.get("out") or out}
 
 
 def main(argv: list[str]) -> None:
-    """Run the comparisons and print them; see the module's docstring."""
     config = configure(StudyConfig, argv)
     with replacing(Path(config.out)) as partial:
         partial.touch()  # an error now, not after the minutes that the study takes
@@ -744,7 +739,6 @@ def main(argv: list[str]) -> None:
 
 
 def make_study(config: StudyConfig) -> dict[str, Any]:
-    """Run the comparisons and print them; all their numbers."""
     protocol, start = PROTOCOLS[config.protocol], time.perf_counter()
     if config.quick:
         protocol = protocol.quick()

@@ -54,8 +54,6 @@ TABLES = {
 
 @dataclass(frozen=True)
 class BenchConfig(TrainConfig):
-    """What to measure: a training configuration, and how."""
-
     nanogpt: str = setting("", "directory of a checkout of nanoGPT to measure beside; empty: none")
     only: str = setting(",".join(TABLES), "tables to make, separated by commas")
     rounds: int = setting(10, "turns that count", least=1, most=100_000)
@@ -100,7 +98,6 @@ def open_set(config: BenchConfig) -> DataSet:
 
 
 def batches_of(config: BenchConfig, device: torch.device) -> Iterator[Batch]:
-    """The batches of a training run."""
     rows = open_set(config).rows("train", config.block_size)
     return TrainingData(rows, config.batch_size, config.seed).batches(0, Processes(device))
 
@@ -113,7 +110,6 @@ def flops_per_token(config: TrainConfig) -> float:
 
 
 def our_step(config: BenchConfig) -> Work:
-    """train.py's own step."""
     device = device_of(config)
     trainer, tokens = Trainer(config, open_set(config), Processes(device)), config.tokens_per_step
     batches = batches_of(config, device)
@@ -335,7 +331,6 @@ def measure_together(rows: Sequence[Row]) -> tuple[list[Line], np.ndarray]:
 
 
 def quartiles(values: np.ndarray) -> list[float]:
-    """The median, and the quartiles around it."""
     return [float(f"{value:.5g}") for value in np.percentile(values, [50, 25, 75])]
 
 
@@ -351,7 +346,6 @@ def compare(lines: Sequence[Line], i: int, turns: np.ndarray, ceiling: str) -> N
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The table as it is printed."""
     rows = []
     for line in lines:
         seconds, low, high = line.seconds

@@ -58,8 +58,6 @@ USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
-    """A recipe, and what to compare under it."""
-
     folder_advice: ClassVar[str] = "a trained run is evaluated by python evaluate.py"
 
     variants: tuple[str, ...] = setting(
@@ -103,7 +101,6 @@ class CompareConfig(TrainConfig):
 
     @property
     def may_differ(self) -> set[str]:
-        """The settings in which variants that are compared with each other may differ."""
         return INPUT_FIELDS | set(split_list(self.across))
 
     @property
@@ -142,7 +139,6 @@ class Study:
         return self.directory / "runs"
 
     def run_dir(self, variant: runs.Variant, seed: int) -> Path:
-        """Where the run of `variant` with `seed` is."""
         return self.runs_dir / (re.sub(r"[^\w.=+-]+", "-", variant.label) + f"-s{seed}")
 
     def all_runs(self) -> Iterator[tuple[runs.Variant, int, Path]]:

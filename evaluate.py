@@ -35,8 +35,6 @@ from model import GPT
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """Which checkpoints to evaluate, and on what."""
-
     out_dir: str = setting("out", "directories of runs, separated by commas")
     checkpoint: str = setting("best", "best or last", choices=("best", "last"))
     tasks: str = setting("", f"of {', '.join(TASKS)}; separated by commas; empty: none")
@@ -114,7 +112,6 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
 def evaluate_run(
     target: Target, config: EvaluateConfig, items: dict[str, list[Item]], processes: Processes
 ) -> Result:
-    """All results of one checkpoint."""
     record = target.record
     model = copy.deepcopy(target.model).to(processes.device)  # freed before the next one
     loss, bigram = None, None
@@ -136,7 +133,6 @@ def evaluate_run(
 
 
 def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
-    """What evaluation.json says."""
     target = result.target
     names = ("checkpoint", "step", "checkpoint_sha256")
     entry = {"run": target.run} | {name: target.record[name] for name in names}
@@ -183,7 +179,6 @@ def main_table(results: Sequence[Result]) -> str:
 
 
 def task_table(results: Sequence[Result]) -> str:
-    """Every task of every run with its items and standard errors."""
     rows = []
     for result in results:
         for name, task in result.tasks.items():
@@ -200,7 +195,6 @@ def task_table(results: Sequence[Result]) -> str:
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """What a reader of the tables must know, one sentence each."""
     lines = []
     for result in results:
         target, loss = result.target, result.loss
@@ -222,7 +216,7 @@ def main(argv: list[str]) -> None:
     config = configure(EvaluateConfig, argv)
     tasks = split_list(config.tasks)
     items = {name: read_items(name, config.data, config.limit) for name in tasks}
-    with join_processes(config.device, dtype=config.dtype) as processes:
+    with join_processes(config.device, config.dtype) as processes:
         end_with_torchrun(processes)
         targets = open_targets(config, processes.first)
         processes.wait()  # for the first to verify, which may take longer than a GPU waits

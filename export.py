@@ -62,8 +62,6 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class ExportConfig(Settings):
-    """What to export, where and how."""
-
     out_dir: str = setting("out", "directory of the run", is_path=True)
     checkpoint: str = setting(
         "best", "best (lowest validation loss) or last", choices=("best", "last")
@@ -92,7 +90,6 @@ class ExportConfig(Settings):
 
 
 def export(config: ExportConfig) -> None:
-    """Write the folder in the format asked for, with a model card."""
     out_dir, to = Path(config.out_dir), Path(config.to)
     refuse_to_overwrite(to)
     model, record, tokenizer = load_model(out_dir / f"{config.checkpoint}.pt")
@@ -249,7 +246,6 @@ def validation(out_dir: Path, record: dict[str, Any]) -> dict[str, str]:
 
 
 def upload(folder: Path, written: Sequence[Path], repository: str) -> None:
-    """Make the repository if it is new and upload what was written."""
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)

@@ -26,8 +26,6 @@ of_input_layer = functools.partial(setting, of_input_layer=True)
 
 @dataclass(frozen=True)
 class InputConfig(Settings):
-    """The choice of the input layer, and what the layers need to know."""
-
     vocab_size: int = setting(0, "tokens in the vocabulary; 0 takes the data set's", least=0)
     n_embd: int = setting(128, "model width", least=1, most=2**20)
     input_layer: str = of_input_layer(
@@ -313,5 +311,4 @@ INPUT_LAYERS: dict[str, type[InputLayer]] = {
 
 
 def fixed_layers() -> list[str]:
-    """The layers that `frozen` can store."""
     return [name for name, layer in INPUT_LAYERS.items() if issubclass(layer, CodeInput)]

@@ -29,8 +29,6 @@ LARGEST_GRADIENT = 1e20  # of a state between blocks
 
 @dataclass(frozen=True)
 class GPTConfig(InputConfig):
-    """The shape of the model and the choice of its input layer."""
-
     block_size: int = setting(256, "context length in tokens", least=1, most=2**24)
     n_layer: int = setting(4, "transformer blocks", least=1, most=1000)
     n_head: int = setting(2, "attention heads per block; must divide n_embd", least=1)

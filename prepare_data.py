@@ -59,8 +59,6 @@ free = functools.partial(setting, free_on_resume=True)  # changes no byte of the
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig(Settings):
-    """The settings of prepare_data.py; the defaults make the embedded corpus."""
-
     dataset: str = free("", "name of the data set, a folder in data_dir; empty: after the input")
     data_dir: str = free("data", "folder of all data sets", is_path=True)
     source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
@@ -90,7 +88,6 @@ class PrepareConfig(Settings):
     quiet: bool = free(False, "print nothing")
 
     def problems(self) -> list[str]:
-        """One sentence for every impossible value or combination."""
         problems = super().problems() + _source_problems(self) + _vocabulary_problems(self)
         name = self.dataset or self.name
         if Path(name).name != name or name in ("", ".."):
@@ -266,7 +263,6 @@ class _Preparation:
     notes: list[str] = dataclasses.field(default_factory=list)  # on files that are left out
 
     def run(self) -> dict[str, Any]:
-        """Make the data set and return its meta.json."""
         config, writer = self.config, self.writer
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
@@ -330,7 +326,6 @@ class _Preparation:
         return choose_ngrams(counts, vocab_size, config.ngrams, order, config.ngram_within_words)
 
     def encode(self, tokenizer: Tokenizer) -> None:
-        """Write the documents that are still to be written."""
         config, writer = self.config, self.writer
         job = functools.partial(encode_chunk, tokenizer, self.val_below, config.chat)
         stream = Stream(self.corpus, writer.progress["stream"])
@@ -381,7 +376,6 @@ class _Preparation:
 
 
 def main(argv: list[str]) -> None:
-    """Prepare what the settings in `argv` say; `--help` lists them."""
     config = configure(PrepareConfig, argv)
     if config.show:
         from inputcodes.data import DataSet, show  # with torch, which takes seconds

@@ -29,8 +29,6 @@ from model import GPT
 
 @dataclass(frozen=True)
 class SampleConfig(Settings):
-    """What to write, and from which checkpoint."""
-
     out_dir: str = setting("out", "directory of the run", is_path=True)
     checkpoint: str = setting(
         "best", "best (lowest validation loss) or last", choices=("best", "last")

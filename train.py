@@ -199,7 +199,6 @@ class Trainer:
         return round(time.perf_counter() - self.started, 3)
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint says of itself besides its tensors."""
         return {
             "step": self.step,
             "tokens": self.step * self.config.tokens_per_step,
@@ -266,7 +265,6 @@ class Trainer:
         return mean_loss, grad_norm
 
     def evaluate(self, tick: Callable[[], None] = lambda: None) -> Evaluation:
-        """The validation result of the weights as they are."""
         config, processes = self.config, self.processes
         batch_size = config.batch_size // processes.world
         self.bigram = bigram = self.bigram or Bigram(self.rows, config.vocab_size)

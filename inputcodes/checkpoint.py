@@ -39,7 +39,7 @@ UNFIT = "is damaged: weights and settings differ"
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
-    """Replace the checkpoint `path` at once; UserError, with the old one left, if that fails."""
+    """Replace the checkpoint `path` at once, or leave the old one."""
     text = json.dumps({"format": FORMAT, "code_sha256": code_sha256(), **record})
     with files.atomic_write(path) as file:
         try:
@@ -54,8 +54,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors ({"model": ..., "optimizer": ...}) and the JSON record of a checkpoint.
 
     Every byte is checked, and nothing but tensors is loaded. In the record `checkpoint` is the
-    file's name, best or last, and `checkpoint_sha256` its hash. Raises UserError if there is no
-    checkpoint or it is damaged.
+    file's name, best or last, and `checkpoint_sha256` its hash.
     """
     if not path.is_file():
         advice = f"train one, as with `{command('train.py', f'--out_dir={path.parent}')}`"
@@ -97,7 +96,6 @@ def check_bytes(path: Path) -> str:
 
 
 def other_checkpoint(path: Path) -> str:
-    """What to do without the checkpoint `path`."""
     other = path.with_name("last.pt" if path.name == "best.pt" else "best.pt")
     if not other.is_file():
         return f"there is no other one: delete {path.parent} and train again"
@@ -177,7 +175,6 @@ def write_run_json(
 
 
 def made_by(device: torch.device) -> dict[str, Any]:
-    """The versions, commit and hardware that a result comes from."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -33,7 +33,10 @@ NOUNS[tuple] = "a list of strings"
 
 
 class UserError(ValueError):
-    """What the user of a script can fix; printed without a traceback, one problem per line."""
+    """What the user of a script can fix; printed without a traceback, one problem per line.
+
+    Whatever reads what a user gave, settings or files, may raise it, so few docstrings say so.
+    """
 
 
 def setting(
@@ -154,15 +157,12 @@ def build(cls: type[S], values: Mapping[str, Any]) -> S:
 
 
 def from_record(cls: type[S], record: Any, file: Path) -> S:
-    """The settings that `file` recorded; those it does not know have their defaults.
-
-    Raises UserError, naming the file, for values of other types.
-    """
+    """The settings that `file` recorded; those it does not know have their defaults."""
     return cls(**recorded(cls, record, file))
 
 
 def recorded(cls: type[Settings], record: Any, file: Path) -> dict[str, Any]:
-    """The settings of `cls` that `file` recorded, by name; UserError as of `from_record`."""
+    """The settings of `cls` that `file` recorded, by name."""
     if not isinstance(record, dict):
         raise UserError(f"{file} is damaged: expected settings by name, found {record!r:.60}")
     kinds, problems = _kinds(cls), list[str]()
@@ -292,10 +292,7 @@ def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any]) -> str
 def _split(
     cls: type[Settings], argv: Sequence[str], problems: list[str]
 ) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Config files, other words, and the options as values of their settings' types.
-
-    `--name=value` and `--name value` both work; a switch needs no value.
-    """
+    """Config files, other words, and the options as values of their settings' types."""
     kinds, rest = _kinds(cls), list(argv)
     files, words, options = list[str](), list[str](), dict[str, Any]()
     while rest:

@@ -87,7 +87,6 @@ class Corpus:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise UserError for an entry without files, if it is to be mixed or none has any."""
         empty = [entry for entry in self.entries if entry.paths == []]
         if empty and (
             self.probabilities or all(e in empty or e.split == "val" for e in self.entries)
@@ -102,7 +101,6 @@ class Corpus:
 
     @property
     def is_one_text(self) -> bool:
-        """Whether a single text is read, which is split within itself."""
         return self.column is not None and not self.separator and self.text_files == 1
 
     @property
@@ -297,7 +295,6 @@ def _revision(name: str) -> str | None:
 
 
 def stdlib_files() -> list[str]:
-    """The .py, .txt and .rst files of the running Python's own library, in sorted order."""
     root = sysconfig.get_paths()["stdlib"]
     return sorted(
         path
@@ -309,7 +306,6 @@ def stdlib_files() -> list[str]:
 
 
 def stdlib_family(path: str) -> str:
-    """The package or family of modules that a file of the library belongs to."""
     top = os.path.relpath(path, sysconfig.get_paths()["stdlib"]).split(os.sep)[0]
     name = re.sub(r"^_+(py(?=[^_]))?", "", top.removesuffix(".py"))  # _pyio goes with io
     return next((group for group in STDLIB_SIBLINGS if name in group.split()), name)

@@ -81,7 +81,6 @@ class TextRows:
         return f"{self.tokens:,} tokens"
 
     def too_few(self, split: str) -> str:
-        """What to say where there is not one row."""
         return (
             f"{self.tokens:,} {split} tokens are too few for block_size={self.block_size}:"
             " make it smaller, or add text"
@@ -93,7 +92,6 @@ class TextRows:
         return tokens[:, :-1], tokens[:, 1:]
 
     def targets(self, numbers: NDArray[np.int64]) -> int:
-        """How many targets these windows have."""
         return len(numbers) * self.block_size
 
     def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -251,7 +249,6 @@ class BatchOrder:
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     def rows(self, first: int, count: int) -> NDArray[np.int64]:
-        """The numbers of the rows of sequences first to first + count - 1."""
         return np.array([self._row(n) for n in range(first, first + count)])
 
     def _row(self, n: int) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,12 +44,10 @@ class Processes:
     side: dist.ProcessGroup | None = None  # all of them over gloo, where there are several
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one process that prints and writes."""
+    def first(self) -> bool:  # the one process that prints and writes
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all processes."""
         if self.world > 1:
             values = values.to(self.device)
             dist.all_reduce(values)
@@ -61,21 +60,16 @@ class Processes:
 
 
 @contextlib.contextmanager
-def join_processes(
-    name: str,
-    dtype: str = "float32",
-    matmul_precision: str = "highest",
-    deterministic: bool = False,
-) -> Iterator[Processes]:
+def join_processes(name: str, *arithmetic: Any) -> Iterator[Processes]:
     """This process on the device that `setup_device` makes ready, in the group of all if any.
 
     There are others if RANK and WORLD_SIZE are set, as torchrun and Kubeflow do.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        yield Processes(setup_device(name, dtype, matmul_precision, deterministic))
+        yield Processes(setup_device(name, *arithmetic))
         return
     try:
-        processes = _join(name, dtype, matmul_precision, deterministic)
+        processes = _join(name, *arithmetic)
     except UserError:
         raise
     except ValueError as error:  # of variables that are missing or no numbers
@@ -91,7 +85,7 @@ def join_processes(
     dist.destroy_process_group()
 
 
-def _join(name: str, dtype: str, matmul_precision: str, deterministic: bool) -> Processes:
+def _join(name: str, *arithmetic: Any) -> Processes:
     """This process in the group of those that torchrun's variables name."""
     gpus, rank = torch.cuda.device_count(), int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
@@ -104,7 +98,7 @@ def _join(name: str, dtype: str, matmul_precision: str, deterministic: bool) -> 
         raise UserError(f"more processes than GPUs here: pass --nproc_per_node={gpus} to torchrun")
     if name == "auto" and not gpus:
         name = "cpu"
-    device = setup_device(name, dtype, matmul_precision, deterministic, local_rank)
+    device = setup_device(name, *arithmetic, local_rank=local_rank)
     nccl = device.type == "cuda"
     dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
     side = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -116,13 +110,13 @@ def setup_device(
     dtype: str = "float32",
     matmul_precision: str = "highest",
     deterministic: bool = False,
+    *,
     local_rank: int = 0,
 ) -> torch.device:
     """The device of that name ("auto": CUDA, then MPS, then CPU), its arithmetic settled.
 
     `matmul_precision` is PyTorch's: what float32 products may round to. Processes of one machine
-    take one GPU each, by `local_rank`. Raises UserError if this machine has no such device, or
-    the device no such `dtype`.
+    take one GPU each, by `local_rank`.
     """
     # Both variables are read when CUDA starts. Segments that grow leave no gaps between blocks.
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
@@ -217,7 +211,6 @@ class Stop:
         self._question: dist.Work | None = None
 
     def listening(self) -> contextlib.AbstractContextManager[None]:
-        """Take the signals that end a program as a wish to stop."""
         return stop_signals(self._hear)
 
     def check(self) -> None:

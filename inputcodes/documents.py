@@ -165,7 +165,6 @@ def split_hash(utf8: bytes) -> int:
 
 
 def split_of(digest: int, val_below: int) -> str:
-    """The side of a document with that split_hash."""
     return "val" if digest < val_below else "train"
 
 

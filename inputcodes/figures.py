@@ -120,7 +120,6 @@ def curve_figure(runs: Sequence[Path]) -> Figure:
 
 
 def draw_curve(out_dir: Path) -> None:
-    """Write curve.png of the run in `out_dir`."""
     save(curve_figure([out_dir]), out_dir / "curve.png")
 
 
@@ -335,8 +334,6 @@ def draw_means(
 
 @dataclass(frozen=True)
 class CurveConfig(Settings):
-    """Several runs in one picture."""
-
     runs: tuple[str, ...] = setting((), "directories of runs", positional=True)
     file: str = setting("curves.png", "where the picture goes: .png, .svg or .pdf")
 

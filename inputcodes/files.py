@@ -46,8 +46,7 @@ def damage_named(path: Path, advice: str, what: str = "is damaged") -> Iterator[
 def replacing(path: Path) -> Iterator[Path]:
     """The name of a file to write, which replaces `path` at the end, flushed to the disk.
 
-    A reader sees the old file or the new one; on any error the new one is removed. Raises UserError
-    if it cannot be written.
+    A reader sees the old file or the new one; on any error the new one is removed.
     """
     # Of this process alone: two that write the same file would put half of one in its place.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
@@ -89,7 +88,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, advice: str = "") -> dict[str, Any]:
-    """The JSON object in a file; UserError with file, place and `advice` if there is none."""
+    """The JSON object in a file; `advice` says what to do if it is damaged."""
     with system_errors("read", path):
         raw = path.read_bytes()
     with damage_named(path, advice):
@@ -178,7 +177,6 @@ def locked(folder: Path, wait: bool, advice: str = "wait for it to end") -> Iter
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
     with system_errors("read", path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

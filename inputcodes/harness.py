@@ -33,8 +33,6 @@ MOST_OPTIONS = 8  # of one prompt that share a sequence: attention is quadratic 
 
 @dataclass(frozen=True)
 class HarnessConfig(Settings):
-    """Which checkpoint, and which tasks of the harness."""
-
     out_dir: str = setting("out", "directory of the run", is_path=True)
     checkpoint: str = setting("best", "best or last", choices=("best", "last"))
     tasks: str = setting("", "names of the harness's tasks or YAML files, separated by commas")
@@ -119,7 +117,6 @@ class Adapter:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate as `argv` says; print the harness's table and write harness.json in out_dir."""
     config = configure(HarnessConfig, argv)
     try:
         lm_eval, api, tasks, utils = (

@@ -68,7 +68,6 @@ def neox_weights(model: GPT) -> dict[str, Tensor]:
 
 
 def neox_config(config: GPTConfig) -> dict[str, Any]:
-    """What config.json says of the architecture, for transformers 4 and 5."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -94,7 +93,6 @@ def neox_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer as tokenizer.json of the library `tokenizers`."""
     special = {token_id: name for name, token_id in tokenizer.special.items()}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
@@ -146,7 +144,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash of the weights of an export."""
     hashes = [file_sha256(file) for file in weight_files(folder)]
     return hashes[0] if len(hashes) == 1 else sha256_of_all(hashes)
 

@@ -37,8 +37,6 @@ TEXTS = 32  # of random tokens, each half a context long
 
 @dataclass(frozen=True)
 class InspectConfig(Settings):
-    """Which models to compare, and which tokens to look up."""
-
     runs: tuple[str, ...] = setting(
         (), "directories of runs; the first one's table is compared to", positional=True
     )

@@ -373,7 +373,6 @@ def best_of_each(groups: list[list[Row]], margin: float) -> list[Gap]:
 
 
 def _missing(row: Row) -> list[bool]:
-    """By seed, whether there is no run."""
     return [loss is None for loss in row.losses]
 
 

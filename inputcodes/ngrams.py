@@ -71,7 +71,6 @@ def _count_block(block: NDArray[np.uint64], starts: int, max_ngram: int) -> Coun
 
 
 def merge_counts(parts: Sequence[Counts]) -> Counts:
-    """The sum of several counts, sorted by key."""
     if not parts:
         return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
     keys, index = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)

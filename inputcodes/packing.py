@@ -78,7 +78,6 @@ class ChatRows:
         return f"{self.examples:,} conversations ({self.cut:,} cut, {self.left_out:,} left out)"
 
     def too_few(self, split: str) -> str:
-        """What to say where there is not one row."""
         return (
             f"in none of {self.left_out:,} {split} conversations does a reply begin within"
             f" block_size={self.block_size} tokens: make it larger"

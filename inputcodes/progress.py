@@ -37,12 +37,10 @@ class Progress:
         self._batches = 0  # of the evaluation
 
     def step(self, loss: float) -> None:
-        """Count a step."""
         self._losses.append(loss)
         self._bar.update()
 
     def log(self, step: int, tokens_per_s: float) -> None:
-        """Show the mean loss of the steps since the last call."""
         loss = sum(self._losses) / len(self._losses)
         self._losses.clear()
         text = f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s"
@@ -51,12 +49,10 @@ class Progress:
             print(f"step {step:>6,}: {text}", file=sys.stderr, flush=True)
 
     def evaluating(self) -> None:
-        """Count a batch of an evaluation."""
         self._batches += 1
         self._bar.set_description_str(f"evaluating, batch {self._batches:,}")
 
     def evaluated(self, step: int, result: object) -> None:
-        """Show the result of an evaluation, in a line that stays."""
         self._batches = 0
         self._bar.set_description_str("")
         if self._shown:
@@ -64,7 +60,6 @@ class Progress:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Leave the bar as it is."""
         self._bar.close()
 
 

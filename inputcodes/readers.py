@@ -322,7 +322,6 @@ def _scan(path: str) -> int:
 
 
 def _conversion(path: str, encoding: str) -> str:
-    """What to do with a text file of another encoding."""
     stem, suffix = os.path.splitext(path)
     unpack = "unpack it and " if suffix.lower() in COMPRESSIONS else ""
     if unpack:

@@ -54,7 +54,6 @@ class Report:
     recodings: list[Recodings]
 
     def to_json(self) -> dict[str, Any]:
-        """What report.json holds."""
         record = dataclasses.asdict(self)
         for group in record["groups"]:
             for row in group:
@@ -140,7 +139,6 @@ def worse_than_counting(groups: list[list[Row]]) -> list[str]:
 
 
 def text_of(report: Report) -> str:
-    """The report as Markdown."""
     gaps = [gap for group in report.gaps for gap in group]
     parts = [
         result_table([row for group in report.groups for row in group]),
@@ -177,7 +175,6 @@ def section(heading: str, header: str, lines: list[list[str]]) -> str:
 
 
 def result_table(rows: list[Row]) -> str:
-    """What every row measured."""
     seeds = " or ".join(map(str, sorted({len(present(row.losses)) for row in rows})))
     lines = []
     for row in rows:
@@ -191,7 +188,6 @@ def result_table(rows: list[Row]) -> str:
 
 
 def gap_table(heading: str, gaps: list[Gap]) -> str:
-    """Every gap with its verdict."""
     lines = []
     for gap in gaps:
         interval = _interval(gap.interval) if gap.interval else ""
@@ -219,7 +215,6 @@ def division_table(groups: list[list[Row]]) -> str:
 
 
 def check_table(gaps: list[Gap]) -> str:
-    """The same differences, checked in other ways."""
     heading = CHECKED + (UNEVEN if any(gap.uneven for gap in gaps) else "")
     lines = []
     for gap in gaps:
@@ -231,7 +226,6 @@ def check_table(gaps: list[Gap]) -> str:
 
 
 def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
-    """Power laws of the gap against tokens."""
     lines = []
     for gap, fit in fits:
         exponent = mean([law.exponent for law in fit.laws])

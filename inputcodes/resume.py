@@ -109,7 +109,6 @@ class Start:
         return None if "val_loss" in line and not best_lost else line
 
     def load_weights(self, model: torch.nn.Module) -> None:
-        """Give `model` the checkpoint's weights; UserError if they do not fit."""
         with damage_named(self.path, "", UNFIT):
             model.load_state_dict(self.tensors["model"])
 

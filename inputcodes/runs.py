@@ -180,7 +180,6 @@ class Runner:
         self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
 
     def run(self) -> list[str]:
-        """Do all runs; what there is to say of those that failed."""
         total, done = sum(n for _, n in self.plans.values()), sum(self.tokens.values())
         with progress_bar("", done, bool(self.plans), "tokens", total) as bar:
             try:
@@ -249,8 +248,6 @@ def stop(number: int, _: object) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation of all runs of a row."""
-
     tokens: float
     losses: BySeed
     bigram: float | None
@@ -298,7 +295,6 @@ def present(values: Sequence[float | None]) -> list[float]:
 
 
 def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
-    """What the runs of a variant measured."""
     runs = [run for run in by_seed if run]
     config = from_record(GPTConfig, runs[0].config, runs[0].path / "run.json")
     parameters, inputs = count_parameters(config)

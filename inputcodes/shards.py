@@ -317,14 +317,12 @@ def _differs(folder: Path, what: str, changes: list[str]) -> UserError:
 
 
 def left_out(record: dict[str, Any]) -> str:
-    """How many documents are left out, by reason."""
     skipped = record.get("skipped", {})  # not in every data set
     reasons = [f"{number:,} {reason}" for reason, number in skipped.items() if number]
     return ", ".join(reasons) or "nothing"
 
 
 def summary(folder: Path, meta: dict[str, Any]) -> str:
-    """What a data set holds, for an 80-column screen."""
     lines = [f"{folder}: {meta['vocab_size']:,} ids, data {meta['data_sha256'][:12]}"]
     for split, counts in meta["splits"].items():
         ratio = counts["bytes"] / max(counts["tokens"], 1)

@@ -345,7 +345,6 @@ class TaskResult:
     measures: dict[str, Estimate]
 
     def as_metrics(self) -> dict[str, float | None]:
-        """The entry of evaluation.json."""
         counts = {"items": self.items, "tokens": self.tokens, "truncated": self.truncated}
         values = {name: measure.value for name, measure in self.measures.items()}
         errors = {f"{name}_stderr": measure.stderr for name, measure in self.measures.items()}
@@ -353,7 +352,6 @@ class TaskResult:
 
 
 def summarize(task: Task, scores: Scores) -> TaskResult:
-    """The accuracies or the perplexity that follow from the scores of a task's items."""
     measures, chance = (perplexity(scores), None) if task.perplexity else accuracy(scores)
     counts = len(scores.items), int(scores.tokens.sum()), scores.truncated
     return TaskResult(*counts, chance, measures)
@@ -383,7 +381,6 @@ def perplexity(scores: Scores) -> dict[str, Estimate]:
 
 
 def mean(values: ArrayLike) -> Estimate:
-    """The mean of independent values."""
     sample = np.asarray(values, dtype=float)
     error = sample.std(ddof=1) / math.sqrt(len(sample)) if len(sample) > 1 else None
     return Estimate(float(sample.mean()), None if error is None else float(error))

@@ -249,7 +249,6 @@ class Tokenizer:
         return cls(fields["vocab_size"], fields["ngrams"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the canonical JSON, whole or not at all."""
         write_text(Path(path), self.to_json())
 
     @classmethod

@@ -52,7 +52,6 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))  # the largest that a float holds
 
     def as_metrics(self) -> dict[str, Any]:
-        """The entries of a line of metrics.jsonl."""
         metrics: dict[str, Any] = {
             "val_loss": self.loss,
             "val_perplexity": self.perplexity,

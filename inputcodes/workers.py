@@ -40,7 +40,6 @@ def map_chunks(
 
 
 def cores() -> int:
-    """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # on Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
