@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from inputcodes import resume
 from inputcodes.checkpoint import Metrics, write_checkpoint, write_run_json
-from inputcodes.configurator import UserError, run_main, setting
+from inputcodes.configurator import run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import (
     Processes,
@@ -40,7 +40,7 @@ from inputcodes.distributed import (
     peak_mb,
 )
 from inputcodes.files import locked
-from inputcodes.progress import Progress, close, describe, open_dashboard
+from inputcodes.progress import Progress, close, describe, not_finite, open_dashboard
 from inputcodes.resume import Start
 from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
@@ -168,6 +168,7 @@ class Trainer:
             table, sha256 = resume.starting_table(config, data)
             self.origin = resume.ORIGIN | {"table_sha256": sha256}
             self.raw_model.input_layer.load_state_dict({"weight": table})
+        self.first_step = self.step  # of this start
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -254,12 +255,7 @@ class Trainer:
         loss_total, grad_norm = torch.stack((self.processes.sum(loss_sum), norm)).tolist()
         mean_loss = loss_total / self.processes.world
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            good = self.out_dir / "last.pt"
-            kept = f"the last good checkpoint is {good}" if good.is_file() else "no checkpoint yet"
-            raise UserError(
-                f"step {self.step + 1}: loss {mean_loss}, gradient norm {grad_norm}: stopped before"
-                f" the update; {kept} (a lower learning_rate may help)"
-            )
+            raise not_finite(self, mean_loss, grad_norm)
         self.optimizer.step()
         self.step += 1
         return mean_loss, grad_norm
@@ -358,9 +354,10 @@ def main(argv: list[str]) -> None:
         resume.check_base(start, data, config.init_from, Path(config.data_dir))
         config, first = resume.for_data(config, data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
-        if trainer.step >= config.max_steps and not trainer.owed:
+        if start and trainer.step >= config.max_steps and not trainer.owed:
             if first:
-                print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps of it")
+                late = "".join(f"; {c['name']}={c['to']} comes too late" for c in start.changes)
+                print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps{late}")
                 write_run_json(trainer.out_dir, trainer.record(), processes.device, mend=True)
             return
         advice = "wait for it to end, or choose another --out_dir"

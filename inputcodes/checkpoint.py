@@ -106,6 +106,17 @@ def other_checkpoint(path: Path) -> str:
     return f"start another run from its best weights, `{again}`, or read them (--checkpoint=best)"
 
 
+def give_weights(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path, assign: bool = False
+) -> None:
+    """Give `model` the weights of `path`, if they fit and are finite."""
+    with files.damage_named(path, "", UNFIT):
+        model.load_state_dict(weights, assign=assign)
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(f"{path}: {name} has numbers that are not finite: use other weights")
+
+
 def load_model(
     path: Path, device: torch.device | None = None
 ) -> tuple[GPT, dict[str, Any], Tokenizer]:
@@ -123,7 +134,7 @@ def load_model(
     with files.damage_named(path, "", UNFIT):
         config = from_record(GPTConfig, record["config"], path)
         model = GPT(config, texts=tokenizer.texts())
-        model.load_state_dict(tensors["model"], assign=True)  # mapped from the file, not copied
+    give_weights(model, tensors["model"], path, assign=True)  # mapped from the file, not copied
     return model.to(device or "cpu").eval(), record, tokenizer
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from inputcodes.configurator import command, config_files
+from inputcodes.configurator import UserError, command, config_files
 from inputcodes.distributed import Processes, autocast
 from inputcodes.documents import END_OF_TURN
 from inputcodes.files import read_json, write_text
@@ -130,6 +131,19 @@ def split_that_fits(config: Any, processes: int, limit: float) -> str:
         if share % parts == 0 and memory_needed(smaller, processes) <= limit:
             return " ".join(f"--{name}={value}" for name, value in split.items())
     return ""
+
+
+def not_finite(trainer: Any, loss: float, grad_norm: float) -> UserError:
+    """What to say of the step that a Trainer stops at, as one of these is not finite."""
+    what, path = "gradient" if math.isfinite(loss) else "loss", trainer.out_dir / "last.pt"
+    cause = "its cause is in the weights that this began with, or in their scale"
+    if trainer.step > trainer.first_step:
+        cause = "a lower learning_rate may help"
+    return UserError(
+        f"step {trainer.step + 1}: the {what} is not finite (loss {loss}, gradient norm"
+        f" {grad_norm}): stopped before the update; {cause};"
+        f" {f'the last checkpoint is {path}' if path.is_file() else 'no checkpoint yet'}"
+    )
 
 
 def sample(trainer: Any) -> str:

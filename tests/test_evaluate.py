@@ -467,9 +467,15 @@ def copy_run(out_dir: Path, to: Path, name: str, change) -> None:
 
 
 def test_results_are_shown_though_a_later_run_fails(out_dir, text_data, tmp_path, capsys):
-    """Weights that are not finite are found only when they are used."""
+    """Weights that are too large are found only when they are used; others that are not finite
+    before the first result."""
     broken = tmp_path / "broken"
-    copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(math.nan))
+    copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(3e38))
+    bad = tmp_path / "bad"
+    copy_run(out_dir, bad, "best.pt", lambda weights, _: weights["norm.weight"].fill_(math.nan))
+    with pytest.raises(UserError, match=r"best.pt: norm\.weight has numbers that are not finite"):
+        evaluate.main([f"--out_dir={out_dir},{bad}", f"--data_dir={text_data}", "--device=cpu"])
+    assert "|" not in capsys.readouterr().out
     argv = [f"--out_dir={out_dir},{broken}", f"--data_dir={text_data}", "--device=cpu"]
     with pytest.raises(UserError, match=r"the validation loss on .* is nan"):
         evaluate.main(argv)
@@ -481,7 +487,7 @@ def test_results_are_shown_though_a_later_run_fails(out_dir, text_data, tmp_path
 
 def test_scores_that_are_not_finite_are_refused(out_dir, data, tmp_path):
     broken = tmp_path / "broken"
-    copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(math.nan))
+    copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(3e38))
     argv = [f"--out_dir={broken}", "--validation=False", "--tasks=boolq", f"--data={data}"]
     with pytest.raises(UserError, match="log-likelihoods are not finite"):
         evaluate.main([*argv, "--device=cpu"])

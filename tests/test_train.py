@@ -276,14 +276,31 @@ def test_nan_stops_both_processes_before_the_update(words, tmp_path):
     last = tmp_path / "run" / "last.pt"
     tensors, record = read_checkpoint(last)
     record["config"]["max_steps"] = 20
-    tensors["model"]["blocks.1.mlp.fc.weight"][3, 2] = math.nan
+    tensors["model"]["blocks.1.mlp.fc.weight"][3, 2] = 1e38  # its square is not finite
     write_checkpoint(last, tensors, record)
     before = last.read_bytes()
     codes, output = Program(tmp_path / "log", words(init_from="resume"), processes=2).finish()
     assert 0 not in codes
-    assert "step 11: loss nan" in output
-    assert f"the last good checkpoint is {last}" in output
+    assert "step 11: the loss is not finite" in output
+    assert f"the last checkpoint is {last}" in output
     assert last.read_bytes() == before
+
+
+def test_what_is_not_finite_is_told_from_where_it_was_made(words, tmp_path):
+    diverging = {"learning_rate": 1e30, "warmup_steps": 0, "grad_clip": 0.0}
+    with pytest.raises(UserError, match=r"step 2: the loss is .*; a lower learning_rate may help;"):
+        train.main(words("diverging", **diverging))
+    train.main(words(max_steps=5))
+    best = tmp_path / "run" / "best.pt"
+    tensors, record = read_checkpoint(best)
+    for value, message in (
+        (1e38, "step 1: the gradient is .*; its cause is in the weights that this began with"),
+        (math.nan, r"best.pt: norm\.weight has numbers that are not finite"),
+    ):
+        tensors["model"]["norm.weight"][3] = value
+        write_checkpoint(best, tensors, record)
+        with pytest.raises(UserError, match=message):
+            train.main(words("tuned", init_from=tmp_path / "run"))
 
 
 def test_the_end_says_what_to_try_next(words, tmp_path, capsys):
