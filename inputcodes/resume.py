@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inputcodes.checkpoint import UNFIT, load_model, other_checkpoint, read_checkpoint
+from inputcodes.checkpoint import give_weights, load_model, other_checkpoint, read_checkpoint
 from inputcodes.configurator import (
     S,
     UserError,
@@ -109,8 +109,7 @@ class Start:
         return None if "val_loss" in line and not best_lost else line
 
     def load_weights(self, model: torch.nn.Module) -> None:
-        with damage_named(self.path, "", UNFIT):
-            model.load_state_dict(self.tensors["model"])
+        give_weights(model, self.tensors["model"], self.path)
 
     def settings(self, cls: type[S]) -> S:
         """The checkpoint's settings, or only its architecture, as `cls` says."""
@@ -340,11 +339,13 @@ def check_memory(config: Any) -> None:
             f"the model needs {needed / 1e9:,.0f} GB for the weights alone, {there_gb}:"
             " make n_layer or n_embd smaller"
         )
-    # An estimate, so that only what is far from it is refused. GPUs have a memory of their own.
+    # An estimate, so that only what is far from it is refused. GPUs have a memory of their own,
+    # but the numbers of a step's sequences are drawn here.
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    step = memory_needed(config)
-    if step > 2 * there and (config.device == "cpu" or not gpu):
+    step = 48 * config.batch_size * config.gradient_accumulation_steps
+    step += memory_needed(config) if config.device == "cpu" or not gpu else 0
+    if step > 2 * there:
         raise UserError(
             f"a step needs about {step / 1e9:,.0f} GB, {there_gb}:"
-            " make batch_size or block_size smaller"
+            " make batch_size, block_size or gradient_accumulation_steps smaller"
         )

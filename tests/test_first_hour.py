@@ -89,7 +89,11 @@ def test_a_short_run_needs_no_word_about_its_warm_up(words, tmp_path):
         ({"n_layer": 10**12}, "n_layer=1000000000000: expected at least 1 and at most"),
         ({"block_size": 10**9}, "block_size=1000000000: expected at least 1 and at most"),
         ({"n_embd": 2**18}, "GB for the weights alone"),
-        ({"batch_size": 2**20, "n_layer": 20, "n_embd": 512}, "make batch_size or block_size"),
+        ({"batch_size": 2**20, "n_layer": 20, "n_embd": 512}, "make batch_size, block_size or"),
+        (
+            {"batch_size": 2**20, "gradient_accumulation_steps": 2**20, "n_embd": 8},
+            "or gradient_accumulation_steps smaller",
+        ),
         ({"max_steps": 0}, "max_steps=0: expected at least 1"),
         ({"device": "meta"}, "expected cuda, mps or cpu"),
         ({"dataset": ""}, "dataset='': expected the name of a folder"),
