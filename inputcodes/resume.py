@@ -30,7 +30,7 @@ from inputcodes.configurator import (
     names_where,
 )
 from inputcodes.data import DataSet, TrainingData, validation_numbers
-from inputcodes.files import damage_named, file_sha256, read_json_lines
+from inputcodes.files import file_sha256, read_json_lines
 from inputcodes.hf import read_export
 from inputcodes.loss import LOGITS_BYTES
 from model import GPTConfig, count_parameters
