@@ -189,7 +189,8 @@ def prepare(config: PrepareConfig) -> Path:
     how = config.separator, config.val_fraction, config.chances, config.seed
     corpus = Corpus(entries, column, *how)
     wanted = _wanted(config, corpus)
-    if config.overwrite or not shards.is_finished(folder, wanted):
+    unfinished = (folder / shards.NEW).is_dir()
+    if config.overwrite or unfinished or not shards.is_finished(folder, wanted):
         shards.check_folder(folder)
         with locked(folder, wait=True):
             shards.take_over(folder)  # an earlier process may have died just before
@@ -200,6 +201,7 @@ def prepare(config: PrepareConfig) -> Path:
                 shards.take_over(folder)
                 config.say(f"{shards.summary(folder, meta)}; {time.monotonic() - started:.1f} s")
                 return folder
+            shards.discard_unfinished(folder, wanted)
     config.say(f"{folder} is complete already")
     return folder
 

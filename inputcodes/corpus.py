@@ -92,12 +92,17 @@ class Corpus:
             self.probabilities or all(e in empty or e.split == "val" for e in self.entries)
         ):
             raise UserError(f"{empty[0].name}: its files are all named before it: leave it out")
+        divided = [e for e in self.entries if not e.is_stdlib and any(map(_is_text, e.paths or ()))]
+        if self.separator and not divided:
+            raise UserError(
+                f"separator={self.separator!r} divides text files, and none is read: leave it out"
+            )
 
     @property
     def text_files(self) -> int:
         """How many text files are read; 0 if there are other sources besides."""
         paths = [path for e in self.entries for path in (("",) if e.paths is None else e.paths)]
-        return len(paths) if all(suffix_of(path) in TEXT_SUFFIXES for path in paths) else 0
+        return len(paths) if all(map(_is_text, paths)) else 0
 
     @property
     def is_one_text(self) -> bool:
@@ -187,6 +192,10 @@ class Stream:
                 yield item._replace(split=entry.split or item.split)
 
 
+def _is_text(path: str) -> bool:
+    return suffix_of(path) in TEXT_SUFFIXES
+
+
 def _open_hub(entry: Entry, column: str | None) -> Any:
     from datasets import load_dataset  # a second of imports, which local files do without
 
@@ -244,7 +253,7 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
         if kind == "files":
             paths, entry.left_alone = matching_files(entry.name), left_alone(entry.name)
         elif os.path.isdir(folder):
-            paths = _hub_files(folder, config, entry.hub_split)
+            paths, entry.left_alone = _hub_files(folder, config, entry.hub_split)
         else:
             continue
         entry.paths = []
@@ -356,12 +365,16 @@ def docstring_rows(path: str) -> Iterator[dict[str, str]]:
                 yield {"prompt": signature, "response": docstring.split("\n\n")[0]}
 
 
-def _hub_files(folder: str, config: str | None, split: str) -> list[str]:
-    """The files of a split of a data set in a local folder, as `datasets` finds them."""
+def _hub_files(folder: str, config: str | None, split: str) -> tuple[list[str], str]:
+    """The files of a split of a data set in a local folder, as `datasets` finds them: of the most
+    frequent format; and what else is there."""
     from datasets import load_dataset_builder
 
     with trying(f"open the data set {folder!r}"):
         found = load_dataset_builder(folder, config).config.data_files or {}
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")
-    return [str(path) for path in found[split]]
+    known = {os.path.realpath(path) for paths in found.values() for path in paths}
+    return [str(path) for path in found[split]], left_alone(
+        folder, lambda file: os.path.realpath(file) in known
+    )

@@ -16,7 +16,7 @@ import re
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def matching_files(name: str) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)
     if os.path.isdir(path):
-        paths = [file for file in paths_below(path) if suffix_of(file) in SUFFIXES]
+        paths = filter(has_known_suffix, paths_below(path))
         if paths := list(filter(os.path.isfile, paths)):
             return paths
         raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
@@ -96,13 +96,17 @@ def matching_files(name: str) -> list[str]:
     raise UserError(f"no file matches {name!r}: check the path, and quote a pattern")
 
 
-def left_alone(name: str) -> str:
+def has_known_suffix(path: str) -> bool:
+    return suffix_of(path) in SUFFIXES
+
+
+def left_alone(name: str, is_read: Callable[[str], bool] = has_known_suffix) -> str:
     """What a folder holds besides the files that are read, counted by ending; "" if nothing."""
     path, counts = local_path(name), Counter[str]()
     for file in paths_below(path) if os.path.isdir(path) else ():
         if not os.path.isfile(file):
             counts["not regular files"] += 1
-        elif suffix_of(file) not in SUFFIXES:
+        elif not is_read(file):
             counts[os.path.splitext(file)[1] or "without an ending"] += 1
     return ", ".join(f"{number:,} {ending}" for ending, number in sorted(counts.items()))
 
@@ -201,7 +205,7 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
     import pyarrow.parquet
 
     for path in paths:
-        if suffix_of(path) not in SUFFIXES:
+        if not has_known_suffix(path):
             raise UserError(
                 f"cannot read {path}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
                 f"with {', '.join(COMPRESSIONS)}"

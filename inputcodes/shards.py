@@ -256,6 +256,13 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
+def discard_unfinished(folder: Path, wanted: dict[str, Any]) -> None:
+    """Remove what an interrupted --overwrite made of the data set that is there, as `wanted`."""
+    path = folder / NEW / "progress.json"
+    if path.is_file() and not _changes(path, files.read_json(path, AGAIN), wanted):
+        discard(folder / NEW)
+
+
 def own_files(folder: Path) -> list[Path]:
     """The files of a data set, finished or not; RECORDS first."""
     named = [path for name in OWN_FILES if (path := folder / name).is_file()]

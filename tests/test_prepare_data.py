@@ -166,8 +166,8 @@ def test_long_duplicates_are_on_one_side_wherever_they_stand(
     (tmp_path / "s.txt").write_text("##\n".join(mixed))
     write_json_lines(tmp_path / "s.jsonl", [{"text": text} for text in mixed])
     sides = []
-    for name in ("s.txt", "s.jsonl"):
-        made = {"files": f"{tmp_path}/{name}", "separator": "##", "dataset": name.replace(".", "-")}
+    for name, separator in (("s.txt", "##"), ("s.jsonl", "")):
+        made = {"files": f"{tmp_path}/{name}", "separator": separator, "dataset": f"of-{name[2:]}"}
         folder = prepare(prepare_config(tmp_path, val_fraction=0.4, **made))
         sides.append([set(read_split(folder, split)[0]) & {*texts} for split in ("train", "val")])
     assert sides[0] == sides[1]
@@ -431,6 +431,13 @@ def test_an_unfinished_or_finished_set_is_not_overwritten(
     main([f"--files={files}", "--source=files", "--dataset=set", f"--data_dir={folder.parent}",
           "--val_fraction=0.1"])  # fmt: skip
     assert "complete already" in capsys.readouterr().out
+    for again in (other, wanted):  # which only the second command needs no more
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWriter, "finish", dies)
+            with pytest.raises(Interrupted):
+                prepare(dataclasses.replace(again, overwrite=True))
+        assert prepare(wanted) == folder
+        assert (folder / ".new").exists() == (again is other)
     write_parquet(tmp_path / "a.parquet", texts_of(299, seed=7))
     with pytest.raises(UserError, match="input files have changed"):
         prepare(wanted)

@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 import prepare_data
-from inputcodes import shards
+from inputcodes import files
 from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet
 from inputcodes.documents import split_hash
@@ -185,9 +185,9 @@ def test_an_end_without_its_record_doubles_nothing(
         write_json(path, value)
 
     config = prepare_config(tmp_path, files=stories(tmp_path, 200))
-    write_json = shards.write_json
+    write_json = files.write_json
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_json", full)
+        patch.setattr(files, "write_json", full)
         with pytest.raises(UserError, match="No space left"):
             prepare(config)
     folder = prepare(config)
@@ -401,6 +401,13 @@ def test_what_is_no_regular_file_is_said_and_what_a_folder_holds_besides(
     prepare(prepare_config(tmp_path, files=str(texts), quiet=False))
     besides = "2 .tsv, 1 .xz, 2 not regular files, 1 without an ending"
     assert f"note: not read in {texts}: {besides}\n" in capsys.readouterr().out
+    for name in ("train", "test"):  # of a folder with two formats `datasets` reads one
+        write_json_lines(texts / f"{name}.jsonl", [{"text": "a"}])
+    (texts / "train.txt").write_text("b")
+    hub = {"source": "hub", "hub": str(texts), "dataset": "hub", "val_fraction": 0.0}
+    assert texts_in(prepare(prepare_config(tmp_path, quiet=False, **hub)), "train") == ["a"]
+    besides = "1 .md, 2 .tsv, 1 .txt, 1 .xz, 2 not regular files, 1 without an ending"
+    assert f"note: not read in {texts}: {besides}\n" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(
@@ -446,6 +453,9 @@ def test_a_separator_that_divides_no_file_is_noted(
         main([*words, f"--separator={separator}"])
         note = f"note: --separator={separator!r} divides no file: one document each"
         assert (note in capsys.readouterr().out) == noted
+    for rows in ([stories(tmp_path)], []):
+        with pytest.raises(UserError, match=r"separator='#' divides text files, and none is read"):
+            main([*rows, *words[1:], "--separator=#"])
 
 
 def play(seed: int) -> str:
