@@ -84,8 +84,8 @@ def matching_files(name: str) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)
     if os.path.isdir(path):
-        paths = filter(has_known_suffix, paths_below(path))
-        if paths := list(filter(os.path.isfile, paths)):
+        known = filter(has_known_suffix, paths_below(path))
+        if paths := list(filter(os.path.isfile, known)):
             return paths
         raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
     if paths := [path] if os.path.isfile(path) else list(filter(os.path.isfile, _expand(path))):
