@@ -31,12 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from inputcodes.checkpoint import made_by
 from inputcodes.configurator import UserError, configure, end_with_parent, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, peak_mb, setup_device
-from inputcodes.files import read_json, write_json
+from inputcodes.files import read_json, system_errors, write_json
 from inputcodes.resume import for_data
 from inputcodes.stats import markdown_table
 from model import GPT, INPUT_LAYERS, count_parameters
@@ -362,6 +363,13 @@ def markdown(lines: Sequence[Line]) -> str:
     return markdown_table(header, rows)
 
 
+def add_record(out: Path, record: dict[str, Any]) -> None:
+    """Append to the records in a JSON file, where two at once would lose one."""
+    with system_errors("write", out), FileLock(f"{out}.lock"):
+        records = read_json(out)["records"] if out.is_file() else []
+        write_json(out, {"records": [*records, record]})
+
+
 def main(argv: list[str]) -> None:
     config = configure(BenchConfig, argv)
     device = device_of(config)
@@ -384,9 +392,7 @@ def main(argv: list[str]) -> None:
             name: [dataclasses.asdict(line) for line in table] for name, table in tables.items()
         }
         record = {"made_by": facts, "config": dataclasses.asdict(config), "tables": lines}
-        out = Path(config.out)
-        records = read_json(out)["records"] if out.is_file() else []
-        write_json(out, {"records": [*records, record]})
+        add_record(Path(config.out), record)
 
 
 if __name__ == "__main__":

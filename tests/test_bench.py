@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -79,6 +80,14 @@ def test_end_to_end_with_nanogpt(words, tmp_path, capsys, monkeypatch):
         assert line["peak_mb"] > 50
         assert re.search(rf"^\| {line['name']} +\|.* {8 * 3 / median:,.1f} tokens", screen, re.M)
     assert "AMX" in screen
+
+
+def test_records_that_are_added_at_once_are_all_kept(tmp_path):
+    out = tmp_path / "results" / "bench.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: bench.add_record(out, {"number": number}), range(40)))
+    numbers = [record["number"] for record in json.loads(out.read_text())["records"]]
+    assert sorted(numbers) == list(range(40))
 
 
 def test_a_row_whose_parent_has_gone_raises_nothing(words, monkeypatch):
