@@ -251,10 +251,7 @@ def rows_of(config: BenchConfig) -> list[Row]:
 
 @dataclass
 class Line:
-    """A line of the result, filled as the row is built, measured and compared.
-
-    Times are in seconds per call; lists are a median and the quartiles around it.
-    """
+    """A line of the result: times are seconds per call, lists a median and its quartiles."""
 
     name: str
     amount: float

@@ -66,8 +66,7 @@ def affine_code(K: int, seed: int) -> LinearCode:
 def codeword_code(K: int, length: int, seed: int | str) -> LinearCode:
     """The unit masks, then different random ones: `length` of them, at most all 2^K - 1.
 
-    A shorter code is a prefix of a longer one. Raises UserError if length < K, where tokens
-    could collide.
+    A shorter code is a prefix of a longer one.
     """
     if length < K:
         raise UserError(
@@ -99,8 +98,7 @@ def random_codes(vocab_size: int, length: int, seed: int) -> Tensor:
 def spelling_table(texts: Sequence[bytes], n: int, may_share: bool) -> Tensor:
     """The first n bytes of each token's text behind their number, (V, 1 + n) uint8.
 
-    Raises UserError, naming two tokens, if they may not share a text but do; special tokens, whose
-    text is empty, always may.
+    Special tokens, whose text is empty, may always share it; others only if they `may_share`.
     """
     texts = [text[:n] for text in texts]
     first = {text: token for token, text in reversed(list(enumerate(texts)))}

@@ -127,10 +127,7 @@ class LearnedInput(InputLayer):
 
 
 class CompressedInput(LearnedInput):
-    """A V x C / compression table, tiled to width C (Bee, section 3).
-
-    It starts as random numbers, or as the table of another run compressed (`table_of`).
-    """
+    """A V x C / compression table, tiled to width C (Bee, section 3); random, or of `table_of`."""
 
     uses = LearnedInput.uses | {"compression", "table_of"}
 

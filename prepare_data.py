@@ -180,8 +180,7 @@ def _vocabulary_problems(config: PrepareConfig) -> list[str]:
 def prepare(config: PrepareConfig) -> Path:
     """Make the data set, or what is missing of it, and return its folder.
 
-    A finished data set of the same settings and sources is left as it is. If another process is
-    making it, this one waits and then uses what is there. Raises UserError.
+    If another process is making it, this one waits and then uses what is there.
     """
     folder = Path(config.data_dir) / config.name
     entries = find_entries(config.kind, config.entries, split_list(config.val_source))
@@ -207,10 +206,9 @@ def prepare(config: PrepareConfig) -> Path:
 
 
 def prepare_missing(data_dir: str, dataset: str) -> Path:
-    """The folder of a data set, made first if it is one of the standard library.
+    """The folder of a data set, made first if it is one of the standard library:
 
-    Those are stdlib, stdlib-4096 (and other vocabulary sizes) and docstrings. Raises UserError,
-    with the command that makes it, if another is not there.
+    stdlib, stdlib-4096 (and other vocabulary sizes) or docstrings.
     """
     folder = Path(data_dir) / dataset
     embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)

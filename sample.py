@@ -111,10 +111,7 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
 def write_on(
     model: GPT, tokenizer: Tokenizer, ids: Sequence[int], config: SampleConfig, number: int
 ) -> list[int]:
-    """Print how the text `ids` goes on, as it comes, up to the end of the text or of the turn.
-
-    Returns the tokens printed.
-    """
+    """Print how `ids` go on up to the end of the text or turn, as it comes; the tokens printed."""
     device = model.head.weight.device
     prompt = torch.tensor([ids], device=device)  # (1, T)
     generator = torch.Generator(device).manual_seed(config.seed + number)

@@ -120,10 +120,7 @@ def give_weights(
 def load_model(
     path: Path, device: torch.device | None = None
 ) -> tuple[GPT, dict[str, Any], Tokenizer]:
-    """The model of a checkpoint, ready to use, the checkpoint's record and its tokenizer.
-
-    A run that has no best.pt is loaded from its last.pt, which a note on stderr says.
-    """
+    """The model of a checkpoint, or of last.pt for want of a best.pt; its record and tokenizer."""
     last = path.with_name("last.pt")
     if path.name == "best.pt" and not path.is_file() and last.is_file():
         if os.environ.get("RANK", "0") == "0":  # once, of several processes
@@ -146,10 +143,7 @@ class Metrics:
     """metrics.jsonl: a line of numbers per interval."""
 
     def __init__(self, path: Path, last_step: int, show: Callable[[dict[str, Any]], None]) -> None:
-        """Keep the lines up to `last_step`, as a resumed run repeats the later ones.
-
-        Each further line also goes to `show`.
-        """
+        """Keep the lines up to `last_step`; each further one also goes to `show`."""
         self.path, self.last_step, self.show = path, last_step, show
         self._keep(last_step)
 
@@ -171,10 +165,7 @@ class Metrics:
 def write_run_json(
     out_dir: Path, record: dict[str, Any], device: torch.device, mend: bool = False
 ) -> None:
-    """What made the run: its record, and the versions, commit and hardware of this start.
-
-    With `mend`, only if run.json is missing or damaged.
-    """
+    """What made the run and this start of it; with `mend`, only if there is no whole run.json."""
     with contextlib.suppress(UserError):
         if mend and files.read_json(out_dir / "run.json"):
             return

@@ -241,10 +241,7 @@ def run_main(
 
 
 def exit_interrupted(at_once: bool = False) -> NoReturn:
-    """End as Ctrl-C asks: one line, of the first of several processes, and 128 + SIGINT.
-
-    `at_once`: without the exception that other code might catch.
-    """
+    """End as Ctrl-C asks, with one line and 130; `at_once`: without an exception to catch."""
     if os.environ.get("RANK", "0") == "0":
         print("stopped", file=Output(sys.stderr or io.StringIO()), flush=True)
     if at_once:

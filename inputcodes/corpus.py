@@ -130,8 +130,7 @@ class Stream:
 
     Entries of validation documents come first, one after the other. With probabilities the stream
     ends when the entry drawn has no document left, so that the proportions hold to the end. A
-    stream opened on the same corpus with the `state` of another goes on from there. Raises
-    UserError for what cannot be read.
+    stream opened on the same corpus with the `state` of another goes on from there.
     """
 
     def __init__(self, corpus: Corpus, state: dict[str, Any] | None = None) -> None:
@@ -211,8 +210,7 @@ def _open_hub(entry: Entry, column: str | None) -> Any:
 def find_threshold(corpus: Corpus) -> tuple[int, str]:
     """The hash below which documents are for validation, and a sentence if that was mended.
 
-    The documents of a small set may all have hashes on one side; then the one with the lowest
-    is the validation text. Reading ends as soon as there are documents on both sides.
+    A small set may have all on one side: then the one with the lowest hash is held out.
     """
     val_fraction = corpus.val_fraction
     below = math.ceil(val_fraction * 2**64)
@@ -347,10 +345,7 @@ def _read_stdlib(paths: Sequence[str], splits: Sequence[str], column: str | None
 
 
 def docstring_rows(path: str) -> Iterator[dict[str, str]]:
-    """Prompt and response of every documented function in a Python file.
-
-    The prompt is its signature, the response the first paragraph of its docstring.
-    """
+    """Signature and first paragraph of the docstring of each documented function of a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # about the library's own source
         try:

@@ -287,10 +287,7 @@ class TrainingData:
         return self.rows.targets(self.order.rows(*sequences))
 
     def batches(self, first: int, processes: Processes) -> Iterator[Batch]:
-        """This process's slices of micro-batch `first` and of all that follow.
-
-        The next one is read, and its copy to the device begun, while this one is computed on.
-        """
+        """This process's slices of micro-batch `first` and what follows, read one ahead."""
         B = self.batch_size // processes.world
 
         def load(m: int) -> Batch:
@@ -306,10 +303,7 @@ class TrainingData:
 
 
 def validation_numbers(rows: Rows, max_targets: int) -> NDArray[np.int64]:
-    """The rows with up to `max_targets` (0: all) targets, spread over the whole split.
-
-    Raises UserError if there is no whole row.
-    """
+    """The rows with up to `max_targets` (0: all) targets, spread over the whole split."""
     if not rows.tokens:
         raise UserError(
             "the data set holds out no text to validate: prepare it with a val_fraction"
@@ -328,10 +322,7 @@ def validation_numbers(rows: Rows, max_targets: int) -> NDArray[np.int64]:
 def validation_batches(
     rows: Rows, max_targets: int, batch_size: int, processes: Processes
 ) -> Iterator[Batch]:
-    """This process's share of the `validation_numbers`, with `documents`.
-
-    Always the same rows in the same order, whatever the number of processes.
-    """
+    """This process's share of the `validation_numbers`, with `documents`, in a fixed order."""
     numbers = validation_numbers(rows, max_targets)[processes.rank :: processes.world]
     for i in range(0, len(numbers), batch_size):
         part = numbers[i : i + batch_size]

@@ -162,10 +162,7 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory this process has held, in MB: on its GPU, else all that was resident.
-
-    0 where the system does not say (Windows).
-    """
+    """The most memory, in MB, held on its GPU or else by this process; 0 if that is not told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")

@@ -98,10 +98,7 @@ def read_chat(row: dict[str, Any]) -> list[Turn]:
     """The turns of a conversation, from a row with one of the sets of CHAT_COLUMNS.
 
     A `system` text comes before them, unless they begin with one, and so do the pairs of Alpaca's
-    `history`.
-    Raises LeftOut: `not_chat` if its messages are of another shape, `unknown_role` or
-    `not_only_text` (images, calls of tools) for what its messages hold, `no_answer` if the
-    assistant says nothing that is to be learned, and else what is wrong with the first bad text.
+    `history`. Raises LeftOut, which says why.
     """
     messages = _messages(row)
     if not isinstance(messages, list) or not messages:
@@ -197,10 +194,7 @@ def response_mask(tokenizer: Tokenizer, tokens: TokenIds) -> NDArray[np.bool_]:
 
 
 def read_item(item: Item, chat: bool) -> tuple[list[Turn], int, int]:
-    """The turns of an item, a conversation if `chat`, their bytes of UTF-8, and their split_hash.
-
-    Raises LeftOut. Parts of a text have been checked as a whole.
-    """
+    """The turns of an item, how many bytes of UTF-8 they are, and their split_hash; or LeftOut."""
     if item.first_hash is not None:
         return [Turn("", item.value)], len(item.value.encode()), item.first_hash
     turns = read_chat(item.value) if chat else [Turn("", read_text(item.value))]

@@ -95,10 +95,7 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def curve_figure(runs: Sequence[Path]) -> Figure:
-    """Training and validation loss of runs against tokens, with chance and bigram of the first.
-
-    Raises UserError for a run without metrics.
-    """
+    """Training and validation loss of runs against tokens, with chance and bigram of the first."""
     figure = begin(8, 4.2)
     axes = figure.add_subplot()
     for i, path in enumerate(runs):

@@ -28,10 +28,7 @@ BLOCK = {  # modules of a block here and there
 def write_gguf(
     file: Path, model: GPT, tokenizer: Tokenizer, dtype: str, chat_template: str
 ) -> None:
-    """Write the file, matrices in `dtype` (float32 or bfloat16).
-
-    Raises UserError if the package gguf is missing or the tokenizer has no equal in llama.cpp.
-    """
+    """Write the file, matrices in `dtype` (float32 or bfloat16)."""
     try:
         import gguf
     except ImportError as error:

@@ -151,9 +151,7 @@ def weights_sha256(folder: Path) -> str:
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the record of a folder that export.py wrote, as of a checkpoint.
 
-    The input layer is built from its settings; a trained one is read from the table. Raises
-    UserError if the folder is not such an export, or not whole, or if another program has trained
-    what has no place here.
+    The input layer is built from its settings; a trained one is read from the table.
     """
     record = read_json(folder / "config.json").get(RECORD)
     if not isinstance(record, dict):

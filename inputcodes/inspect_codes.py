@@ -54,10 +54,7 @@ class InspectConfig(Settings):
 
 @torch.no_grad()
 def token_states(model: GPT, ids: Tensor, start: int) -> list[Tensor]:
-    """The states (N, C) of ids (N,) behind the token `start`: at the input, after each block.
-
-    A model whose context is one token reads the ids alone.
-    """
+    """States (N, C) of ids (N,) behind `start` (if two fit): at the input, after each block."""
     states: list[Tensor] = [model.input_layer(ids)]
     hooks = [
         block.register_forward_hook(lambda _, __, x: states.append(x[:, -1]))
@@ -78,11 +75,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def ridge_r2(x: Tensor, y: Tensor, penalty: float) -> float:
-    """The share of y's variance that a ridge regression on x explains, over held-out rows.
-
-    Rows of every fifth number are held out, each fifth in turn. Raises UserError if the penalty is
-    too small to make up for dimensions that x does not fill.
-    """
+    """The share of y's variance that a ridge regression on x explains, a fifth of rows held out."""
     x, y = x - x.mean(0), y - y.mean(0)
     fold = torch.arange(len(x)) % 5
     missed = torch.zeros(())

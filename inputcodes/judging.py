@@ -42,10 +42,7 @@ class Additive:
 
 
 def additive(table: Sequence[Sequence[float | None]]) -> Additive:
-    """Fit rows of variants with a column a seed; None where a run is missing.
-
-    ValueError where the runs that are there do not connect all variants through common seeds.
-    """
+    """Fit rows of variants with a column a seed; None where a run is missing."""
     y = np.array(table, dtype=float)
     y = y[:, ~np.isnan(y).all(axis=0)]
     k, seeds = y.shape
@@ -355,10 +352,7 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
 
 
 def best_of_each(groups: list[list[Row]], margin: float) -> list[Gap]:
-    """Each kind of input layer where its mean loss is lowest, against the first kind at its own.
-
-    For groups that differ in the recipe alone, as in a sweep of learning rates; else nothing.
-    """
+    """Each kind of input layer at its best against the first, of groups that differ in recipe."""
     shape = {field.name for field in dataclasses.fields(GPTConfig)} | {"dataset"}
     changed = {word.partition("=")[0] for rows in groups for word in rows[0].group.split()}
     if len(groups) < 2 or not changed or changed & shape:

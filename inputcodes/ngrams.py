@@ -111,10 +111,7 @@ def _in_words(point: int) -> bool:
 
 
 def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
-    """The first `number` (0: as many as the layout holds) n-grams of a file, in its order.
-
-    The file is a JSON list of strings, or has one n-gram per line. Raises UserError.
-    """
+    """The first `number` (0: as many as fit) n-grams of a JSON list or of lines, in their order."""
     with system_errors("read", path):
         raw = path.read_bytes()
     try:
@@ -138,10 +135,7 @@ def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
 
 
 def ngram_places(vocab_size: int) -> Sequence[int]:
-    """The ids that a layout has for n-grams, in the order in which they are given.
-
-    Raises UserError for a size that no layout has.
-    """
+    """The ids that a layout has for n-grams, in the order in which they are given."""
     if not 256 <= vocab_size <= UNICODE_SIZE:
         raise UserError(f"vocab_size={vocab_size}: expected 256 (bytes) to {UNICODE_SIZE}")
     return UNICODE_NGRAMS if vocab_size == UNICODE_SIZE else range(256, vocab_size)

@@ -69,8 +69,7 @@ def make_report(
 ) -> Report:
     """Measure and judge; a variant's runs are by seed, None where there is none.
 
-    Runs that are not complete are left out, and said. Raises UserError if runs that should be
-    matched are not, or if there is nothing to report.
+    Runs that are not complete are left out, and said.
     """
     rows, notes = [], left_out(groups, seeds)
     for group in groups:

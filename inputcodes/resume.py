@@ -116,10 +116,7 @@ class Start:
         return from_record(cls, self.record["config"], self.path)
 
     def resumed(self, config: Any, command_line: Mapping[str, Any]) -> "Start":
-        """This start with what `config` changes of the run, on the `command_line` or elsewhere.
-
-        Raises UserError, naming each, for what cannot change or was not said on the command line.
-        """
+        """This start with what `config` changes of the run, on the `command_line` or elsewhere."""
         cls, step, before = type(config), self.record["step"], self.settings(type(config))
         was, now = dataclasses.asdict(before), dataclasses.asdict(config)
         now["vocab_size"] = now["vocab_size"] or was["vocab_size"]
@@ -232,10 +229,7 @@ def check_unchanged(out_dir: Path, start: Start | None) -> None:
 
 
 def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
-    """The configuration, a `cls` such as TrainConfig, that `argv` says, and where it starts from.
-
-    What a checkpoint decides is filled in from it. Raises UserError with what is impossible.
-    """
+    """What `argv` and the checkpoint that it names say, as a `cls`, and where the run starts."""
     given = given_values(cls, argv)
     files = config_files(cls, argv)
     if not given.get("out_dir"):
@@ -281,10 +275,9 @@ def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:
 def starting_table(config: GPTConfig, data: DataSet) -> tuple[Tensor, str]:
     """The table (V, n_embd / compression) that a new run starts with, from the run `table_of`.
 
-    It holds the first principal components of the input vectors of that run, whichever input
-    layer it has: of its best checkpoint, whose SHA-256 comes with it, centred over the vocabulary,
-    float32. They keep their ratios, and are scaled together to the standard deviation `table_std`.
-    Raises UserError if there is no such run, or if its tokenizer or its width do not fit.
+    It holds the first principal components of the input vectors of that run's best checkpoint,
+    whose SHA-256 comes with it, centred over the vocabulary and scaled together to the standard
+    deviation `table_std`.
     """
     model, record, _ = load_model(Path(config.table_of) / "best.pt")
     width, there = config.n_embd // config.compression, model.config.n_embd

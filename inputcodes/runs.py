@@ -78,11 +78,7 @@ class Run:
 
 
 def read_run(path: Path, settings: type[Settings]) -> Run | None:
-    """The run in `path`; None if none has begun there.
-
-    Of a run made before a setting existed, that setting has its default. Raises UserError if the
-    files are damaged.
-    """
+    """The run in `path`, None if none has begun; settings unknown to it have their defaults."""
     if not (path / "run.json").is_file():
         return None
     advice = "delete the directory and run the command again"

@@ -158,10 +158,7 @@ class ShardWriter:
         return meta
 
     def cut_back(self) -> None:
-        """Give every shard the size that `progress` records and remove later ones.
-
-        Raises UserError for one that is shorter, or was altered.
-        """
+        """Give every shard the size that `progress` records and remove later ones."""
         shards = {path: n for split in SPLITS for path, n in self._shards(split).items()}
         for path, tokens in shards.items():
             size = self._dtype.itemsize * tokens
@@ -186,10 +183,7 @@ def _record_sha256(record: dict[str, Any]) -> str:
 def open_folder(
     folder: Path, shard_tokens: int, wanted: dict[str, Any], overwrite: bool
 ) -> ShardWriter:
-    """A writer for a data set of the `settings` and `sources` in `wanted`, new or unfinished.
-
-    Raises UserError if an unfinished one is of others, or damaged, unless `overwrite`.
-    """
+    """A writer for the `settings` and `sources` of `wanted`, of what is there if it is the same."""
     new, path = folder / NEW, folder / NEW / "progress.json"
     try:
         if path.is_file():
@@ -233,10 +227,7 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
 
 
 def take_over(folder: Path) -> None:
-    """Move a complete new data set, if there is one, to its place, where an old one may be.
-
-    A process that dies meanwhile leaves the rest to the next one.
-    """
+    """Move a complete new set to its place, or the rest of one whose process died meanwhile."""
     new = folder / NEW
     if not (new / "meta.json").is_file():
         return

@@ -50,8 +50,7 @@ def sd(sample: Sample) -> float:
 def beta_inc(a: float, b: float, x: float) -> float:
     """Regularised incomplete beta function I_x(a, b) for a, b > 0 and 0 <= x <= 1.
 
-    The continued fraction of DLMF 8.17.22, evaluated by the modified Lentz method, on the side of
-    the mean where it converges fast. ValueError outside the domain.
+    The continued fraction of DLMF 8.17.22, by the modified Lentz method, where it converges fast.
     """
     if not (a > 0 and b > 0 and 0 <= x <= 1):
         raise ValueError(f"beta_inc(a={a}, b={b}, x={x}): expected a > 0, b > 0 and 0 <= x <= 1")
@@ -83,11 +82,7 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
 
 
 def t_cdf(t: float, df: float) -> float:
-    """P(T <= t) for Student's t with df > 0 degrees of freedom; t may be infinite.
-
-    Through the incomplete beta function (Abramowitz and Stegun 26.7.1); the small tail keeps its
-    relative precision. ValueError for df <= 0 or a t that is not a number.
-    """
+    """P(T <= t) for Student's t with df > 0 (Abramowitz and Stegun 26.7.1); t may be infinite."""
     if not df > 0 or math.isnan(t):
         raise ValueError(f"t_cdf(t={t}, df={df}): expected a number t and df > 0")
     tail = 0.5 * beta_inc(df / 2, 0.5, df / (df + t * t))
@@ -270,11 +265,7 @@ def power_law(tokens: Sample, gaps: Sample, with_offset: bool) -> PowerLaw:
 
 
 def tokens_for(loss: float, tokens: Sample, losses: Sample) -> float | None:
-    """The tokens after which a curve is first at `loss`, between its points; None if it never is.
-
-    Straight lines of loss over the logarithm of the tokens. None too for a curve that starts below
-    `loss`.
-    """
+    """The tokens after which a curve first is at `loss`, straight over their logarithm, or None."""
     for i, (there, value) in enumerate(zip(tokens, losses, strict=True)):
         if value <= loss:
             if i == 0:
@@ -285,10 +276,7 @@ def tokens_for(loss: float, tokens: Sample, losses: Sample) -> float | None:
 
 
 def markdown_table(header: str, rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table that is aligned as plain text, too; `header` is "first | second | ...".
-
-    Columns are as wide as their widest cell, the first to the left and the others to the right.
-    """
+    """A Markdown table that is aligned as plain text, too; `header` is "first | second | ..."."""
     titles = [title.strip() for title in header.split("|")]
     lines = [titles, *([str(cell).strip().replace("|", "\\|") for cell in row] for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]

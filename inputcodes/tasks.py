@@ -147,10 +147,7 @@ TASKS = {
 
 
 def read_items(name: str, data: str, limit: int) -> list[Item]:
-    """The first `limit` (0: all) items of task `name`, from folder `data` or (if empty) the hub.
-
-    Raises UserError, naming file or data set and row, for what cannot be read.
-    """
+    """The first `limit` (0: all) items of task `name`, from folder `data` or (if empty) the hub."""
     rows = _local_rows(name, Path(data)) if data else _hub_rows(name)
     items = []
     for where, row in rows:
@@ -223,8 +220,7 @@ def score(
 ) -> Scores:
     """Score all options of all items, `batch_size` prompts at a time, shared by all processes.
 
-    Batches are the same for any number of processes. The caller decides about autocast. Raises
-    UserError, on every process, for a score that is not finite.
+    Batches are the same for any number of processes. The caller decides about autocast.
     """
     prompts, tokens, truncated = make_prompts(tokenizer, items, model.config.block_size)
     nats = np.zeros(len(tokens))
@@ -238,10 +234,7 @@ def score(
 
 
 def split_pair(tokenizer: Tokenizer, prompt: str, option: str) -> tuple[list[int], list[int]]:
-    """The tokens of a prompt and of what follows it, encoded separately.
-
-    Spaces that end the prompt go to the option, as in the harness.
-    """
+    """The tokens of prompt and option apart; spaces between go to the option, as in the harness."""
     text = prompt.rstrip()
     return tokenizer.encode(text), tokenizer.encode(prompt[len(text) :] + option)
 

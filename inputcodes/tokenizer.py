@@ -43,12 +43,10 @@ EXACT_PROBES = (  # texts that a tokenizer with a normalizer or without some byt
 class Tokenizer:
     """Text to token ids and back; every string of Unicode scalar values comes back exactly.
 
-    Attributes: `vocab_size`; `special`, the id of every special token by name (the five of
-    SPECIAL_NAMES in every vocabulary, then others); `end_of_text`, the id after each document;
-    `dtype` of ids in shards, uint16 for up to 65,536 of them, else uint32; `pattern`, the regular
-    expression that cuts a text into the pieces that are looked up; `tokenizers_json`, the JSON of a
-    tokenizer of the `tokenizers` library, which has no pattern here. Raises UserError for a size or
-    n-grams that no layout can hold.
+    `special` are the ids of special tokens by name (the five of SPECIAL_NAMES in every vocabulary,
+    then others); `end_of_text` follows each document; `dtype` is that of ids in shards; `pattern`
+    is the regular expression that cuts a text into the pieces that are looked up; `tokenizers_json`
+    is the JSON of a tokenizer of the `tokenizers` library, which has no pattern here.
     """
 
     pattern = tokenizers_json = ""
@@ -64,10 +62,7 @@ class Tokenizer:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """A tiktoken encoding such as `gpt2`, with the role marks it lacks as further ids.
-
-        tiktoken loads it, from its cache or the network; raises UserError if it cannot.
-        """
+        """A tiktoken encoding such as `gpt2`, with the role marks it lacks as further ids."""
         if name not in tiktoken.list_encoding_names():
             known = ", ".join(tiktoken.list_encoding_names())
             raise UserError(f"no tiktoken encoding is called {name!r}; there are {known}")
@@ -213,10 +208,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The tokenizer of `to_json`, or of a file of the `tokenizers` library.
-
-        Raises UserError if the text is neither, or if its ids would differ.
-        """
+        """The tokenizer of `to_json`, or of a file of the `tokenizers` library."""
         try:
             fields: dict[str, Any] = json.loads(text)
             if "model" in fields and "format" not in fields:

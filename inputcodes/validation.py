@@ -142,10 +142,8 @@ def validate(
 ) -> Evaluation:
     """Evaluate on `max_tokens` (0: all) validation tokens, `batch_size` windows at a time.
 
-    Of conversations the tokens that an assistant says count. All processes share the work; sums
-    and counts are reduced separately and divided at the end. Raises, on every process, UserError
-    for a loss that is not finite and Stopped if `stop` was asked for. `tick` is called for each
-    batch.
+    Of conversations the tokens that an assistant says count. All processes share the work; sums and
+    counts are reduced separately and divided at the end. `tick` is called for each batch.
     """
     rows = data.rows("val", model.config.block_size)
     bytes_of = data.tokenizer.token_bytes()  # (V,)

@@ -21,10 +21,7 @@ Result = TypeVar("Result")
 def map_chunks(
     job: Callable[[list[Item]], Result], chunks: Iterator[Chunk], workers: int
 ) -> Generator[tuple[Chunk, Result]]:
-    """Each chunk with its result, in order; at most two chunks per worker are in memory.
-
-    `workers` = 0 means one for each core.
-    """
+    """Each chunk with its result, in order; at most two per worker (0: one per core) in memory."""
     workers = workers or cores()
     waiting: collections.deque[tuple[Chunk, Future[Result]]] = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
