@@ -7,9 +7,11 @@ there is none: that takes a margin.
 
 import functools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+from statistics import fmean as mean
+from statistics import stdev as sd
 
 Sample = Sequence[float]
 ALPHA = 0.05  # the level of every claim, one-sided for margins and two-sided for differences
@@ -32,28 +34,11 @@ class Comparison:
     p: float
 
 
-def mean(sample: Sample) -> float:
-    """Arithmetic mean. ValueError when the sample is empty or holds a number that is not finite."""
-    if not sample or not all(map(math.isfinite, sample)):
-        raise ValueError(f"sample={list(sample)}: expected one or more finite numbers")
-    return math.fsum(sample) / len(sample)
-
-
-def sd(sample: Sample) -> float:
-    """Sample standard deviation (n - 1 in the denominator). ValueError below two numbers."""
-    centre = mean(sample)
-    if len(sample) < 2:
-        raise ValueError(f"sample={list(sample)}: a standard deviation needs 2 or more numbers")
-    return math.sqrt(math.fsum((x - centre) ** 2 for x in sample) / (len(sample) - 1))
-
-
 def beta_inc(a: float, b: float, x: float) -> float:
     """Regularised incomplete beta function I_x(a, b) for a, b > 0 and 0 <= x <= 1.
 
     The continued fraction of DLMF 8.17.22, by the modified Lentz method, where it converges fast.
     """
-    if not (a > 0 and b > 0 and 0 <= x <= 1):
-        raise ValueError(f"beta_inc(a={a}, b={b}, x={x}): expected a > 0, b > 0 and 0 <= x <= 1")
     if x in (0, 1):
         return float(x)
     if x > (a + 1) / (a + b + 2):
@@ -91,9 +76,7 @@ def t_cdf(t: float, df: float) -> float:
 
 @functools.cache
 def t_quantile(p: float, df: float) -> float:
-    """The t with P(T <= t) = p, by bisection. ValueError unless 0 < p < 1 and df > 0."""
-    if not 0 < p < 1:
-        raise ValueError(f"t_quantile(p={p}, df={df}): expected 0 < p < 1")
+    """The t with P(T <= t) = p, 0 < p < 1, by bisection."""
     if p == 0.5:
         return 0.0
     if p > 0.5:
@@ -127,9 +110,7 @@ def t_test(sample: Sample) -> Comparison:
 
 
 def paired(a: Sample, b: Sample) -> Comparison:
-    """t-test of mean(a) - mean(b), where a[i] and b[i] belong together. ValueError otherwise."""
-    if len(a) != len(b):
-        raise ValueError(f"paired samples have {len(a)} and {len(b)} numbers: expected as many")
+    """t-test of mean(a) - mean(b), where a[i] and b[i] belong together."""
     return t_test([x - y for x, y in zip(a, b, strict=True)])
 
 
@@ -141,8 +122,6 @@ def cohens_d(a: Sample, b: Sample) -> float:
 
 def tost(result: Comparison, margin: float) -> float:
     """p-value of |difference| >= margin, by two one-sided t-tests."""
-    if not 0 < margin < math.inf:
-        raise ValueError(f"margin={margin}: expected a positive number in the unit of the samples")
     # Of the two one-sided tests the one with the larger p decides: that of the nearer bound.
     return t_cdf(ratio(abs(result.difference) - margin, result.se), result.df)
 
@@ -176,7 +155,7 @@ def noncentral_t_cdf(t: float, df: float, shift: float) -> float:
     low, high = max(0.0, 1 - 12 / math.sqrt(2 * df)), 1 + 12 / math.sqrt(2 * df)
     width = (high - low) / 4000
     log_front = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
-    normal, total = statistics.NormalDist(), 0.0
+    normal, total = NormalDist(), 0.0
     for i in range(4000):
         s = low + (i + 0.5) * width
         density = math.exp(log_front + (df - 1) * math.log(s) - df * s * s / 2)

@@ -174,17 +174,10 @@ def test_identical_runs_are_equal_and_equivalent():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stats.mean([]), "sample=[]: expected one or more finite numbers"),
-        (lambda: stats.mean([1.0, math.nan]), "expected one or more finite numbers"),
-        (lambda: stats.sd([1.0]), "a standard deviation needs 2 or more numbers"),
-        (lambda: stats.paired([1, 2], [1, 2, 3]), "paired samples have 2 and 3 numbers"),
-        (
-            lambda: stats.tost(stats.paired([1, 2], [1, 2]), 0),
-            "margin=0: expected a positive number",
-        ),
+        (lambda: stats.mean([]), "at least one data point"),
+        (lambda: stats.t_test([1.0]), "at least two data points"),
+        (lambda: stats.paired([1, 2], [1, 2, 3]), "is longer"),
         (lambda: stats.t_cdf(1, 0), "expected a number t and df > 0"),
-        (lambda: stats.t_quantile(1, 5), "expected 0 < p < 1"),
-        (lambda: stats.beta_inc(1, 1, 1.5), "0 <= x <= 1"),
         (lambda: judging.additive([[1.0, None], [None, 1.0]]), "no seeds in common"),
     ],
 )
