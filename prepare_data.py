@@ -55,6 +55,7 @@ USAGE = "usage: python prepare_data.py [FILE | FOLDER | CONFIG.py ...] [--name=v
 SOURCES = ("", "stdlib", "files", "hub")
 FILES_HELP = f"comma-separated paths, folders, patterns ({' '.join(SUFFIXES)}; also .gz .zst .bz2)"
 free = functools.partial(setting, free_on_resume=True)  # changes no byte of the data set
+say = functools.partial(print, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,6 @@ class PrepareConfig(Settings):
     save_every_s: float = free(5.0, "seconds between two saves of the progress", least=0)
     overwrite: bool = free(False, "make the data set again, whatever is there under its name")
     show: str = free("", "only print counts and first documents of this folder", is_path=True)
-    quiet: bool = free(False, "print nothing")
 
     def problems(self) -> list[str]:
         problems = super().problems() + _source_problems(self) + _vocabulary_problems(self)
@@ -95,10 +95,6 @@ class PrepareConfig(Settings):
                 f"dataset={name!r}: expected the plain name of a folder (--dataset=NAME)"
             )
         return problems
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            print(text, flush=True)
 
     @property
     def kind(self) -> str:
@@ -198,10 +194,10 @@ def prepare(config: PrepareConfig) -> Path:
                 writer = shards.open_folder(folder, config.shard_tokens, wanted, config.overwrite)
                 meta = _Preparation(config, corpus, writer).run()
                 shards.take_over(folder)
-                config.say(f"{shards.summary(folder, meta)}; {time.monotonic() - started:.1f} s")
+                say(f"{shards.summary(folder, meta)}; {time.monotonic() - started:.1f} s")
                 return folder
             shards.discard_unfinished(folder, wanted)
-    config.say(f"{folder} is complete already")
+    say(f"{folder} is complete already")
     return folder
 
 
@@ -266,14 +262,14 @@ class _Preparation:
         config, writer = self.config, self.writer
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
-        config.say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
+        say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
         for entry in self.corpus.entries:
             if entry.left_alone:
-                config.say(f"note: not read in {entry.name}: {entry.left_alone}")
+                say(f"note: not read in {entry.name}: {entry.left_alone}")
         if config.val_fraction and self.corpus.is_split_by_hash:
             self.val_below, note = find_threshold(self.corpus)
             if note:
-                config.say(f"note: {note}")
+                say(f"note: {note}")
         tokenizer = self.tokenizer()
         self.encode(tokenizer)
         self.check_splits()
@@ -311,7 +307,7 @@ class _Preparation:
         results = map_chunks(job, chunks_of(Stream(self.corpus, state)), config.workers)
         parts = [total]
         enough = config.count_characters or sys.maxsize
-        bar = progress_bar("counting", characters, not config.quiet)
+        bar = progress_bar("counting", characters)
         with bar, contextlib.closing(results):
             while characters < enough and (result := next(results, None)):
                 chunk, counts = result
@@ -332,12 +328,12 @@ class _Preparation:
         results = map_chunks(job, chunks_of(stream), config.workers)
         splits = writer.progress["splits"]
         done = sum(counts["bytes"] for counts in splits.values())
-        bar = progress_bar("encoding", done, not config.quiet)
+        bar = progress_bar("encoding", done)
         with bar, contextlib.closing(results):
             for chunk, encoded in results:
                 for note in filter(None, (item.note for item in chunk.items)):
                     self.notes.append(note)
-                    config.say(f"note: left out: {note}")
+                    say(f"note: left out: {note}")
                 if config.max_tokens:
                     left = config.max_tokens - splits["train"]["tokens"]
                     encoded = until(encoded, left, not self.corpus.is_one_text)
@@ -353,9 +349,9 @@ class _Preparation:
         documents = sum(counts["documents"] for counts in splits.values())
         documents += sum(writer.progress["skipped"].values())
         if stream.used_up:
-            config.say(stream.used_up)
+            say(stream.used_up)
         elif config.separator and documents <= self.corpus.text_files:
-            config.say(f"note: --separator={config.separator!r} divides no file: one document each")
+            say(f"note: --separator={config.separator!r} divides no file: one document each")
 
     def check_splits(self) -> None:
         """Refuse a data set without training documents, or without the validation asked for."""

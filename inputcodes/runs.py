@@ -177,7 +177,7 @@ class Runner:
 
     def run(self) -> list[str]:
         total, done = sum(n for _, n in self.plans.values()), sum(self.tokens.values())
-        with progress_bar("", done, bool(self.plans), "tokens", total) as bar:
+        with progress_bar("", done, "tokens", total, shown=bool(self.plans)) as bar:
             try:
                 while self.waiting or self.active:
                     self.look_after()

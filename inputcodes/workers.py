@@ -51,7 +51,7 @@ class _Lines(io.TextIOBase):
 
 
 def progress_bar(
-    what: str, done: int, shown: bool, unit: str = "B", total: int | None = None
+    what: str, done: int, unit: str = "B", total: int | None = None, shown: bool = True
 ) -> Any:
     """A bar in bytes or another unit; where there is no terminal, a plain line every 30 seconds."""
     terminal = sys.stderr.isatty()

@@ -204,7 +204,7 @@ def write_json_lines(path: Path, rows: list[Any]) -> str:
 
 def prepare_config(tmp_path: Path, **settings: Any) -> PrepareConfig:
     defaults = {
-        "data_dir": str(tmp_path / "data"), "dataset": "set", "source": "files", "quiet": True,
+        "data_dir": str(tmp_path / "data"), "dataset": "set", "source": "files",
         "val_fraction": 0.1, "workers": 1,
     }  # fmt: skip
     settings |= {"files": (settings["files"],)} if "files" in settings else {}

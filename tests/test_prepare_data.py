@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_default_is_the_standard_library(tmp_path: Path) -> None:
-    folder = prepare(PrepareConfig(data_dir=str(tmp_path), quiet=True))
+    folder = prepare(PrepareConfig(data_dir=str(tmp_path)))
     assert folder == tmp_path / "stdlib"
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["vocab_size"] == 256
@@ -383,7 +383,7 @@ def test_a_stream_of_the_hub_goes_on_from_its_state(
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """The real program on the standard library, with SIGKILL."""
-    settings = {"data_dir": str(tmp_path), "vocab_size": 300, "quiet": True, "workers": 1}
+    settings = {"data_dir": str(tmp_path), "vocab_size": 300, "workers": 1}
     words = [f"--{name}={value}" for name, value in settings.items()]
     words += ["--save_every_s=0", "--count_characters=2000000", "--shard_tokens=1000000"]
     started = time.monotonic()

@@ -45,7 +45,7 @@ def stories(folder: Path, count: int = 60) -> str:
 def test_a_second_preparation_waits_and_uses_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], made_meanwhile: bool
 ) -> None:
-    config = prepare_config(tmp_path, files=stories(tmp_path), quiet=False)
+    config = prepare_config(tmp_path, files=stories(tmp_path))
     folder, elsewhere = tmp_path / "data" / "set", tmp_path / "elsewhere"
     folder.mkdir(parents=True)
     lock = FileLock(folder / "lock")
@@ -56,7 +56,7 @@ def test_a_second_preparation_waits_and_uses_what_is_there(
         assert thread.is_alive()
         time.sleep(0.01)
     if made_meanwhile:
-        made = prepare(dataclasses.replace(config, data_dir=str(elsewhere), quiet=True))
+        made = prepare(dataclasses.replace(config, data_dir=str(elsewhere)))
         for path in made.iterdir():
             if path.name != "lock":
                 os.replace(path, folder / path.name)
@@ -74,7 +74,7 @@ def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None
         "print('started')\n"
         "documents.CHUNK_CHARACTERS = 5000\n"
         f"prepare(PrepareConfig(files=({stories(tmp_path)!r},), data_dir={str(tmp_path)!r}, "
-        "dataset='set', workers=2, quiet=True))\n"
+        "dataset='set', workers=2))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -286,7 +286,7 @@ def test_a_set_whose_hashes_are_on_one_side_is_mended(
 ) -> None:
     texts = [t for t in documents(200) if (split_hash(t.encode()) < 2**63) == (side == "val")][:3]
     files = write_json_lines(tmp_path / "few.jsonl", [{"text": text} for text in texts])
-    folder = prepare(prepare_config(tmp_path, files=files, val_fraction=0.5, quiet=False))
+    folder = prepare(prepare_config(tmp_path, files=files, val_fraction=0.5))
     lowest = min(texts, key=lambda text: split_hash(text.encode()))
     assert texts_in(folder, "val") == [lowest]
     assert texts_in(folder, "train") == [text for text in texts if text != lowest]
@@ -299,9 +299,7 @@ def test_a_mixture_says_which_source_ended_it(
 ) -> None:
     long = write_parquet(tmp_path / "long.parquet", [f"long {n}" for n in range(500)])
     short = write_parquet(tmp_path / "short.parquet", [f"short {n}" for n in range(20)])
-    folder = prepare(
-        prepare_config(tmp_path, files=f"{long},{short}", probabilities="0.5,0.5", quiet=False)
-    )
+    folder = prepare(prepare_config(tmp_path, files=f"{long},{short}", probabilities="0.5,0.5"))
     texts = texts_in(folder, "train") + texts_in(folder, "val")
     used = sum(text.startswith("long") for text in texts)
     assert len(texts) == used + 20
@@ -398,14 +396,14 @@ def test_what_is_no_regular_file_is_said_and_what_a_folder_holds_besides(
     for name in ("a.tsv", "b.tsv", "c.txt.xz", "LICENSE", ".hidden"):
         (texts / name).touch()
     (texts / "gone.txt").symlink_to("nowhere")
-    prepare(prepare_config(tmp_path, files=str(texts), quiet=False))
+    prepare(prepare_config(tmp_path, files=str(texts)))
     besides = "2 .tsv, 1 .xz, 2 not regular files, 1 without an ending"
     assert f"note: not read in {texts}: {besides}\n" in capsys.readouterr().out
     for name in ("train", "test"):  # of a folder with two formats `datasets` reads one
         write_json_lines(texts / f"{name}.jsonl", [{"text": "a"}])
     (texts / "train.txt").write_text("b")
     hub = {"source": "hub", "hub": str(texts), "dataset": "hub", "val_fraction": 0.0}
-    assert texts_in(prepare(prepare_config(tmp_path, quiet=False, **hub)), "train") == ["a"]
+    assert texts_in(prepare(prepare_config(tmp_path, **hub)), "train") == ["a"]
     besides = "1 .md, 2 .tsv, 1 .txt, 1 .xz, 2 not regular files, 1 without an ending"
     assert f"note: not read in {texts}: {besides}\n" in capsys.readouterr().out
 
@@ -471,7 +469,7 @@ def test_a_single_text_is_cut_at_a_line(
     monkeypatch.setattr("inputcodes.documents.CHUNK_CHARACTERS", 10_000)
     text = play(0)
     (tmp_path / "input.txt").write_text(text, encoding="utf-8")
-    main([f"{tmp_path}/input.txt", f"--data_dir={tmp_path}", "--val_fraction=0.1", "--quiet",
+    main([f"{tmp_path}/input.txt", f"--data_dir={tmp_path}", "--val_fraction=0.1",
           f"--max_tokens={max_tokens}"])  # fmt: skip
     (train,), (val,) = (texts_in(tmp_path / "input", split) for split in ("train", "val"))
     assert text.startswith(train)
@@ -528,7 +526,7 @@ def other_column(folder: Path) -> list[str]:
 
 
 def other_settings(folder: Path) -> list[str]:
-    main(words := [stories(folder), "--val_fraction=0.1", f"--data_dir={folder}", "--quiet"])
+    main(words := [stories(folder), "--val_fraction=0.1", f"--data_dir={folder}"])
     return [words[0], "--val_fraction=0.5"]
 
 
@@ -603,7 +601,7 @@ def no_name(folder: Path) -> list[str]:
 def test_the_advice_of_an_error_works_when_pasted(
     tmp_path: Path, arrange: Callable[[Path], list[str]], advice: str
 ) -> None:
-    words = [*arrange(tmp_path), f"--data_dir={tmp_path}", "--quiet"]
+    words = [*arrange(tmp_path), f"--data_dir={tmp_path}"]
     with pytest.raises(UserError) as caught:
         main(words)
     printed = re.findall(r"--\w+(?:=\w+)?", str(caught.value))

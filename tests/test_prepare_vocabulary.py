@@ -19,7 +19,7 @@ def words(tmp_path: Path) -> list[str]:
     lines = [json.dumps({"text": text}) + "\n" for text in documents(60, seed=1)]
     (tmp_path / "texts.jsonl").write_text("".join(lines))
     return [
-        "--source=files", f"--files={tmp_path}/texts.jsonl", "--dataset=set", "--quiet",
+        "--source=files", f"--files={tmp_path}/texts.jsonl", "--dataset=set",
         f"--data_dir={tmp_path}", "--val_fraction=0.3",
     ]  # fmt: skip
 

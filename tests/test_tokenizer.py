@@ -419,7 +419,7 @@ def test_an_encoding_above_65536_ids_from_text_to_sample(
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: large_encoding())
     prepare_data.main(
-        ["--source=files", f"--files={tmp_path}/texts.jsonl", "--dataset=large", "--quiet",
+        ["--source=files", f"--files={tmp_path}/texts.jsonl", "--dataset=large",
          f"--data_dir={tmp_path}", "--tokenizer=cl100k_base", "--val_fraction=0.3",
          "--shard_tokens=1500"]
     )  # fmt: skip
