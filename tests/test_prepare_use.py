@@ -80,7 +80,7 @@ def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=environment
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+    assert (done.returncode, done.stdout.count("started")) == (0, 1), done.stderr
     assert len(texts_in(tmp_path / "set", "train")) > 30
 
 
