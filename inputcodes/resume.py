@@ -320,25 +320,19 @@ def memory_needed(config: Any, processes: int = 1) -> int:
 
 
 def check_memory(config: Any) -> None:
-    """Raise UserError if the weights cannot be made on this machine, or its CPU not do a step."""
-    needed = 4 * count_parameters(config)[0]
+    """Raise UserError if this machine is far from holding the weights, or its CPU a step."""
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not said, as on Windows
         return
-    there_gb = f"and this machine has {there / 1e9:,.0f} GB"
-    if needed > there:
-        raise UserError(
-            f"the model needs {needed / 1e9:,.0f} GB for the weights alone, {there_gb}:"
-            " make n_layer or n_embd smaller"
-        )
-    # An estimate, so that only what is far from it is refused. GPUs have a memory of their own,
-    # but the numbers of a step's sequences are drawn here.
+    # GPUs have a memory of their own, but the weights are made here, and the numbers of a step's
+    # sequences drawn.
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    step = 48 * config.batch_size * config.gradient_accumulation_steps
-    step += memory_needed(config) if config.device == "cpu" or not gpu else 0
-    if step > 2 * there:
+    on_cpu = config.device == "cpu" or not gpu
+    needed = memory_needed(config) if on_cpu else 8 * count_parameters(config)[0]
+    needed += 48 * config.batch_size * config.gradient_accumulation_steps
+    if needed > 2 * there:
         raise UserError(
-            f"a step needs about {step / 1e9:,.0f} GB, {there_gb}:"
-            " make batch_size, block_size or gradient_accumulation_steps smaller"
+            f"a step needs about {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f}:"
+            " make n_layer, n_embd, batch_size, block_size or gradient_accumulation_steps smaller"
         )

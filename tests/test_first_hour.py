@@ -88,8 +88,8 @@ def test_a_short_run_needs_no_word_about_its_warm_up(words, tmp_path):
         ({"seed": 2**64}, "seed=18446744073709551616: expected at least 0 and at most"),
         ({"n_layer": 10**12}, "n_layer=1000000000000: expected at least 1 and at most"),
         ({"block_size": 10**9}, "block_size=1000000000: expected at least 1 and at most"),
-        ({"n_embd": 2**18}, "GB for the weights alone"),
-        ({"batch_size": 2**20, "n_layer": 20, "n_embd": 512}, "make batch_size, block_size or"),
+        ({"n_embd": 2**18}, "make n_layer, n_embd, batch_size"),
+        ({"batch_size": 2**20, "n_layer": 20, "n_embd": 512}, "batch_size, block_size or"),
         (
             {"batch_size": 2**20, "gradient_accumulation_steps": 2**20, "n_embd": 8},
             "or gradient_accumulation_steps smaller",
