@@ -42,7 +42,10 @@ class Additive:
 
 
 def additive(table: Sequence[Sequence[float | None]]) -> Additive:
-    """Fit rows of variants with a column a seed; None where a run is missing."""
+    """Fit rows of variants with a column a seed; None where a run is missing.
+
+    Where no chain of common seeds connects two variants, their means say nothing of each other.
+    """
     y = np.array(table, dtype=float)
     y = y[:, ~np.isnan(y).all(axis=0)]
     k, seeds = y.shape
@@ -50,13 +53,12 @@ def additive(table: Sequence[Sequence[float | None]]) -> Additive:
     # The effects of the seeds sum to nothing: the last one is minus the sum of the others.
     effects = np.vstack([np.eye(seeds - 1), -np.ones((1, seeds - 1))])
     design = np.hstack([np.eye(k)[row], effects[seed]])
-    if np.linalg.matrix_rank(design) < k + seeds - 1:
-        raise ValueError("these runs have no seeds in common that connect all variants")
-    covariance = np.linalg.inv(design.T @ design)
+    covariance = np.linalg.pinv(design.T @ design, hermitian=True)
     fitted = covariance @ design.T @ y[row, seed]
     # Runs can be identical in every bit: what only rounding left is no residual and no difference.
     rss = float(np.sum(np.round(y[row, seed] - design @ fitted, 12) ** 2))
-    return Additive(np.round(fitted[:k], 12), covariance[:k, :k], rss, len(row) - k - seeds + 1)
+    df = len(row) - int(np.linalg.matrix_rank(design))
+    return Additive(np.round(fitted[:k], 12), covariance[:k, :k], rss, df)
 
 
 @dataclass(frozen=True)
