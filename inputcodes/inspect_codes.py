@@ -32,6 +32,7 @@ from model import GPT
 
 USAGE = "usage: python -m inputcodes.inspect_codes RUN [RUN ...] [--name=value ...]"
 EXAMPLES = (" in", "ing", "(s", "0")
+RIDGE = 0.01  # over the mean variance of a vector's numbers
 TEXTS = 32  # of random tokens, each half a context long
 
 
@@ -46,7 +47,6 @@ class InspectConfig(Settings):
         spaces_count=True,
     )
     neighbours: int = setting(6, "how many neighbours", least=1)
-    ridge: float = setting(0.01, "penalty over the mean variance of a vector's numbers", above=0)
 
     def problems(self) -> list[str]:
         return super().problems() + ([] if self.runs else ["no runs: pass their directories"])
@@ -74,7 +74,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     return float(cross / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
-def ridge_r2(x: Tensor, y: Tensor, penalty: float) -> float:
+def ridge_r2(x: Tensor, y: Tensor) -> float:
     """The share of y's variance that a ridge regression on x explains, a fifth of rows held out."""
     x, y = x - x.mean(0), y - y.mean(0)
     fold = torch.arange(len(x)) % 5
@@ -82,11 +82,8 @@ def ridge_r2(x: Tensor, y: Tensor, penalty: float) -> float:
     for k in range(5):
         a, b = x[fold != k], y[fold != k]
         gram = a.T @ a
-        gram += penalty * gram.diagonal().mean() * torch.eye(len(gram))
-        try:
-            weights = torch.linalg.solve(gram, a.T @ b)
-        except torch.linalg.LinAlgError as error:
-            raise UserError(f"ridge={penalty}: too small for these vectors, raise it") from error
+        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+        weights = torch.linalg.solve(gram, a.T @ b)
         missed += (y[fold == k] - x[fold == k] @ weights).square().sum()
     return float(1 - missed / y.square().sum())
 
@@ -135,7 +132,7 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
     for run, (model, _, _) in zip(config.runs, models, strict=True):
         for depth, states in enumerate(token_states(model, ids, tokenizer.end_of_text)):
             name = f"block {depth}" if depth else "input"
-            cka, r2 = linear_cka(states, table), ridge_r2(states, table, config.ridge)
+            cka, r2 = linear_cka(states, table), ridge_r2(states, table)
             alike.append([run, name, f"{cka:.3f}", f"{r2:.3f}"])
             for text, token_id in rows.items() if depth < 3 else ():
                 row = int((ids == token_id).nonzero())
