@@ -195,17 +195,10 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
         command("evaluate.py", out_dir, *data_dir),
     ]
     other = "learned" if config.input_layer != "learned" else "fixed"
-    if not trainer.origin["base"] and not dataclasses.replace(config, input_layer=other).problems():
-        if config.init_from.startswith("resume"):  # `argv` may leave all to the checkpoint
-            named = {field.name: field.default for field in dataclasses.fields(config)}
-            values = {name: getattr(config, name) for name in named}
-            argv = [f"--{name}={value}" for name, value in values.items() if value != named[name]]
-        changed = ("--input_layer=", "--out_dir=", "--init_from=")
-        words = [word for word in argv if not word.startswith(changed)]
-        words += [f"--input_layer={other}", f"{out_dir}/{other}"]
-        if config.init_from != "scratch":  # a config file may say so
-            words.append("--init_from=scratch")
-        commands.append(command("train.py", *words))
+    matched = dataclasses.replace(config, input_layer=other)
+    if config.init_from == "scratch" and not matched.problems():
+        words = [word for word in argv if not word.startswith(("--input_layer=", "--out_dir="))]
+        commands.append(command("train.py", *words, f"--input_layer={other}", f"{out_dir}/{other}"))
     return commands
 
 
