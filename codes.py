@@ -32,12 +32,8 @@ class LinearCode(NamedTuple):
 
 
 def code_width(vocab_size: int) -> int:
-    """K = ceil(log2 V), the fewest bits that tell V tokens apart (Proposition 1).
-
-    Raises ValueError if V < 2, where there is nothing to tell apart.
-    """
-    if vocab_size < 2:
-        raise ValueError(f"vocab_size={vocab_size}: a code needs at least 2 tokens")
+    """K = ceil(log2 V), the fewest bits that tell V >= 2 tokens apart (Proposition 1)."""
+    assert vocab_size >= 2, f"{vocab_size} tokens: there is nothing to tell apart"
     return (vocab_size - 1).bit_length()
 
 
@@ -83,11 +79,9 @@ def codeword_code(K: int, length: int, seed: int | str) -> LinearCode:
 def random_codes(vocab_size: int, length: int, seed: int) -> Tensor:
     """V distinct random codes, the control without algebra: uint8 (V, length / 8 rounded up).
 
-    Position i is bit i % 8 of byte i // 8. Raises ValueError if the length cannot tell V tokens
-    apart.
+    Position i is bit i % 8 of byte i // 8.
     """
-    if length < code_width(vocab_size):
-        raise ValueError(f"{length} bits cannot tell {vocab_size} tokens apart")
+    assert length >= code_width(vocab_size), f"{length} bits cannot tell {vocab_size} tokens apart"
     rng = random.Random(seed)
     drawn: dict[int, None] = {}
     while len(drawn) < vocab_size:
@@ -130,13 +124,9 @@ def bits(ids: Tensor, masks: Tensor) -> Tensor:
 
 
 def tile(codes: Tensor, width: int) -> Tensor:
-    """The zero-parameter lift x_i = c_(i mod K): codes (..., K) to (..., width).
-
-    Raises ValueError if width < K: the lift would lose bits and tokens could collide.
-    """
+    """The zero-parameter lift x_i = c_(i mod K): codes (..., K) to (..., width >= K)."""
     K = codes.shape[-1]
-    if width < K:
-        raise ValueError(f"width {width} cannot hold a code of {K} bits (need at least {K})")
+    assert width >= K, f"width {width} cannot hold a code of {K} bits"
     copies = -(-width // K)
     return codes.repeat(*[1] * (codes.dim() - 1), copies)[..., :width]
 
