@@ -66,25 +66,17 @@ class CompareConfig(TrainConfig):
         "input layer, name=value, or several of them",
     )
     seeds: str = setting("1,2,3", "seeds of the runs of every variant, separated by commas")
-    across: str = setting(
-        "", "settings in which compared variants may differ beside the input layer, as n_layer"
-    )
+    across: str = setting("", "settings in which compared variants may differ, too, as n_layer")
     margin: float = setting(
         0.01, "equivalent: closer than this share of the baseline's loss", above=0, below=1
     )
-    study_dir: str = setting(
-        "", "where the report goes; empty: out/studies/NAME for NAME.py", is_path=True
-    )
+    study_dir: str = setting("", "folder of the report; empty: out/studies/NAME", is_path=True)
     runs_dir: str = setting(
         "", "where the runs go; studies may share it; empty: study_dir", is_path=True
     )
     nproc: int = setting(1, "processes per run, under torchrun if there are several", least=1)
-    jobs: int = setting(
-        0, "runs at a time; 0: one, or on a CPU as many as it has cores for", least=0
-    )
-    report: str = setting(
-        "", "directory of a study to report again, without running anything", is_path=True
-    )
+    jobs: int = setting(0, "runs at a time; 0: one on a GPU, on a CPU what fits", least=0)
+    report: str = setting("", "folder of a study to report again, running nothing", is_path=True)
 
     def problems(self) -> list[str]:
         problems = super().problems()

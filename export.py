@@ -63,16 +63,10 @@ CHAT_TEMPLATE = (
 @dataclass(frozen=True)
 class ExportConfig(Settings):
     out_dir: str = setting("out", "directory of the run", is_path=True)
-    checkpoint: str = setting(
-        "best", "best (lowest validation loss) or last", choices=("best", "last")
-    )
-    to: str = setting(
-        "", "the folder to write; files of an earlier export in it are replaced", is_path=True
-    )
+    checkpoint: str = setting("best", "best (by validation loss) or last", choices=("best", "last"))
+    to: str = setting("", "folder to write; an earlier export in it is replaced", is_path=True)
     format: str = setting("hf", "hf (transformers), or gguf (llama.cpp)", choices=("hf", "gguf"))
-    dtype: str = setting(
-        "float32", "float32 (exact), or bfloat16 (half the size)", choices=("float32", "bfloat16")
-    )
+    dtype: str = setting("float32", "float32 (exact) or bfloat16", choices=("float32", "bfloat16"))
     license: str = setting("", "licence of the weights for the model card, such as apache-2.0")
     push: str = setting("", "also upload to this repository of the Hugging Face hub: USER/NAME")
 

@@ -32,18 +32,14 @@ class InputConfig(Settings):
         "fixed", "what turns token ids into vectors", choices=lambda: list(INPUT_LAYERS)
     )
     table_std: float = of_input_layer(0.02, "learned, compressed: initial sd of the table", above=0)
-    compression: int = of_input_layer(
-        8, "compressed: n_embd over the width of the learned codes", least=1
-    )
+    compression: int = of_input_layer(8, "compressed: n_embd over the codes' width", least=1)
     table_of: str = of_input_layer(
         "",
         "compressed: folder of a run; the table starts as the principal components of its input "
         "vectors, with sd table_std over all numbers; empty: as random numbers",
         is_path=True,
     )
-    train_table: bool = of_input_layer(
-        True, "learned, compressed: train the table; False keeps it as it starts"
-    )
+    train_table: bool = of_input_layer(True, "learned, compressed: train the table, or keep it")
     code_length: int = of_input_layer(
         0, "codeword, spelling, random: positions of the code, tiled to n_embd; 0: n_embd", least=0
     )
@@ -54,9 +50,7 @@ class InputConfig(Settings):
     spelling_bytes: int = of_input_layer(
         0, "spelling: how many bytes of a token's text count; 0: all, up to 16", least=0, most=255
     )
-    spelling_id: bool = of_input_layer(
-        True, "spelling: add the id's codeword; without it, tokens of one spelling are an error"
-    )
+    spelling_id: bool = of_input_layer(True, "spelling: add the codeword of the id")
     frozen_of: str = of_input_layer(
         "fixed", "frozen: the layer whose vectors are stored", choices=lambda: fixed_layers()
     )

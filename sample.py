@@ -30,22 +30,14 @@ from model import GPT
 @dataclass(frozen=True)
 class SampleConfig(Settings):
     out_dir: str = setting("out", "directory of the run", is_path=True)
-    checkpoint: str = setting(
-        "best", "best (lowest validation loss) or last", choices=("best", "last")
-    )
+    checkpoint: str = setting("best", "best (by validation loss) or last", choices=("best", "last"))
     chat: bool = setting(False, "talk to a model that was fine-tuned on conversations")
     prompt: str = setting("\n", "text to continue; FILE:story.txt takes that of a file")
     num_samples: int = setting(1, "texts to write", least=1)
-    max_new_tokens: int = setting(
-        500, "tokens per text or reply, if it does not end before", least=1
-    )
-    temperature: float = setting(
-        0.8, "0: the likeliest token; 1: as the model predicts", least=0, most=1e6
-    )
+    max_new_tokens: int = setting(500, "most tokens of a text or a reply", least=1)
+    temperature: float = setting(0.8, "0: the likeliest token; 1: as predicted", least=0, most=1e6)
     top_k: int = setting(0, "draw among the k likeliest tokens; 0: all", least=0)
-    top_p: float = setting(
-        1.0, "draw among the likeliest tokens that add up to p; 1: all", above=0, most=1
-    )
+    top_p: float = setting(1.0, "draw among the likeliest adding up to p; 1: all", above=0, most=1)
     seed: int = setting(1, "sample i depends on seed + i alone", least=0, most=2**62)
     loss: bool = setting(False, "end each text with the mean loss of what was written, in nats")
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")

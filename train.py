@@ -59,9 +59,7 @@ class TrainConfig(GPTConfig):
     # data and places
     dataset: str = setting("stdlib", "folder under data_dir made by prepare_data.py")
     data_dir: str = free("data", "folder of all data sets", is_path=True)
-    out_dir: str = free(
-        "", "folder of the run; empty: out/NAME for config/NAME.py, or out", is_path=True
-    )
+    out_dir: str = free("", "its folder; empty: out, or out/NAME of config/NAME.py", is_path=True)
     init_from: str = free(
         "scratch",
         "scratch; the folder of a run, to fine-tune its best checkpoint, or of an export; resume: "
@@ -86,9 +84,7 @@ class TrainConfig(GPTConfig):
     eval_tokens: int = changeable(0, "validation tokens per evaluation; 0: all", least=0)
     save_interval: float = free(15.0, "most minutes without a checkpoint", above=0)
     log_interval: int = free(50, "steps between lines of metrics.jsonl", least=1)
-    log_to: str = free(
-        "none", "show metrics.jsonl there too", choices=("none", "wandb", "tensorboard")
-    )
+    log_to: str = free("none", "show metrics there too", choices=("none", "wandb", "tensorboard"))
     # arithmetic
     device: str = free("auto", "cuda, mps or cpu; auto: the first of these there is")
     dtype: str = changeable("float32", "bfloat16: by autocast", choices=("float32", "bfloat16"))

@@ -38,9 +38,7 @@ TEXTS = 32  # of random tokens, each half a context long
 
 @dataclass(frozen=True)
 class InspectConfig(Settings):
-    runs: tuple[str, ...] = setting(
-        (), "directories of runs; the first one's table is compared to", positional=True
-    )
+    runs: tuple[str, ...] = setting((), "folders of runs, the first to compare to", positional=True)
     tokens: tuple[str, ...] = setting(
         (),
         f"tokens whose neighbours to print; empty: those that there are of {'; '.join(EXAMPLES)}",
