@@ -80,6 +80,9 @@ def make_report(
         by_label = {variant.label: [run for run in runs if run] for variant, runs in used}
         refuse_if_unmatched(unmatched(by_label, may_differ))
         rows.append([measure(variant, runs) for variant, runs in used])
+        if not all(any(point.losses) for point in rows[-1][0].curve):
+            advice = "no gap is a share of that; compare on another text"
+            raise UserError(f"{used[0][0].label} has a validation loss of 0: {advice}")
     if not rows:
         raise UserError("\n".join(["there is nothing to report", *notes]))
     every = [run for group in groups for _, runs in group for run in runs if run]

@@ -257,6 +257,13 @@ def test_what_is_not_matched_is_refused_with_all_that_differs(tmp_path, changes,
         by_hand(tmp_path, learned=[1.0, 1.1], fixed=([1.0, 1.2], changes))
 
 
+def test_a_baseline_without_any_loss_is_refused_and_not_divided_by(tmp_path):
+    with pytest.raises(UserError, match="learned has a validation loss of 0: no gap is a share"):
+        by_hand(tmp_path, learned=[0.0, 0.0], fixed=[0.5, 0.0])
+    made = by_hand(tmp_path / "a", learned=[0.0, 1e-9], fixed=[0.5, 0.0])
+    assert made.gaps[0][0].share == pytest.approx(0.5 / 1e-9)
+
+
 def test_a_single_seed_that_is_not_matched_is_refused(tmp_path):
     some = [
         write_run(
