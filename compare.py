@@ -28,18 +28,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from input_layers import INPUT_FIELDS
-from inputcodes import runs
+from inputcodes import configurator, runs
 from inputcodes.checkpoint import ROOT
-from inputcodes.configurator import (
-    UserError,
-    build,
-    config_files,
-    from_record,
-    given_values,
-    recorded,
-    run_main,
-    setting,
-)
+from inputcodes.configurator import UserError, build, given_values, recorded, run_main, setting
 from inputcodes.data import DataSet
 from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
@@ -223,7 +214,7 @@ def architecture_of(base: str) -> dict[str, Any]:
 
 def configure_study(argv: Sequence[str]) -> Study:
     """The study that the config files and `--name=value` words of `argv` describe."""
-    files = config_files(CompareConfig, argv)
+    files = configurator.config_files(CompareConfig, argv)
     options = [word for word in argv if word not in files]
     files = files or [str(ROOT / DEFAULT_STUDY)]
     for name in given_values(CompareConfig, options).keys() & {"seed", "out_dir"}:
@@ -291,7 +282,7 @@ def read_study(given: dict[str, Any]) -> Study:
             for each in stored["variants"]
         ]
         own = {**stored["compare"], "study_dir": str(file.parent)}
-        config = from_record(CompareConfig, own | given, file)
+        config = configurator.from_record(CompareConfig, own | given, file)
         if problems := config.problems():
             raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
         if any(type(text) is not str for v in variants for text in (v.label, v.group, v.kind)):

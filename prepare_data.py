@@ -29,20 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inputcodes import shards
-from inputcodes.configurator import (
-    ROOT,
-    Settings,
-    UserError,
-    build,
-    command,
-    configure,
-    from_here,
-    given_values,
-    names_where,
-    run_main,
-    setting,
-)  # fmt: skip
+from inputcodes import configurator, shards
+from inputcodes.configurator import Settings, UserError, command, configure, run_main, setting
 from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold, hub_name
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
 from inputcodes.files import file_sha256, locked
@@ -217,21 +205,22 @@ def prepare_missing(data_dir: str, dataset: str) -> Path:
             advice = f"dataset={dataset!r}: expected the name of a folder in data_dir={data_dir!r}"
         raise UserError(f"there is no data set {folder}: {advice}")
     settings = {"data_dir": data_dir, "dataset": dataset, "chat": dataset == "docstrings"}
-    return prepare(build(PrepareConfig, {**settings, "vocab_size": int(embedded[1] or 0)}))
+    settings["vocab_size"] = int(embedded[1] or 0)
+    return prepare(configurator.build(PrepareConfig, settings))
 
 
 def _preparing_command(data_dir: str, dataset: str) -> str:
     """The command that prepares a data set: of its config file, if the program has one."""
     words = [] if data_dir == PrepareConfig.data_dir else [f"--data_dir={data_dir}"]
-    for file in sorted(ROOT.glob("config/data_*.py")):
-        if given_values(PrepareConfig, [str(file)]).get("dataset") == dataset:
-            return command("prepare_data.py", from_here(file), *words)
+    for file in sorted(configurator.ROOT.glob("config/data_*.py")):
+        if configurator.given_values(PrepareConfig, [str(file)]).get("dataset") == dataset:
+            return command("prepare_data.py", configurator.from_here(file), *words)
     return command("prepare_data.py", *words, "--files=TEXT.txt", f"--dataset={dataset}")
 
 
 def _wanted(config: PrepareConfig, corpus: Corpus) -> dict[str, Any]:
     """What decides the bytes of the data set: settings, of n-grams only those given, and files."""
-    free_names = names_where(PrepareConfig, "free_on_resume")
+    free_names = configurator.names_where(PrepareConfig, "free_on_resume")
     settings = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)

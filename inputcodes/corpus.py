@@ -26,20 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inputcodes import readers
 from inputcodes.configurator import UserError, local_path
 from inputcodes.documents import Item, LeftOut, read_item, split_hash
-from inputcodes.readers import (
-    TEXT_SUFFIXES,
-    check_files,
-    check_schema,
-    item_of,
-    left_alone,
-    matching_files,
-    paths_below,
-    read_files,
-    suffix_of,
-    trying,
-)
 
 SMALL_SET = 100_000  # documents after which no side of the split is empty by chance
 # Distributions strip the tests; the others are not the library's own source.
@@ -120,9 +109,9 @@ class Corpus:
             return _open_hub(entry, column)
         if entry.is_stdlib:
             return _read_stdlib(paths, stdlib_splits(paths, self.val_fraction), column)
-        check_files(paths, column)
+        readers.check_files(paths, column)
         cut = self.val_fraction if self.is_one_text else 0.0
-        return read_files(paths, column, self.separator, cut)
+        return readers.read_files(paths, column, self.separator, cut)
 
 
 class Stream:
@@ -184,15 +173,15 @@ class Stream:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""
         entry, rows = self._corpus.entries[number], self._rows[number]
         if entry.paths is None:
-            rows = (item_of(row, self._corpus.column, entry.name) for row in rows)
-        with trying(f"read any further in {entry.name}"):
+            rows = (readers.item_of(row, self._corpus.column, entry.name) for row in rows)
+        with readers.trying(f"read any further in {entry.name}"):
             for item in itertools.islice(rows, self._places[number], None):
                 self._places[number] += 1
                 yield item._replace(split=entry.split or item.split)
 
 
 def _is_text(path: str) -> bool:
-    return suffix_of(path) in TEXT_SUFFIXES
+    return readers.suffix_of(path) in readers.TEXT_SUFFIXES
 
 
 def _open_hub(entry: Entry, column: str | None) -> Any:
@@ -200,10 +189,11 @@ def _open_hub(entry: Entry, column: str | None) -> Any:
 
     path, config, _ = hub_name(entry.name)
     split, revision = entry.hub_split, _revision(entry.name)
-    with trying(f"open the data set {entry.name!r}"):
+    with readers.trying(f"open the data set {entry.name!r}"):
         rows = load_dataset(path, config, split=split, streaming=True, revision=revision)
     if rows.features:
-        rows = rows.select_columns(check_schema(rows.features.arrow_schema, column, entry.name))
+        schema = rows.features.arrow_schema
+        rows = rows.select_columns(readers.check_schema(schema, column, entry.name))
     return rows
 
 
@@ -249,7 +239,8 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
     for entry in entries:
         folder, config, _ = hub_name(entry.name)
         if kind == "files":
-            paths, entry.left_alone = matching_files(entry.name), left_alone(entry.name)
+            paths = readers.matching_files(entry.name)
+            entry.left_alone = readers.left_alone(entry.name)
         elif os.path.isdir(folder):
             paths, entry.left_alone = _hub_files(folder, config, entry.hub_split)
         else:
@@ -305,7 +296,7 @@ def stdlib_files() -> list[str]:
     root = sysconfig.get_paths()["stdlib"]
     return sorted(
         path
-        for path in paths_below(root, STDLIB_SKIPS)
+        for path in readers.paths_below(root, STDLIB_SKIPS)
         if path.endswith((".py", ".txt", ".rst"))
         and os.path.isfile(path)
         and not os.path.basename(path).startswith("_sysconfigdata")  # paths of one machine
@@ -365,11 +356,11 @@ def _hub_files(folder: str, config: str | None, split: str) -> tuple[list[str], 
     frequent format; and what else is there."""
     from datasets import load_dataset_builder
 
-    with trying(f"open the data set {folder!r}"):
+    with readers.trying(f"open the data set {folder!r}"):
         found = load_dataset_builder(folder, config).config.data_files or {}
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")
     known = {os.path.realpath(path) for paths in found.values() for path in paths}
-    return [str(path) for path in found[split]], left_alone(
+    return [str(path) for path in found[split]], readers.left_alone(
         folder, lambda file: os.path.realpath(file) in known
     )

@@ -18,17 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inputcodes import configurator
 from inputcodes.checkpoint import give_weights, load_model, other_checkpoint, read_checkpoint
-from inputcodes.configurator import (
-    S,
-    UserError,
-    build,
-    config_files,
-    from_record,
-    given_values,
-    local_path,
-    names_where,
-)
+from inputcodes.configurator import S, UserError, build, given_values
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import file_sha256, read_json_lines
 from inputcodes.hf import read_export
@@ -113,7 +105,7 @@ class Start:
 
     def settings(self, cls: type[S]) -> S:
         """The checkpoint's settings, or only its architecture, as `cls` says."""
-        return from_record(cls, self.record["config"], self.path)
+        return configurator.from_record(cls, self.record["config"], self.path)
 
     def resumed(self, config: Any, command_line: Mapping[str, Any]) -> "Start":
         """This start with what `config` changes of the run, on the `command_line` or elsewhere."""
@@ -121,11 +113,11 @@ class Start:
         was, now = dataclasses.asdict(before), dataclasses.asdict(config)
         now["vocab_size"] = now["vocab_size"] or was["vocab_size"]
         changes, problems = [], []
-        for name in sorted(now.keys() - names_where(cls, "free_on_resume")):
+        for name in sorted(now.keys() - configurator.names_where(cls, "free_on_resume")):
             if now[name] == was[name]:
                 continue
             there = f"{name}={now[name]!r}, but {self.path} has {was[name]!r}"
-            if name not in names_where(cls, "explicit_on_resume"):
+            if name not in configurator.names_where(cls, "explicit_on_resume"):
                 problems.append(f"{there}: resuming cannot change it")
             elif name not in command_line:
                 problems.append(
@@ -162,7 +154,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             if path.with_name("best.pt").is_file():
                 raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
             continue
-        path = Path(local_path(choice)) / "best.pt"
+        path = Path(configurator.local_path(choice)) / "best.pt"
         if path.is_file():
             return Start(path, False, *read_checkpoint(path))
         if path.with_name("config.json").is_file():
@@ -206,7 +198,7 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
         )
     if start.resuming and choice != "resume":
         was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
-        if os.path.realpath(was) != os.path.realpath(local_path(choice)):
+        if os.path.realpath(was) != os.path.realpath(configurator.local_path(choice)):
             raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
 
 
@@ -231,7 +223,7 @@ def check_unchanged(out_dir: Path, start: Start | None) -> None:
 def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
     """What `argv` and the checkpoint that it names say, as a `cls`, and where the run starts."""
     given = given_values(cls, argv)
-    files = config_files(cls, argv)
+    files = configurator.config_files(cls, argv)
     if not given.get("out_dir"):
         given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
     start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
