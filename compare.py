@@ -315,7 +315,7 @@ def check_before(study: Study) -> None:
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
             facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
         free = runs.FREE_FIELDS | study.config.may_differ
-        runs.refuse_if_unmatched(runs.differences(facts, free))
+        runs.refuse_differences(runs.differences(facts, free))
 
 
 def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:

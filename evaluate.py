@@ -130,20 +130,16 @@ def evaluate_run(
     return Result(target, loss, tasks)
 
 
-def as_json(result: Result, config: EvaluateConfig) -> dict[str, Any]:
-    target = result.target
+def write_evaluation(result: Result, config: EvaluateConfig) -> None:
+    """Write evaluation.json; what else it has of the same checkpoint stays: tasks, or the loss."""
+    target, file = result.target, Path(result.target.run) / "evaluation.json"
     names = ("checkpoint", "step", "checkpoint_sha256")
     entry = {"run": target.run} | {name: target.record[name] for name in names}
     if result.loss and target.data:
         entry |= {"dataset": target.data.path.name, "data_sha256": target.data.sha256}
         entry |= {"eval_tokens": config.eval_tokens, **result.loss.as_metrics()}
     limit = {"limit": config.limit}
-    return entry | {"tasks": {name: t.as_metrics() | limit for name, t in result.tasks.items()}}
-
-
-def write_evaluation(result: Result, config: EvaluateConfig) -> None:
-    """Write evaluation.json; what else it has of the same checkpoint stays: tasks, or the loss."""
-    file, entry = Path(result.target.run) / "evaluation.json", as_json(result, config)
+    entry["tasks"] = {name: task.as_metrics() | limit for name, task in result.tasks.items()}
     # Two at once would lose what one of them adds.
     with system_errors("write", file), FileLock(file.with_name("evaluation.lock")):
         with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one

@@ -9,17 +9,7 @@ from typing import Any
 from input_layers import INPUT_FIELDS
 from inputcodes.configurator import UserError
 from inputcodes.judging import Fit, Gap, Interval, Recodings, best_of_each, judge, recodings_of
-from inputcodes.runs import (
-    CIRCUMSTANCES,
-    Row,
-    Run,
-    Variant,
-    circumstances,
-    measure,
-    present,
-    refuse_if_unmatched,
-    unmatched,
-)
+from inputcodes.runs import Row, Run, Variant, circumstances, measure, present, refuse_unmatched
 from inputcodes.stats import markdown_table, mean
 
 Group = Sequence[tuple[Variant, Sequence[Run | None]]]
@@ -78,7 +68,7 @@ def make_report(
             notes.append(f"Nothing to compare with: {group[0][0].label} has no complete run.")
             continue
         by_label = {variant.label: [run for run in runs if run] for variant, runs in used}
-        refuse_if_unmatched(unmatched(by_label, may_differ))
+        refuse_unmatched(by_label, may_differ)
         rows.append([measure(variant, runs) for variant, runs in used])
         if not all(any(point.losses) for point in rows[-1][0].curve):
             advice = "no gap is a share of that; compare on another text"
@@ -86,10 +76,11 @@ def make_report(
     if not rows:
         raise UserError("\n".join(["there is nothing to report", *notes]))
     every = [run for group in groups for _, runs in group for run in runs if run]
+    made_by, differing = circumstances(every)
     return Report(
         margin=margin,
-        made_by={name: every[0].record.get(name) for name in CIRCUMSTANCES},
-        notes=notes + lonely(rows) + worse_than_counting(rows) + circumstances(every),
+        made_by=made_by,
+        notes=notes + lonely(rows) + worse_than_counting(rows) + differing,
         groups=rows,
         gaps=judge(rows, margin),
         best=best_of_each(rows, margin),

@@ -29,7 +29,6 @@ FREE_FIELDS = {
     *("out_dir", "data_dir", "init_from", "seed"),
     *("log_interval", "log_to", "save_interval"),
 }
-CIRCUMSTANCES = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
 TAIL = 2**15  # bytes at the end of metrics.jsonl, in which its last line is
 
 
@@ -113,8 +112,8 @@ def differences(facts: Mapping[str, list[dict[str, Any]]], free: set[str]) -> li
     return lines
 
 
-def unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> list[str]:
-    """A line for everything, besides the facts in `free`, that keeps these runs from matching."""
+def refuse_unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> None:
+    """Raise UserError if anything, besides the facts in `free`, keeps these runs from matching."""
     lines = differences({label: [run.facts for run in each] for label, each in runs.items()}, free)
     for label, each in runs.items():
         bases = {(run.record.get("base") or {}).get("sha256") for run in each}
@@ -122,23 +121,24 @@ def unmatched(runs: Mapping[str, list[Run]], free: set[str]) -> list[str]:
         if max(len(bases), len(tables)) > 1:
             lines.append(f"the weights that init_from or table_of gave to the runs of {label}")
     changed = [run for each in runs.values() for run in each if run.record.get("changes")]
-    return lines + [f"{run.path} was resumed with changed settings" for run in changed]
+    refuse_differences(lines + [f"{run.path} was resumed with changed settings" for run in changed])
 
 
-def refuse_if_unmatched(lines: Sequence[str]) -> None:
-    """Raise UserError if there are `lines`, which say in what variants differ."""
+def refuse_differences(lines: Sequence[str]) -> None:
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         raise UserError(f"not matched: besides the input layer these differ in\n{shown}")
 
 
-def circumstances(runs: Sequence[Run]) -> list[str]:
-    """Notes on what was not the same for all runs, though it should not decide the result."""
+def circumstances(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
+    """Those of the first run, and notes on what others had though it should not decide."""
+    made_by = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
     seen = {
         name: sorted({str(run.record.get(name))[:12] for run in runs})
         for name in ("device", "threads", "torch", "code_sha256")
     }
-    return [f"The runs differ in {k}: {', '.join(v)}." for k, v in seen.items() if len(v) > 1]
+    notes = [f"The runs differ in {k}: {', '.join(v)}." for k, v in seen.items() if len(v) > 1]
+    return {name: runs[0].record.get(name) for name in made_by}, notes
 
 
 def keep_record(run: Run, path: Path) -> None:
