@@ -10,8 +10,7 @@ that agree in all but the input layer the first is the baseline of the others. S
 are a variant each, the first the baseline.
 
 Every run is `python train.py RUN/config.py` in a process of its own. A run that is complete is not
-run again and one that was interrupted goes on, so the same command finishes a study. The modules
-runs.py, judging.py, report.py and figures.py measure, judge, write and draw.
+run again and one that was interrupted goes on, so the same command finishes a study.
 
 With --study_dir=results/NAME --runs_dir=out/NAME the study keeps run.json and metrics.jsonl of
 every run beside its report, in results/NAME/runs, and is reported from them when out/ is gone.

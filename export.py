@@ -9,9 +9,7 @@ GPT-NeoX. That format has no codes: the input layer is written out as its table,
 (268 MB for 65,536 tokens and a width of 1,024). The settings of the code stand in config.json, so
 `python train.py --init_from=hf/mymodel` gives the model without a table back.
 
-`--format=gguf` writes one file for llama.cpp, whose "rwkv" tokenizer is the greedy longest match of
-the byte, n-gram and 65,536 layouts. llama.cpp computes GELU by its tanh approximation in half
-precision: logits differ by about 0.2% of their spread, and greedy texts of trained models seldom.
+`--format=gguf` writes one file for llama.cpp (docs/export.md says how close it is).
 """
 
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads

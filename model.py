@@ -170,10 +170,7 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, std=std, generator=generator)
 
     def hidden(
-        self,
-        ids: Tensor,
-        cache: KVCache | None = None,
-        layout: tuple[Tensor, Tensor] | None = None,
+        self, ids: Tensor, cache: KVCache | None = None, layout: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """ids (B, T) to normalised states (B, T, C).
 

@@ -11,12 +11,8 @@ uint32 for more than 65,536 ids; little-endian, no header), `tokenizer.json`, an
 written last. The bytes depend on the input and the settings alone, not on the number of workers
 nor on interruptions: `progress.json` says how far a run came, and the same command continues.
 
-An input that cannot be read (malformed JSON, a broken Parquet file, a missing column) is an error
-that names it. A document that is not text is left out and counted by reason: `empty` (nothing or
-only white space), `binary` (has U+0000), `not_utf8`, `surrogate` (a lone one, from a JSON escape),
-`not_text` (a number, a list, ...); conversations also as documents.read_chat says.
-
-A word that ends in .py is a config file, which is run; --files=script.py reads one as a text.
+An input that cannot be read is an error that names it; a document that is not text is left out and
+counted by reason (docs/data.md).
 """
 
 import contextlib

@@ -206,10 +206,7 @@ class Output:
 
 
 def run_main(
-    main: Callable[[list[str]], None],
-    cls: type[Settings],
-    usage: str,
-    output_needed: bool = False,
+    main: Callable[[list[str]], None], cls: type[Settings], usage: str, output_needed: bool = False
 ) -> NoReturn:
     """Run a script's `main(argv)`, or print its help if that is asked for.
 

@@ -1,10 +1,8 @@
 """Where documents come from: the standard library, local files or Hugging Face data sets.
 
 Data sets of the hub are streamed by `datasets`, so nothing is copied to a cache; readers.py reads
-local files. A `Stream` puts entries one after the other or mixes them, and hands out `Item`s: of
-texts what the column holds, be it a string, the bytes of a file or anything else; of conversations
-the row. documents.py decides what they are and on which side of the split. Reading can
-resume from a saved state.
+local files. A `Stream` puts entries one after the other or mixes them, and hands out `Item`s, of
+which documents.py decides what they are and on which side of the split. Reading can resume.
 """
 
 import ast

@@ -11,9 +11,7 @@ The vocabulary size chooses the layout:
                  special tokens, 0xD800 to 0xDFFF and 0xE100 to 0xF8FF the n-grams.
 
 An n-gram has two or three characters (below 65,536 also one, if UTF-8 spells it with several
-bytes). How many there are, and in which order their ids go, decides the regime that a model works
-in: the paper's tokenizer gives English 676 bigrams and trigrams, so most tokens are single
-characters, while 8,192 of them make tokens almost twice as long.
+bytes). docs/data.md says what their number and their order decide.
 """
 
 import contextlib
