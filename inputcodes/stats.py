@@ -180,8 +180,8 @@ def power(difference: float, se: float, df: float, margin: float, rows: int) -> 
 def seeds_needed(result: Comparison, seeds: int, margin: float, rows: int, most: int = 1000) -> str:
     """How many seeds would settle one row of `rows` in 4 studies of 5; empty below five seeds.
 
-    The range is that over the ends of the interval and the estimate: what a few seeds say of the
-    number that is needed is no more certain than what they say of the difference.
+    The range is that over the interval: what a few seeds say of the number that is needed is no
+    more certain than what they say of the difference.
     """
     if seeds < 5:
         return ""
@@ -194,7 +194,13 @@ def seeds_needed(result: Comparison, seeds: int, margin: float, rows: int, most:
             low, high = (low, n) if power(difference, se, df, margin, rows) >= POWER else (n, high)
         return high
 
-    numbers = [needed(difference) for difference in (result.low, result.difference, result.high)]
+    # Hardest is a difference between zero and the margin, as many standard errors from either as
+    # "worse" and "not worse" ask for.
+    z = NormalDist().inv_cdf
+    worse, not_worse = (z(POWER) + z(1 - level) for level in (ALPHA / rows / 2, ALPHA / rows))
+    hardest = margin * worse / (worse + not_worse)
+    inside = min(max(hardest, result.low), result.high)
+    numbers = [needed(difference) for difference in (result.low, inside, result.high)]
     low, high = min(numbers), max(numbers)
     return f"{low:,} to {high:,}" if high <= most else f"{low:,} or more"
 

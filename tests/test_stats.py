@@ -395,6 +395,20 @@ def test_seeds_are_asked_for_as_a_range_and_only_from_five_on():
     assert stats.seeds_needed(on_the_margin, 5, 1.0, 1, most=3) == "2 to 2"  # "worse"
 
 
+def test_the_range_of_seeds_is_that_of_all_differences_in_the_interval():
+    """Neither of its ends nor the estimate has to be the difference that asks for most."""
+    found = stats.Comparison(1.2, 0.5, 16, 0.14, 2.26, 2.4, 0.03)
+    low, high = map(int, stats.seeds_needed(found, 5, 1.0, 4).split(" to "))
+
+    def settled(difference: float, seeds: int) -> bool:
+        return stats.power(difference, 0.5 * math.sqrt(5 / seeds), 4 * (seeds - 1), 1.0, 4) >= 0.8
+
+    inside = [0.14 + i * (2.26 - 0.14) / 50 for i in range(51)]
+    assert all(settled(difference, high) for difference in inside)
+    assert not all(settled(difference, round(0.9 * high)) for difference in inside)
+    assert not any(settled(difference, low - 1) for difference in inside)
+
+
 def test_a_power_law_is_found_with_its_offset():
     tokens = [100.0 * 1.3**i for i in range(20)]
     gaps = [3.0 * t**-0.6 + 0.02 for t in tokens]
