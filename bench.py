@@ -80,14 +80,22 @@ class BenchConfig(TrainConfig):
 
 
 @dataclass
-class Work:
-    """Something to call again and again, and what one call does."""
+class Line:
+    """A line of the result: times are seconds per call, lists a median and its quartiles."""
 
-    call: Callable[[], object]
-    amount: float  # tokens or megabytes
+    amount: float  # of a call: tokens or products
     unit: str = "tokens"
     flops: float = 0.0
     stored_mb: float = 0.0  # of an input layer: its parameters and buffers
+    name: str = ""
+    peak_mb: float = 0.0
+    reserved_mb: float = 0.0  # on a GPU, with what the allocator keeps for later
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    times_first: list[float] = dataclasses.field(default_factory=list)  # as fast as the first row
+    of_ceiling: list[float] = dataclasses.field(default_factory=list)
+
+
+Work = tuple[Callable[[], object], Line]  # what is called again and again, and what a call does
 
 
 def device_of(config: BenchConfig) -> torch.device:
@@ -115,7 +123,7 @@ def our_step(config: BenchConfig) -> Work:
     trainer, tokens = Trainer(config, open_set(config), Processes(device)), config.tokens_per_step
     batches = batches_of(config, device)
     flops = tokens * flops_per_token(config)
-    return Work(lambda: trainer.train_step(batches), tokens, flops=flops)
+    return lambda: trainer.train_step(batches), Line(tokens, flops=flops)
 
 
 def load_nanogpt(config: BenchConfig) -> Any:
@@ -153,7 +161,7 @@ def nanogpt_step(config: BenchConfig, precision: str = "highest") -> Work:
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return Work(step, config.tokens_per_step)
+    return step, Line(config.tokens_per_step)
 
 
 def matmul(config: BenchConfig) -> Work:
@@ -162,7 +170,7 @@ def matmul(config: BenchConfig) -> Work:
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device).to(getattr(torch, config.dtype))
     out = torch.empty_like(a)
-    return Work(lambda: torch.mm(a, b, out=out), 1, "products", flops=2 * size**3)
+    return lambda: torch.mm(a, b, out=out), Line(1, "products", flops=2 * size**3)
 
 
 def input_alone(config: BenchConfig) -> Work:
@@ -181,7 +189,7 @@ def input_alone(config: BenchConfig) -> Work:
             layer.zero_grad(set_to_none=True)
             x.sum().backward()
 
-    return Work(call, ids.numel(), stored_mb=sum(tensor.nbytes for tensor in tensors) / 1e6)
+    return call, Line(ids.numel(), stored_mb=sum(tensor.nbytes for tensor in tensors) / 1e6)
 
 
 def our_generation(config: BenchConfig, batch: int) -> Work:
@@ -194,13 +202,13 @@ def our_generation(config: BenchConfig, batch: int) -> Work:
             for _ in model.generate(start, config.new_tokens):
                 pass
 
-    return Work(call, batch * config.new_tokens)
+    return call, Line(batch * config.new_tokens)
 
 
 def nanogpt_generation(config: BenchConfig, batch: int) -> Work:
     model = load_nanogpt(config).eval()
     start = torch.zeros(batch, 1, dtype=torch.int64, device=config.device)
-    return Work(lambda: model.generate(start, config.new_tokens), batch * config.new_tokens)
+    return lambda: model.generate(start, config.new_tokens), Line(batch * config.new_tokens)
 
 
 @dataclass(frozen=True)
@@ -249,34 +257,18 @@ def rows_of(config: BenchConfig) -> list[Row]:
 # Measuring
 
 
-@dataclass
-class Line:
-    """A line of the result: times are seconds per call, lists a median and its quartiles."""
-
-    name: str
-    amount: float
-    unit: str
-    flops: float
-    stored_mb: float
-    peak_mb: float = 0.0
-    reserved_mb: float = 0.0  # on a GPU, with what the allocator keeps for later
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    times_first: list[float] = dataclasses.field(default_factory=list)  # as fast as the first row
-    of_ceiling: list[float] = dataclasses.field(default_factory=list)
-
-
 def serve(pipe: Connection, row: Row) -> None:
     """In the process of a row: build, then take a turn whenever asked, then tell the peak."""
     end_with_parent()
     # nanoGPT talks, and a parent that has been stopped listens no more.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(EOFError, ConnectionError):
-        work, device = row.build(row.config), torch.device(row.config.device)
-        pipe.send(Line(row.name, work.amount, work.unit, work.flops, work.stored_mb))
+        (call, line), device = row.build(row.config), torch.device(row.config.device)
+        pipe.send(dataclasses.replace(line, name=row.name))
         calls = 1
         while pipe.recv():
             started = time.perf_counter()
             for _ in range(calls):
-                work.call()
+                call()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = (time.perf_counter() - started) / calls

@@ -103,17 +103,17 @@ def test_every_row_can_be_built_and_called(words):
     assert {row.table for row in rows} == set(TABLES)
     for row in rows:
         if not row.config.compile:
-            work = row.build(row.config)
-            work.call()
-            assert work.amount > 0, row.name
+            call, line = row.build(row.config)
+            call()
+            assert line.amount > 0, row.name
     assert any(row.name == "nanoGPT" for row in rows)
 
 
 def test_ratios_and_shares_by_hand():
     lines = [
-        Line("nanoGPT", 10, "tokens", flops=0, stored_mb=0),
-        Line("float32", 10, "tokens", flops=100, stored_mb=0),
-        Line("matmul float32", 1, "products", flops=1000, stored_mb=0),
+        Line(10, name="nanoGPT"),
+        Line(10, name="float32", flops=100),
+        Line(1, "products", name="matmul float32", flops=1000),
     ]
     turns = np.array([[4.0, 2, 5], [8, 2, 5], [9, 3, 5]])  # seconds per call
     for i in range(3):
@@ -139,7 +139,7 @@ def test_on_a_gpu_rows_come_one_after_another_on_the_card_that_was_named(words, 
 
     def measure_together(rows):
         asked.append([row.config.device for row in rows])
-        return [Line("", 1, "tokens", flops=0, stored_mb=0) for _ in rows], np.ones((3, len(rows)))
+        return [Line(1) for _ in rows], np.ones((3, len(rows)))
 
     monkeypatch.setattr(bench, "device_of", lambda config: torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
