@@ -38,6 +38,7 @@ from inputcodes.configurator import UserError, configure, end_with_parent, run_m
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, peak_mb, setup_device
 from inputcodes.files import read_json, system_errors, write_json
+from inputcodes.readers import split_list
 from inputcodes.resume import for_data
 from inputcodes.stats import markdown_table
 from model import GPT, INPUT_LAYERS, count_parameters
@@ -65,10 +66,11 @@ class BenchConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        if unknown := set(self.only.split(",")) - set(TABLES):
-            problems.append(f"only={', '.join(unknown)!r}: expected some of {', '.join(TABLES)}")
-        if self.nanogpt and not (Path(self.nanogpt) / "model.py").is_file():
-            problems.append(f"nanogpt={self.nanogpt!r}: no model.py there")
+        if not (names := split_list(self.only)) or set(names) - set(TABLES):
+            problems.append(f"only={self.only!r}: expected some of {', '.join(TABLES)}")
+        model = Path(self.nanogpt) / "model.py"
+        if self.nanogpt and not (model.is_file() and b"configure_optimizers" in model.read_bytes()):
+            problems.append(f"nanogpt={self.nanogpt!r}: no model.py of nanoGPT there")
         out = Path(self.out)
         if self.out and out.exists() and not isinstance(read_json(out).get("records"), list):
             problems.append(f"out={self.out!r}: expected no file, or one that bench.py wrote")
@@ -226,7 +228,7 @@ def rows_of(config: BenchConfig) -> list[Row]:
     rows: list[Row] = []
 
     def add(table: str, name: str, build: Callable[[BenchConfig], Work], **changes: Any) -> None:
-        if table in config.only.split(","):
+        if table in split_list(config.only):
             rows.append(Row(table, name, build, dataclasses.replace(config, **changes)))
 
     if config.nanogpt:

@@ -235,7 +235,7 @@ def configure_study(argv: Sequence[str]) -> Study:
     study = Study(config, variants)
     paths = [path for _, _, path in study.all_runs()]
     if not paths or len(set(paths)) < len(paths):
-        labels = ", ".join(repr(variant.label) for variant in variants)
+        labels = ", ".join(repr(variant.label) for variant in variants) or "()"
         raise UserError(f"variants {labels}: expected one or more, none of them twice")
     return study
 
@@ -254,6 +254,8 @@ def variants_of(
         raise UserError(f"variants: every run has its own {', '.join(sorted(own))}; leave it out")
     variants = []
     for text, each, given in zip(texts, words, changes, strict=True):
+        if not each:
+            raise UserError(f"variants: {text!r} changes nothing: name an input layer or a setting")
         if len({word.partition("=")[0] for word in each}) < len(each):
             advice = "separate variants by semicolons"
             raise UserError(f"variants: {text!r} names a setting twice: {advice}")

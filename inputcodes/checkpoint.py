@@ -62,6 +62,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             advice = f"{path.parent} is an export: name the run that it was made of"
         elif path.parent.is_file():
             advice = f"{path.parent} is a file: name the folder of a run"
+        elif path.with_name("best.pt").is_file():
+            advice = other_checkpoint(path)
         raise UserError(f"there is no checkpoint {path}: {advice}")
     try:
         checked, sha256 = path.stat(), check_bytes(path)

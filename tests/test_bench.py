@@ -98,7 +98,7 @@ def test_a_row_whose_parent_has_gone_raises_nothing(words, monkeypatch):
 
 
 def test_every_row_can_be_built_and_called(words):
-    config = configure(BenchConfig, words(vocab_size=256))
+    config = configure(BenchConfig, words(vocab_size=256, only=" ,".join(TABLES)))
     rows = rows_of(config)
     assert {row.table for row in rows} == set(TABLES)
     for row in rows:
@@ -178,7 +178,9 @@ def test_flops_of_the_papers_model():
         ({"only": "steps"}, "only='steps'"),
         ({"rounds": 0}, "rounds=0"),
         ({"rounds": 10**15}, "rounds=1000000000000000: expected at least 1 and at most 100,000"),
+        ({"only": ""}, "only='': expected some of step, "),
         ({"nanogpt": "/nowhere"}, "nanogpt='/nowhere'"),
+        ({"nanogpt": "."}, r"nanogpt='\.': no model\.py of nanoGPT there"),  # but this program's
         ({"dataset": "nothing"}, "there is no data set"),
     ],
 )

@@ -109,7 +109,10 @@ def test_without_best_the_last_is_loaded_and_said(checkpoint, capsys, monkeypatc
     assert not capsys.readouterr().err  # one of several processes says it
     with pytest.raises(UserError, match=r"last\.pt is a file: name the folder of a run"):
         load_model(checkpoint / "best.pt")
-    checkpoint.unlink()
+    checkpoint.rename(checkpoint.with_name("best.pt"))
+    with pytest.raises(UserError, match=r"no checkpoint .*last\.pt: .* \(--checkpoint=best\)"):
+        load_model(checkpoint)  # to train there again would be refused
+    checkpoint.with_name("best.pt").unlink()
     with pytest.raises(UserError, match=r"no checkpoint .*best\.pt: .*python train\.py") as caught:
         load_model(checkpoint.with_name("best.pt"))
     assert len(str(caught.value).splitlines()) == 1

@@ -249,6 +249,18 @@ def test_bad_input_is_named(words, message):
         compare.main(words)
 
 
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (["fixed", ""], "variants: '' changes nothing: name an input layer"),
+        ([], r"variants \(\): expected one or more"),
+    ],
+)
+def test_variants_that_name_nothing_are_refused(text_data, tmp_path, variants, message):
+    with pytest.raises(UserError, match=message):
+        compare.configure_study([recipe(tmp_path, text_data, variants=variants)])
+
+
 def test_variants_that_agree_are_compared_whichever_says_so():
     said = {}
     for words in ("learned; fixed n_layer=4", "learned; fixed n_layer=2; spelling n_layer=4"):
