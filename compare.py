@@ -172,12 +172,6 @@ class Study:
         advice = f"delete it, or pass another --{option}"
         return UserError("\n".join([f"{run.path} holds another run:", *lines, advice]))
 
-    def write(self) -> None:
-        """study.json, from which `--report` reads what the study is."""
-        own = {name: getattr(self.config, name) for name in sorted(OWN_FIELDS - {"report"})}
-        variants = [dataclasses.asdict(variant) for variant in self.variants]
-        write_json(self.directory / "study.json", {"compare": own, "variants": variants})
-
     def report(self) -> str:
         """Write report.json, report.md, the figures and the records of the runs; the text."""
         config, seeds = self.config, self.config.seed_list
@@ -334,7 +328,9 @@ def run_missing(study: Study) -> list[str]:
             config = study.run_config(variant, seed)
             lines = [f"{k} = {v!r}\n" for k, v in study.run_settings(variant, seed).items()]
             plans[path] = "".join(lines), config.max_steps * config.tokens_per_step
-    study.write()
+    own = {name: getattr(study.config, name) for name in sorted(OWN_FIELDS - {"report"})}
+    variants = [dataclasses.asdict(variant) for variant in study.variants]
+    write_json(study.directory / "study.json", {"compare": own, "variants": variants})
     nproc = study.config.nproc
     jobs = study.config.jobs or runs.jobs_at_once(study.config.device, nproc)
     return runs.Runner(plans, jobs, nproc).run()

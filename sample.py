@@ -130,11 +130,6 @@ def main(argv: list[str]) -> None:
     config = configure(SampleConfig, argv)
     device = setup_device(config.device, config.dtype)
     model, record, tokenizer = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {config.out_dir} has {tokenizer.vocab_size} ids,"
-            f" its model {model.config.vocab_size}"
-        )
     if config.chat and not record.get("chat"):
         raise UserError(
             f"{config.out_dir} was not fine-tuned on conversations: docs/finetuning.md says how"

@@ -116,10 +116,6 @@ def curve_figure(runs: Sequence[Path]) -> Figure:
     return figure
 
 
-def draw_curve(out_dir: Path) -> None:
-    save(curve_figure([out_dir]), out_dir / "curve.png")
-
-
 # ---------------------------------------------------------------------------------------------
 # Figures of a study
 

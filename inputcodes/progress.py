@@ -227,9 +227,9 @@ def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
 
 def _draw(out_dir: Path) -> None:
     try:
-        from inputcodes.figures import draw_curve  # needs matplotlib
+        from inputcodes import figures  # needs matplotlib
 
-        draw_curve(out_dir)
+        figures.save(figures.curve_figure([out_dir]), out_dir / "curve.png")
     except Exception as error:  # a run does not end for its picture
         tqdm.write(f"no {out_dir / 'curve.png'}: {error}")
 

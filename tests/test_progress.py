@@ -89,10 +89,10 @@ def test_the_curve_is_drawn_at_evaluations_and_never_ends_a_run(
     run(text_data, tmp_path / "drawn")
     assert (tmp_path / "drawn" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
-    def broken(out_dir):
+    def broken(figure, path):
         raise OSError("no space left")
 
-    monkeypatch.setattr("inputcodes.figures.draw_curve", broken)
+    monkeypatch.setattr("inputcodes.figures.save", broken)
     run(text_data, tmp_path / "broken")
     assert "no space left" in capsys.readouterr().out
 

@@ -390,7 +390,7 @@ def test_the_curves_of_runs(tmp_path):
     line = {"val_bigram": 1.5, "val_chance": 5.5}
     for name in ("a", "b"):
         write_run(tmp_path / name, falling(1.0), {}, line=line)
-    figures.draw_curve(tmp_path / "a")
+    figures.save(figures.curve_figure([tmp_path / "a"]), tmp_path / "a" / "curve.png")
     assert (tmp_path / "a" / "curve.png").read_bytes()[1:4] == b"PNG"
     figures.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--file={tmp_path / 'both.svg'}"])
     text = (tmp_path / "both.svg").read_text()
