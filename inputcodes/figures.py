@@ -191,11 +191,11 @@ def difference_figure(gaps: list[Gap], margin: float) -> Figure:
     figure = begin(width, 1.5 + 0.34 * len(gaps), note)
     axes = figure.add_subplot()
     for y, gap in enumerate(gaps):
-        scale = 100 * gap.share / gap.nats if gap.nats else 0.0  # % per nat
-        ends = [scale * end for end in gap.interval or ()]
+        last = gap.points[-1]
+        ends = [100 * end for end in last.interval or ()]
         axes.plot(ends, [y, y], color="black", linewidth=1.5, marker="|", markersize=9)
         axes.plot(100 * gap.share, y, "D", color="black", markersize=5)
-        seeds = [100 * share for share in present(gap.points[-1].shares)] if gap.points else []
+        seeds = [100 * share for share in present(last.shares)]
         axes.plot(seeds, [y + 0.25] * len(seeds), "o", color="grey", markersize=3)
     axes.axvspan(-100 * margin, 100 * margin, color="black", alpha=0.08, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.8)

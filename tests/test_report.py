@@ -219,6 +219,18 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
     assert left == {*drawn, "loss_at_home"}
 
 
+def test_a_difference_of_zero_is_drawn_with_its_interval(tmp_path):
+    made = by_hand(
+        tmp_path, learned=[1.0, 1.1, 1.2], fixed=[1.0, 1.1, 1.2], affine=[1.05, 1.151, 1.249]
+    )
+    same = made.gaps[0][0]
+    assert same.nats == 0
+    axes = figures.difference_figure(made.gaps[0], 0.01).axes[0]
+    drawn = axes.get_lines()[0].get_xdata()
+    assert drawn == pytest.approx([100 * end / 1.1 for end in same.interval])
+    assert drawn[0] < 0 < drawn[1]
+
+
 def test_the_papers_difference_is_not_resolved_by_its_ranges():
     """Bochkov, Table 1: loss 0.893 and 0.859, seed ranges of perplexity 4.8% and 4.6%, 3 seeds.
 
