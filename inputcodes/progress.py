@@ -107,29 +107,24 @@ def memory_report(config: Any, processes: Processes) -> str:
     line += f", of {there / 1e9:.1f} GB ({torch.cuda.get_device_name(device)})"
     if needed <= USABLE * there:
         return line
-    recomputing = dataclasses.replace(config, recompute=True)
-    remedies = [split_that_fits(config, processes.world, USABLE * there)]
-    if memory_needed(recomputing, processes.world) <= USABLE * there:
-        remedies.append("--recompute")
-    elif split := split_that_fits(recomputing, processes.world, USABLE * there):
-        remedies.append(f"--recompute {split}")
-    words = " or ".join(words for words in remedies if words)
+    ways = [way_to_fit(config, processes.world, USABLE * there, r) for r in (False, True)]
+    words = " or ".join(dict.fromkeys(way for way in ways if way))
     advice = f"the same steps fit with {words}" if words else "make the model smaller"
     return f"{line}\nwarning: that will not fit; {advice}"
 
 
-def split_that_fits(config: Any, processes: int, limit: float) -> str:
-    """Words for the command line that split each step into more micro-steps, to fit in `limit`
-    bytes; empty if none do."""
-    share = config.batch_size // processes
-    for parts in range(1, share + 1):
+def way_to_fit(config: Any, processes: int, limit: float, recompute: bool) -> str:
+    """Words that make the same step fit in `limit` bytes, by more micro-steps; empty if none do."""
+    share, recompute = config.batch_size // processes, recompute or config.recompute
+    for parts in (n for n in range(1, share + 1) if share % n == 0):
         split = {
             "batch_size": config.batch_size // parts,
             "gradient_accumulation_steps": config.gradient_accumulation_steps * parts,
         }
-        smaller = dataclasses.replace(config, **split)
-        if share % parts == 0 and memory_needed(smaller, processes) <= limit:
-            return " ".join(f"--{name}={value}" for name, value in split.items())
+        other = dataclasses.replace(config, recompute=recompute, **split)
+        if memory_needed(other, processes) <= limit:
+            words = [f"--{name}={value}" for name, value in split.items() if parts > 1]
+            return " ".join(["--recompute"] * (recompute > config.recompute) + words)
     return ""
 
 
