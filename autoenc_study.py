@@ -116,26 +116,18 @@ PROTOCOLS = {
 SUMPROD: Any = getattr(math, "sumprod", None)  # Python 3.12 and newer
 
 
-def dots_by_sumprod(a: Matrix, b: Matrix) -> Matrix:
+def dots(a: Matrix, b: Matrix) -> Matrix:
     """The dot product of every row of a with every row of b: (n, k), (m, k) -> (n, m)."""
-    return [tuple([SUMPROD(x, y) for y in b]) for x in a]
-
-
-def dots_by_distance(a: Matrix, b: Matrix) -> Matrix:
-    """The same as x.y = (|x|^2 + |y|^2 - |x - y|^2) / 2, with an error of 1e-16 (|x|^2 + |y|^2).
-
-    math.dist is the older Pythons' only C loop over two vectors, 3 to 4 times as fast as
-    sum(map(mul, x, y)).
-    """
+    if SUMPROD:
+        return [tuple([SUMPROD(x, y) for y in b]) for x in a]
+    # x.y = (|x|^2 + |y|^2 - |x - y|^2) / 2, with an error of 1e-16 (|x|^2 + |y|^2): math.dist is
+    # the older Pythons' only C loop over two vectors, 3 to 4 times as fast as sum(map(mul, x, y)).
     dist, products = math.dist, []
     squares = [(y, sum(map(mul, y, y))) for y in b]
     for x in a:
         xx = sum(map(mul, x, x))
         products.append(tuple([0.5 * (xx + yy - (d := dist(x, y)) * d) for y, yy in squares]))
     return products
-
-
-dots = dots_by_sumprod if SUMPROD else dots_by_distance
 
 
 def transpose(matrix: Sequence[Row]) -> Matrix:
