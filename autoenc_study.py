@@ -42,7 +42,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, repeat
 from operator import mul, sub
 from pathlib import Path
@@ -611,32 +611,19 @@ class Line:
 
 def compare(runs: Runs, pairs: dict[str, Pair], margin_share: float) -> dict[str, Line]:
     """The rows of a section; the margin is a share of the second method's loss."""
-    samples = {
-        label: [[r["loss"] for r in runs[condition]] for condition in pair]
-        for label, pair in pairs.items()
-    }
-    margins = {label: margin_share * stats.mean(b) for label, (_, b) in samples.items()}
-    paired = {label: stats.paired(a, b) for label, (a, b) in samples.items()}
-    tost = [stats.tost(paired[label], margins[label]) for label in samples]
-    adjusted = zip(stats.holm([c.p for c in paired.values()]), stats.holm(tost), strict=True)
-    lines = {}
-    for (label, (a, b)), (paired_p, tost_p) in zip(samples.items(), adjusted, strict=True):
-        condition = pairs[label][0]
-        lines[label] = Line(
-            condition.method,
-            stats.mean(a),
-            stats.sd(a),
-            stats.mean(b),
-            stats.sd(b),
-            math.log(condition.vocab),
-            entropy_floor(condition.data, condition.vocab),
-            margins[label],
-            paired[label],
-            paired_p,
-            tost_p,
-            stats.cohens_d(a, b),
-        )
-    return lines
+    lines: dict[str, Line] = {}
+    for label, pair in pairs.items():
+        a, b = ([result["loss"] for result in runs[condition]] for condition in pair)
+        vocab, _, data, method = pair[0]
+        paired, margin = stats.paired(a, b), margin_share * stats.mean(b)
+        moments = stats.mean(a), stats.sd(a), stats.mean(b), stats.sd(b)
+        bounds = math.log(vocab), entropy_floor(data, vocab), margin
+        tost, d = stats.tost(paired, margin), stats.cohens_d(a, b)
+        lines[label] = Line(method, *moments, *bounds, paired, paired.p, tost, d)
+    paired_p = stats.holm([line.paired_p for line in lines.values()])
+    tost_p = stats.holm([line.tost_p for line in lines.values()])
+    each = zip(lines.items(), paired_p, tost_p, strict=True)
+    return {label: replace(line, paired_p=p, tost_p=q) for (label, line), p, q in each}
 
 
 def comparison_table(section: str, lines: dict[str, Line]) -> str:
