@@ -102,8 +102,6 @@ OWN_FIELDS = {field.name for field in dataclasses.fields(CompareConfig)} - {
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, where its runs are, and where its report goes."""
-
     config: CompareConfig
     variants: list[runs.Variant]
 
@@ -130,7 +128,6 @@ class Study:
                 yield variant, seed, self.run_dir(variant, seed)
 
     def run_config(self, variant: runs.Variant, seed: int) -> TrainConfig:
-        """The configuration of one run; UserError with all that is impossible about it."""
         base, settings = base_of(variant), self.run_settings(variant, seed)
         there = architecture_of(base)
         check_architecture(Path(base), there, settings)

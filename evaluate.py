@@ -61,8 +61,6 @@ class EvaluateConfig(Settings):
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint to evaluate, what it says of itself, and its validation data."""
-
     run: str
     model: GPT
     record: dict[str, Any]

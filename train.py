@@ -138,8 +138,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 class Trainer:
-    """A run: model, optimizer, data, and what has been done so far."""
-
     def __init__(
         self, config: TrainConfig, data: DataSet, processes: Processes, start: Start | None = None
     ) -> None:

@@ -325,7 +325,6 @@ def stdlib_splits(paths: Sequence[str], val_fraction: float) -> list[str]:
 
 
 def _read_stdlib(paths: Sequence[str], splits: Sequence[str], column: str | None) -> Iterator[Item]:
-    """The files of the library; as conversations, the signatures and docstrings in them."""
     for path, split in zip(paths, splits, strict=True):
         if column is not None:
             yield Item(Path(path).read_bytes(), split)

@@ -39,7 +39,6 @@ MARKERS = "osD^vP*X<>"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the suffix says."""
     kind = path.suffix[1:]
     # The same numbers give the same file: no date, and names in an SVG that are not drawn anew.
     with atomic_write(path) as file, rc_context({"svg.hashsalt": path.stem}):
@@ -95,7 +94,6 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def curve_figure(runs: Sequence[Path]) -> Figure:
-    """Training and validation loss of runs against tokens, with chance and bigram of the first."""
     figure = begin(8, 4.2)
     axes = figure.add_subplot()
     for i, path in enumerate(runs):

@@ -100,7 +100,6 @@ class Adapter:
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
-        """The continuation, greedy unless `do_sample`, up to the first of the texts in `until`."""
         until, most = settings.get("until") or [], settings.get("max_gen_toks", 256)
         stops = [until] if isinstance(until, str) else until
         temperature = settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0

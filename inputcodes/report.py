@@ -108,7 +108,6 @@ def left_out(groups: Sequence[Group], seeds: Sequence[int]) -> list[str]:
 
 
 def lonely(groups: list[list[Row]]) -> list[str]:
-    """A note on every row that is compared with no other."""
     return [
         f"{rows[0].variant} is compared with no other: none agrees in all but the input layer."
         for rows in groups
@@ -117,7 +116,6 @@ def lonely(groups: list[list[Row]]) -> list[str]:
 
 
 def worse_than_counting(groups: list[list[Row]]) -> list[str]:
-    """A note on every comparison of two that are both worse than the bigram."""
     return [
         f"{row.variant} and {base.variant} are both worse than counts of token pairs"
         f" ({row.bigram:.3f} nats per token): their difference says little."

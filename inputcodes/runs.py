@@ -192,7 +192,6 @@ class Runner:
         return self.failed
 
     def look_after(self) -> None:
-        """Start a run where there is room, wait a little, and see which runs have ended."""
         if self.waiting and len(self.active) < self.jobs:
             self.start(self.waiting.pop(0))
         time.sleep(0.2)
@@ -223,7 +222,6 @@ class Runner:
 
 
 def tokens_of(path: Path) -> int:
-    """Where the run in `path` stands by the last lines of its metrics."""
     try:
         with open(path / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

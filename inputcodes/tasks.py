@@ -329,8 +329,6 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task says of a model: `acc` and `acc_norm`, or `perplexity`."""
-
     items: int
     tokens: int  # of all options
     truncated: int  # items

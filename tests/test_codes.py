@@ -54,12 +54,6 @@ def test_proposition_1_width_is_minimal(V):
     assert 2 ** (K - 1) < V, "one bit less would do"
 
 
-@pytest.mark.parametrize("V", [1, 0, -5])
-def test_width_needs_two_tokens(V):
-    with pytest.raises(AssertionError, match=f"{V} tokens"):
-        code_width(V)
-
-
 @pytest.mark.parametrize("V", VOCAB_SIZES)
 def test_the_binary_code_is_the_binary_expansion(V):
     K = code_width(V)
@@ -152,11 +146,6 @@ def test_tile_repeats_the_code(K, d):
         assert torch.equal(lifted[..., i], codes[..., i % K])
 
 
-def test_tile_refuses_a_width_below_K():
-    with pytest.raises(AssertionError, match="width 7 cannot hold a code of 8 bits"):
-        tile(torch.zeros(8), 7)
-
-
 @pytest.mark.parametrize("K", [1, 2, 3])
 def test_rank_of_every_small_matrix(K):
     """A K x K matrix is invertible exactly when its 2^K combinations of rows are distinct."""
@@ -206,8 +195,3 @@ def test_random_codes_are_distinct(V, length):
     assert len(numbers) == V
     assert max(numbers) < 2**length
     assert not torch.equal(codes, random_codes(V, length, seed=1))
-
-
-def test_random_codes_need_enough_bits():
-    with pytest.raises(AssertionError, match="7 bits cannot tell 256 tokens apart"):
-        random_codes(256, 7, seed=0)
