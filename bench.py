@@ -264,7 +264,10 @@ def serve(pipe: Connection, row: Row) -> None:
     end_with_parent()
     # nanoGPT talks, and a parent that has been stopped listens no more.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(EOFError, ConnectionError):
-        (call, line), device = row.build(row.config), torch.device(row.config.device)
+        try:
+            (call, line), device = row.build(row.config), torch.device(row.config.device)
+        except UserError as error:
+            sys.exit(f"error: {error}")
         pipe.send(dataclasses.replace(line, name=row.name))
         calls = 1
         while pipe.recv():

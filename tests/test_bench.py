@@ -97,6 +97,13 @@ def test_a_row_whose_parent_has_gone_raises_nothing(words, monkeypatch):
     bench.serve(there, rows_of(configure(BenchConfig, words(vocab_size=256)))[0])
 
 
+def test_what_a_row_cannot_have_is_one_line(words, monkeypatch):
+    monkeypatch.setattr(bench, "end_with_parent", lambda: None)
+    made = words(vocab_size=256, nanogpt="", input_layer="compressed", table_of="nowhere")
+    with pytest.raises(SystemExit, match=r"^error: there is no checkpoint nowhere/best\.pt"):
+        bench.serve(multiprocessing.Pipe()[0], rows_of(configure(BenchConfig, made))[0])
+
+
 def test_every_row_can_be_built_and_called(words):
     config = configure(BenchConfig, words(vocab_size=256, only=" ,".join(TABLES)))
     rows = rows_of(config)
