@@ -8,7 +8,6 @@ both are encoded separately, and log-likelihoods are those of evaluate.py up to 
 """
 
 import importlib
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from inputcodes.configurator import Settings, UserError, configure, run_main, se
 from inputcodes.distributed import Processes, autocast, setup_device
 from inputcodes.files import write_json
 from inputcodes.loss import token_nats
-from inputcodes.readers import split_list
+from inputcodes.readers import split_list, trying
 from inputcodes.tasks import Prompt, fit, option_states, split_pair
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
@@ -132,19 +131,15 @@ def main(argv: list[str]) -> None:
     device = setup_device(config.device, dtype=config.dtype)
     model, record, tokenizer = load_model(Path(config.out_dir) / f"{config.checkpoint}.pt", device)
     kind = type("RunModel", (Adapter, api.TemplateLM), {})
-    with autocast(config.dtype, device):
-        try:
-            results = lm_eval.simple_evaluate(
-                model=kind(model, tokenizer, config.batch_size, device),
-                tasks=names,
-                num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot,
-                limit=config.limit or None,
-                log_samples=False,
-            )
-        except OSError as error:  # the hub's are, too
-            reason = textwrap.shorten(str(error), 300)
-            advice = "check the network, or the files that a task names"
-            raise UserError(f"cannot load {config.tasks} ({advice}): {reason}") from error
+    action = f"evaluate {config.tasks} (check the network, or the files that a task names)"
+    with autocast(config.dtype, device), trying(action):
+        results = lm_eval.simple_evaluate(
+            model=kind(model, tokenizer, config.batch_size, device),
+            tasks=names,
+            num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot,
+            limit=config.limit or None,
+            log_samples=False,
+        )
     print(utils.make_table(results))
     values = {name: dict(result) for name, result in results["results"].items()}
     write_json(Path(config.out_dir) / "harness.json", {"step": record["step"], "results": values})

@@ -186,10 +186,22 @@ def test_a_missing_harness_and_unknown_tasks_are_named(monkeypatch):
         harness.main(["--tasks=no_such_task"])
 
 
-def test_rows_that_cannot_be_loaded_are_one_line(run, tmp_path):
+@pytest.mark.parametrize(
+    ("rows", "changes", "words"),
+    [
+        (None, {}, r"rows\.jsonl"),
+        ('{"a": \n', {}, "DatasetGenerationError"),
+        ('{"a": 1}\n', {"test_split": "none"}, "KeyError: 'none'"),
+        ('{"a": 1}\n', {"doc_to_text": "{{b.c}}"}, "'b' is undefined"),
+    ],
+)
+def test_a_task_that_cannot_be_evaluated_is_one_line(run, tmp_path, rows, changes, words):
     pytest.importorskip("lm_eval")
-    task = {"task": "local", "dataset_path": "json", "test_split": "test"}
-    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "nothing.jsonl")}}}
+    if rows:
+        (tmp_path / "rows.jsonl").write_text(rows)
+    task = {"task": "local", "dataset_path": "json", "test_split": "test", "doc_to_target": "x"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    task |= {"output_type": "loglikelihood", "metric_list": [{"metric": "acc"}]} | changes
     (tmp_path / "local.yaml").write_text(json.dumps(task))
-    with pytest.raises(UserError, match=r"^cannot load .*local\.yaml \(check .*nothing\.jsonl"):
+    with pytest.raises(UserError, match=rf"^cannot evaluate .*local\.yaml \(check .*{words}"):
         harness.main([f"--out_dir={run}", f"--tasks={tmp_path}/local.yaml", "--device=cpu"])
