@@ -45,8 +45,8 @@ HF_USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+model = AutoModelForCausalLM.from_pretrained({name!r})
 ```
 """
 GGUF_USE = """\
@@ -197,6 +197,9 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     table = "was trained"
     if not inputs:
         table = "holds the fixed vectors of the\ncode, which were not trained"
+    begins = "conversation begins with the mark of its first role, as the chat template writes it"
+    if not record.get("chat"):
+        begins = "text begins after `<|endoftext|>`"
     front = ["library_name: transformers"] * (config.format == "hf")
     front += ["pipeline_tag: text-generation"]
     front += [f"license: {config.license}"] * bool(config.license)
@@ -214,7 +217,7 @@ GPT-NeoX. The format asks for an embedding table; here it {table}.
 {chr(10).join(f"| {key} | {value} |" for key, value in rows.items() if value)}
 
 {GGUF_USE if config.format == "gguf" else HF_USE.format(name=config.push or config.to)}
-In training every text begins after `<|endoftext|>`. The context ends at {settings["block_size"]:,}
+In training every {begins}. The context ends at {settings["block_size"]:,}
 tokens. Weights: {config.dtype}.
 """
 

@@ -1,5 +1,6 @@
 """export.py against transformers: logits, loss, tokens and ids; and the way back into training."""
 
+import ast
 import itertools
 import json
 import random
@@ -289,6 +290,8 @@ def test_a_chat_model_has_its_template(tokenizers, tmp_path):
     messages = [{"role": role, "content": text} for role, text in turns]
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == [*encode_turns(ours, turns).tolist(), ours.special["<|assistant|>"]]
+    # A conversation of the training data begins behind no other token (packing.ChatRows).
+    assert "conversation begins with the mark" in (tmp_path / "hf" / "README.md").read_text()
     ends = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
     assert ends == [ours.end_of_text, ours.special["<|endofturn|>"]]
 
@@ -306,6 +309,15 @@ def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
     other = str(tmp_path / "other")
     write_run(tmp_path, tokenizers["bytes"], input_layer="compressed", table_of=other)
     assert "table_of='other'" in (exported(tmp_path) / "README.md").read_text()
+
+
+def test_the_program_on_the_card_names_the_folder_whatever_its_name(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    to = tmp_path / 'a "new" \\nice name'
+    export.main([f"--out_dir={tmp_path}", f"--to={to}"])
+    program = (to / "README.md").read_text().split("```")[1].removeprefix("python")
+    calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
+    assert [ast.literal_eval(call.args[0]) for call in calls] == [str(to)] * 2
 
 
 def test_the_card_has_the_tasks_of_this_very_checkpoint(tokenizers, tmp_path):
