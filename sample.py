@@ -49,6 +49,8 @@ class SampleConfig(Settings):
         problems = super().problems()
         if not self.prompt:
             problems.append("prompt='': expected at least one character to continue")
+        if self.chat and (self.prompt, self.num_samples, self.loss) != ("\n", 1, False):
+            problems.append("--chat reads what you type: leave out prompt, num_samples and loss")
         if 0 < self.temperature < 1e-6:
             problems.append(f"temperature={self.temperature}: expected 0 or at least 1e-06")
         return problems

@@ -71,6 +71,7 @@ def test_bytes_that_are_no_text_do_not_break_it(out_dir):
         (["--temperature=1e-46"], "temperature=1e-46: expected 0 or"),
         (["--num_samples=0"], "num_samples=0"),
         (["--checkpoint=worst"], "checkpoint='worst'"),
+        (["--chat", "--prompt=a"], "--chat reads what you type: leave out prompt"),
         (["--start=a"], "unknown setting 'start' .*: it is called prompt here"),
     ],
 )
