@@ -196,7 +196,7 @@ def prepare_missing(data_dir: str, dataset: str) -> Path:
     if (folder / "meta.json").is_file() or unfinished:
         return folder
     if not embedded:
-        advice = f"make it with `{_preparing_command(data_dir, dataset)}`"
+        advice = f"make it with `{_preparing_command(data_dir, dataset)}`, or pass its --data_dir"
         if Path(dataset).name != dataset or dataset == "..":
             advice = f"dataset={dataset!r}: expected the name of a folder in data_dir={data_dir!r}"
         raise UserError(f"there is no data set {folder}: {advice}")

@@ -97,6 +97,16 @@ def check_bytes(path: Path) -> str:
     return total.hexdigest()
 
 
+def or_last(path: Path) -> Path:
+    """The checkpoint `path`, or last.pt for want of a best.pt, which a note on stderr says."""
+    last = path.with_name("last.pt")
+    if path.name != "best.pt" or path.is_file() or not last.is_file():
+        return path
+    if os.environ.get("RANK", "0") == "0":  # once, of several processes
+        print(f"note: there is no {path}: taking {last}", file=sys.stderr)
+    return last
+
+
 def other_checkpoint(path: Path) -> str:
     other = path.with_name("last.pt" if path.name == "best.pt" else "best.pt")
     if not other.is_file():
@@ -123,11 +133,7 @@ def load_model(
     path: Path, device: torch.device | None = None
 ) -> tuple[GPT, dict[str, Any], Tokenizer]:
     """The model of a checkpoint, or of last.pt for want of a best.pt; its record and tokenizer."""
-    last = path.with_name("last.pt")
-    if path.name == "best.pt" and not path.is_file() and last.is_file():
-        if os.environ.get("RANK", "0") == "0":  # once, of several processes
-            print(f"note: there is no {path}: taking {last}", file=sys.stderr)
-        path = last
+    path = or_last(path)
     tensors, record = read_checkpoint(path)
     tokenizer = Tokenizer.from_json(record["tokenizer"])
     with files.damage_named(path, "", UNFIT):

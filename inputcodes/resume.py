@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from inputcodes import configurator
-from inputcodes.checkpoint import give_weights, load_model, other_checkpoint, read_checkpoint
+from inputcodes.checkpoint import (
+    give_weights,
+    load_model,
+    or_last,
+    other_checkpoint,
+    read_checkpoint,
+)
 from inputcodes.configurator import S, UserError, build, given_values
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import file_sha256, read_json_lines
@@ -154,7 +160,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             if path.with_name("best.pt").is_file():
                 raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
             continue
-        path = Path(configurator.local_path(choice)) / "best.pt"
+        path = or_last(Path(configurator.local_path(choice)) / "best.pt")
         if path.is_file():
             return Start(path, False, *read_checkpoint(path))
         if path.with_name("config.json").is_file():
@@ -199,7 +205,10 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
     if start.resuming and choice != "resume":
         was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
         if os.path.realpath(was) != os.path.realpath(configurator.local_path(choice)):
-            raise UserError(f"cannot resume {start.path}: it started from {was}, not from {choice}")
+            raise UserError(
+                f"cannot resume {start.path}: it started from {was}, not from {choice};"
+                " --init_from=resume goes on with it"
+            )
 
 
 def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:

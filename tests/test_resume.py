@@ -14,6 +14,7 @@ from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
+from inputcodes.files import file_sha256
 from inputcodes.tokenizer import Tokenizer
 from tests.helpers import (
     Program,
@@ -107,6 +108,16 @@ def test_only_resuming_may_write_where_a_run_is(words, tmp_path):
     for init_from in (f"{tmp_path / 'base'},resume", "scratch,resume"):
         with pytest.raises(UserError, match="holds a run already"):
             train.main(words(init_from=init_from))
+
+
+def test_a_run_that_was_never_evaluated_can_be_fine_tuned(words, tmp_path, capsys):
+    train.main(words("base", **FIVE))
+    base = tmp_path / "base"
+    (base / "best.pt").unlink()
+    train.main(words(**FIVE, init_from=base))
+    assert f"note: there is no {base}/best.pt: taking {base}/last.pt" in capsys.readouterr().err
+    base_of_run = read_checkpoint(tmp_path / "run" / "last.pt")[1]["base"]
+    assert base_of_run["sha256"] == file_sha256(base / "last.pt")
 
 
 def test_another_data_set_of_the_name_is_refused(words, tmp_path):

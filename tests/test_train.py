@@ -345,7 +345,7 @@ def test_what_the_data_or_the_processes_make_impossible(text_data):
         (["--max_steps=many"], ["max_steps='many'", "expected a whole number"]),
         (
             ["--dataset=nowhere"],
-            ["there is no data set data/nowhere", "prepare_data.py --files=TEXT.txt"],
+            ["no data set data/nowhere", "prepare_data.py --files=TEXT.txt", "its --data_dir"],
         ),
         (
             ["--dataset=data/nowhere"],
