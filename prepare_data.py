@@ -186,10 +186,7 @@ def prepare(config: PrepareConfig) -> Path:
 
 
 def prepare_missing(data_dir: str, dataset: str) -> Path:
-    """The folder of a data set, made first if it is one of the standard library:
-
-    stdlib, stdlib-4096 (and other vocabulary sizes) or docstrings.
-    """
+    """The folder of a data set, made first if it is stdlib, stdlib-N (N ids) or docstrings."""
     folder = Path(data_dir) / dataset
     embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
     unfinished = (folder / shards.NEW).is_dir() and not embedded  # DataSet says what to do
