@@ -173,7 +173,7 @@ class Metrics:
 def write_run_json(
     out_dir: Path, record: dict[str, Any], device: torch.device, mend: bool = False
 ) -> None:
-    """What made the run and this start of it; with `mend`, only if there is no whole run.json."""
+    """Write what made the run and this start; with `mend`, only if there is no whole run.json."""
     with contextlib.suppress(UserError):
         if mend and files.read_json(out_dir / "run.json"):
             return

@@ -162,7 +162,7 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory, in MB, held on its GPU or else by this process; 0 if that is not told."""
+    """Peak memory in MB, of the GPU or else of this process; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")

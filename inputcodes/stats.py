@@ -250,7 +250,7 @@ def power_law(tokens: Sample, gaps: Sample, with_offset: bool) -> PowerLaw:
 
 
 def tokens_for(loss: float, tokens: Sample, losses: Sample) -> float | None:
-    """The tokens after which a curve first is at `loss`, straight over their logarithm, or None."""
+    """The tokens after which a curve is first at `loss`, linear in their logarithm, or None."""
     for i, (there, value) in enumerate(zip(tokens, losses, strict=True)):
         if value <= loss:
             if i == 0:
