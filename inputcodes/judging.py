@@ -237,10 +237,11 @@ def gap_of(
 ) -> Gap:
     """The gap at the end of the runs, one of `rows` of the study, and its `points` on the way."""
     judged, alone = (test.judged, test.paired) if test else (None, None)
-    nats = judged.difference if judged else mean(present(_differences(row.losses, base.losses)))
+    pairs = present(_differences(row.losses, base.losses))
+    nats = judged.difference if judged else mean(pairs)
     needed = ""
     if judged and verdict == "not resolved":
-        needed = stats.seeds_needed(judged, len(present(row.losses)), margin * base.loss, rows)
+        needed = stats.seeds_needed(judged, len(pairs), margin * base.loss, rows)
     return Gap(
         variant=row.variant,
         baseline=base.variant,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,14 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
     assert "lengths" in drawn
     left = {path.stem for path in (tmp_path / "report").iterdir()}
     assert left == {*drawn, "loss_at_home"}
+
+
+def test_seeds_to_settle_a_row_count_from_those_it_shares_with_the_baseline(tmp_path):
+    losses = [1.00, 1.05, 1.01, 1.06, 1.00]
+    made = by_hand(tmp_path / "a", learned=[1.02, 1.03, 1.02, None, None], fixed=losses)
+    assert (made.gaps[0][0].verdict, made.gaps[0][0].seeds_needed) == ("not resolved", "")
+    made = by_hand(tmp_path / "b", learned=[1.02, 1.03, 1.02, 1.01, 1.04], fixed=losses)
+    assert re.fullmatch(r"\d+ to \d+", made.gaps[0][0].seeds_needed)
 
 
 def test_a_difference_of_zero_is_drawn_with_its_interval(tmp_path):
