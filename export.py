@@ -100,8 +100,9 @@ def export(config: ExportConfig) -> None:
             files.write_text(to / "README.md", card)
             write_hf(to, model, tokenizer, config.dtype, record)
         with files.system_errors("write", to):  # the folder holds one model
-            for old in to.glob("model*.safetensors*" if config.format == "gguf" else "model.gguf"):
-                old.unlink()
+            for name in FILES["gguf" if config.format == "hf" else "hf"][:-1]:  # but for the card
+                for old in to.glob(name):
+                    old.unlink()
 
 
 def refuse_to_overwrite(to: Path) -> None:
@@ -173,7 +174,7 @@ def without_places(record: dict[str, Any]) -> dict[str, Any]:
 
 def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     """README.md of the folder: what the model is and what made it."""
-    settings, name = record["config"], Path(config.to).name
+    settings, name = record["config"], Path(config.to).absolute().name
     total, inputs = count_parameters(model.config)
     names = sorted(INPUT_FIELDS - {*model.config.without_effect(INPUT_FIELDS)})
     codes = ", ".join(f"{name}={settings[name]!r}" for name in names if settings[name] != "")

@@ -311,10 +311,14 @@ def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
     assert "table_of='other'" in (exported(tmp_path) / "README.md").read_text()
 
 
-def test_the_program_on_the_card_names_the_folder_whatever_its_name(tokenizers, tmp_path):
+def test_the_card_names_the_folder_whatever_its_name(tokenizers, tmp_path, monkeypatch):
     write_run(tmp_path, tokenizers["bytes"])
     to = tmp_path / 'a "new" \\nice name'
     export.main([f"--out_dir={tmp_path}", f"--to={to}"])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    export.main([f"--out_dir={tmp_path}", "--to=."])
+    assert "\n# empty\n" in (tmp_path / "empty" / "README.md").read_text()
     program = (to / "README.md").read_text().split("```")[1].removeprefix("python")
     calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
     assert [ast.literal_eval(call.args[0]) for call in calls] == [str(to)] * 2
@@ -342,9 +346,7 @@ def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkey
     assert weights.is_file()
     pytest.importorskip("gguf")
     exported(tmp_path, "--format=gguf")
-    assert not weights.exists()
-    with pytest.raises(UserError, match="is not a whole export"):
-        hf.read_export(tmp_path / "hf")
+    assert {file.name for file in weights.parent.iterdir()} == {"README.md", "lock", "model.gguf"}
     before = (tmp_path / "hf" / "model.gguf").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("gguf.GGUFWriter.write_tensors_to_file", lambda writer: 1 / 0)
