@@ -36,7 +36,7 @@ from inputcodes.figures import draw_study
 from inputcodes.files import damage_named, locked, read_json, write_json, write_text
 from inputcodes.readers import split_list
 from inputcodes.report import make_report, text_of
-from inputcodes.resume import check_architecture, find_start, for_data, starting_table
+from inputcodes.resume import check_architecture, find_start, for_data, start_of, starting_table
 from model import GPTConfig
 from prepare_data import prepare_missing
 from train import TrainConfig
@@ -191,8 +191,7 @@ class Study:
 
 def base_of(variant: runs.Variant) -> str:
     """What a run of `variant` starts from when it is new: scratch, or a run to fine-tune."""
-    init_from: str = variant.settings.get("init_from", "scratch")
-    return init_from.removeprefix("resume").lstrip(",") or "scratch"
+    return start_of(variant.settings.get("init_from", "scratch"))[1] or "scratch"
 
 
 @functools.cache

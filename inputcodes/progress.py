@@ -17,7 +17,7 @@ from inputcodes.configurator import UserError, command, config_files
 from inputcodes.distributed import Processes, autocast
 from inputcodes.documents import END_OF_TURN
 from inputcodes.files import read_json, write_text
-from inputcodes.resume import memory_needed
+from inputcodes.resume import memory_needed, start_of
 from model import count_parameters
 
 SAMPLE_TOKENS = 200  # of the sample that closes a run
@@ -165,7 +165,7 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
         print(f"stopped after step {trainer.step:,} and saved; this resumes it:")
         words = [word for word in argv if not word.startswith("--init_from=")]
         choice = trainer.config.init_from
-        resume = choice if choice.startswith("resume") else "resume"
+        resume = choice if start_of(choice)[0] else "resume"
         print(f"  {command('train.py', *words, f'--init_from={resume}')}")
         return
     if trainer.elapsed_s >= CURVE_SECONDS:

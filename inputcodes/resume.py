@@ -144,32 +144,36 @@ class Start:
         return dataclasses.replace(self, changes=changes)
 
 
+def start_of(init_from: str) -> tuple[bool, str]:
+    """Whether `init_from` resumes, and what it names to start from, commas and all, or ""."""
+    first, _, base = init_from.partition(",")
+    return (True, base) if first == "resume" else (False, init_from)
+
+
 def find_start(init_from: str, out_dir: Path) -> Start | None:
     """The checkpoint that `init_from` names; None if the weights are to be new."""
-    for choice in init_from.split(","):
-        if choice == "scratch":
-            return None
-        if choice == "resume":
-            path = out_dir / "last.pt"
-            if path.is_file():
-                start = Start(path, True, *read_checkpoint(path))
-                if "optimizer" not in start.tensors:
-                    advice = other_checkpoint(path)
-                    raise UserError(f"{path} lacks the state of the optimizer; {advice}")
-                return start
-            if path.with_name("best.pt").is_file():
-                raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
-            continue
-        path = or_last(Path(configurator.local_path(choice)) / "best.pt")
+    resumes, base = start_of(init_from)
+    if resumes:
+        path = out_dir / "last.pt"
         if path.is_file():
-            return Start(path, False, *read_checkpoint(path))
-        if path.with_name("config.json").is_file():
-            return Start(path.with_name("model.safetensors"), False, *read_export(path.parent))
-        raise UserError(
-            f"init_from={choice!r}: expected scratch, resume or the directory of a run or of"
-            f" an export, and there is no {path}"
-        )
-    return None
+            start = Start(path, True, *read_checkpoint(path))
+            if "optimizer" not in start.tensors:
+                advice = other_checkpoint(path)
+                raise UserError(f"{path} lacks the state of the optimizer; {advice}")
+            return start
+        if path.with_name("best.pt").is_file():
+            raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
+    if base in ("", "scratch"):
+        return None
+    path = or_last(Path(configurator.local_path(base)) / "best.pt")
+    if path.is_file():
+        return Start(path, False, *read_checkpoint(path))
+    if path.with_name("config.json").is_file():
+        return Start(path.with_name("model.safetensors"), False, *read_export(path.parent))
+    raise UserError(
+        f"init_from={base!r}: expected scratch, resume or the directory of a run or of"
+        f" an export, and there is no {path}"
+    )
 
 
 def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any]) -> None:
@@ -185,9 +189,9 @@ def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any])
 
 def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Path) -> None:
     """Raise UserError if the checkpoint to start from does not fit the data or the command."""
-    choice = init_from.split(",")[-1]
+    base = start_of(init_from)[1]
     if start is None:
-        if data.chat and choice == "resume":
+        if data.chat and not base:
             raise UserError(
                 "there is no checkpoint to resume yet: say what to fine-tune"
                 " (--init_from=resume,out/RUN), or train new weights (--init_from=scratch)"
@@ -202,11 +206,11 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
             f"{data.path} has another tokenizer than {start.path}: prepare it under another name"
             f" with --tokenizer={folder / 'tokenizer.json'}, and pass that name as --dataset"
         )
-    if start.resuming and choice != "resume":
+    if start.resuming and base:
         was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]
-        if os.path.realpath(was) != os.path.realpath(configurator.local_path(choice)):
+        if os.path.realpath(was) != os.path.realpath(configurator.local_path(base)):
             raise UserError(
-                f"cannot resume {start.path}: it started from {was}, not from {choice};"
+                f"cannot resume {start.path}: it started from {was}, not from {base};"
                 " --init_from=resume goes on with it"
             )
 
@@ -214,7 +218,7 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
 def refuse_to_overwrite(out_dir: Path, init_from: str) -> None:
     """Raise UserError if a new run would write over the checkpoints of one that is there."""
     there = [name for name in ("last.pt", "best.pt") if (out_dir / name).is_file()]
-    if init_from.split(",")[0] != "resume" and there:
+    if there and not start_of(init_from)[0]:
         raise UserError(
             f"{out_dir} holds a run already ({', '.join(there)}): go on with it"
             " (--init_from=resume), write elsewhere (--out_dir=...), or delete it"

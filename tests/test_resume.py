@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import compare
 import train
 from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes
 from inputcodes.files import file_sha256
+from inputcodes.runs import Variant
 from inputcodes.tokenizer import Tokenizer
 from tests.helpers import (
     Program,
@@ -105,9 +107,28 @@ def test_what_was_decided_before_the_first_step_cannot_change(words, tmp_path):
 def test_only_resuming_may_write_where_a_run_is(words, tmp_path):
     train.main(words("base"))
     train.main(words(init_from=tmp_path / "base"))
-    for init_from in (f"{tmp_path / 'base'},resume", "scratch,resume"):
+    for init_from in (tmp_path / "base", "scratch"):
         with pytest.raises(UserError, match="holds a run already"):
             train.main(words(init_from=init_from))
+
+
+def test_a_base_is_found_whatever_its_name(words, tmp_path, monkeypatch, capsys):
+    """A sweep's folders have commas in their names, and one may begin with the word resume."""
+    monkeypatch.chdir(tmp_path)
+    train.main(words("resumed,lr=0.1", **FIVE))
+    base = "resumed,lr=0.1"
+    train.main(words(**FIVE, init_from=base))
+    train.main(words(**FIVE | {"max_steps": 6}, init_from=f"resume,{base}"))
+    record = read_checkpoint(tmp_path / "run" / "last.pt")[1]
+    assert (record["step"], record["base"]["out_dir"]) == (6, base)
+    assert compare.base_of(Variant("", {"init_from": base})) == base
+
+    def stop(trainer, batches):
+        raise train.Stopped
+
+    monkeypatch.setattr(train.Trainer, "train_step", stop)
+    train.main(words("stopped", **FIVE, init_from=base))
+    assert "--init_from=resume\n" in capsys.readouterr().out
 
 
 def test_a_run_that_was_never_evaluated_can_be_fine_tuned(words, tmp_path, capsys):
