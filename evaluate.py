@@ -208,7 +208,7 @@ def main(argv: list[str]) -> None:
     config = configure(EvaluateConfig, argv)
     tasks = split_list(config.tasks)
     items = {name: read_items(name, config.data, config.limit) for name in tasks}
-    with join_processes(config.device, config.dtype) as processes:
+    with join_processes(config.device, dtype=config.dtype) as processes:
         end_with_torchrun(processes)
         targets = open_targets(config, processes.first)
         processes.wait()  # for the first to verify, which may take longer than a GPU waits

@@ -338,7 +338,10 @@ def main(argv: list[str]) -> None:
     config, start = resume.configure_run(TrainConfig, argv)
     stopped = 0  # the signal that ended the run before its time
     with join_processes(
-        config.device, config.dtype, config.matmul_precision, config.deterministic
+        config.device,
+        dtype=config.dtype,
+        matmul_precision=config.matmul_precision,
+        deterministic=config.deterministic,
     ) as processes:
         if processes.first:
             prepare_missing(config.data_dir, config.dataset)

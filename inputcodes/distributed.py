@@ -60,16 +60,17 @@ class Processes:
 
 
 @contextlib.contextmanager
-def join_processes(name: str, *arithmetic: Any) -> Iterator[Processes]:
+def join_processes(name: str, **arithmetic: Any) -> Iterator[Processes]:
     """This process on the device that `setup_device` makes ready, in the group of all if any.
 
-    There are others if RANK and WORLD_SIZE are set, as torchrun and Kubeflow do.
+    `arithmetic` is its dtype, matmul_precision and deterministic. There are other processes if RANK
+    and WORLD_SIZE are set, as torchrun and Kubeflow do.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        yield Processes(setup_device(name, *arithmetic))
+        yield Processes(setup_device(name, **arithmetic))
         return
     try:
-        processes = _join(name, *arithmetic)
+        processes = _join(name, **arithmetic)
     except UserError:
         raise
     except ValueError as error:  # of variables that are missing or no numbers
@@ -85,7 +86,7 @@ def join_processes(name: str, *arithmetic: Any) -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def _join(name: str, *arithmetic: Any) -> Processes:
+def _join(name: str, **arithmetic: Any) -> Processes:
     """This process in the group of those that torchrun's variables name."""
     gpus, rank = torch.cuda.device_count(), int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank % max(gpus, 1)))
@@ -98,7 +99,7 @@ def _join(name: str, *arithmetic: Any) -> Processes:
         raise UserError(f"more processes than GPUs here: pass --nproc_per_node={gpus} to torchrun")
     if name == "auto" and not gpus:
         name = "cpu"
-    device = setup_device(name, *arithmetic, local_rank=local_rank)
+    device = setup_device(name, **arithmetic, local_rank=local_rank)
     nccl = device.type == "cuda"
     dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
     side = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -110,7 +111,6 @@ def setup_device(
     dtype: str = "float32",
     matmul_precision: str = "highest",
     deterministic: bool = False,
-    *,
     local_rank: int = 0,
 ) -> torch.device:
     """The device of that name ("auto": CUDA, then MPS, then CPU), its arithmetic settled.
