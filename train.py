@@ -162,7 +162,6 @@ class Trainer:
             table, sha256 = resume.starting_table(config, data)
             self.origin = resume.ORIGIN | {"table_sha256": sha256}
             self.raw_model.input_layer.load_state_dict({"weight": table})
-        self.first_step = self.step  # of this start
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None

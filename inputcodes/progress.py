@@ -131,8 +131,8 @@ def way_to_fit(config: Any, processes: int, limit: float, recompute: bool) -> st
 def not_finite(trainer: Any, loss: float, grad_norm: float) -> UserError:
     """What to say of the step that a Trainer stops at, as one of these is not finite."""
     what, path = "gradient" if math.isfinite(loss) else "loss", trainer.out_dir / "last.pt"
-    cause = "its cause is in the weights that this began with, or in their scale"
-    if trainer.step > trainer.first_step:
+    cause = "no update came before: check init_from, table_std and code_scale"
+    if trainer.step:
         cause = "a lower learning_rate may help"
     return UserError(
         f"step {trainer.step + 1}: the {what} is not finite (loss {loss}, gradient norm"
