@@ -52,6 +52,8 @@ class EvaluateConfig(Settings):
         problems = super().problems()
         for name in set(split_list(self.tasks)) - TASKS.keys():
             problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
+        if (self.limit or self.data) and not split_list(self.tasks):
+            problems.append("limit and data are of tasks: give --tasks=..., or leave them out")
         if not self.validation and not split_list(self.tasks):
             problems.append("nothing to do: give --tasks=... or leave out --validation=False")
         if not split_list(self.out_dir):
@@ -213,16 +215,22 @@ def main(argv: list[str]) -> None:
         targets = open_targets(config, processes.first)
         processes.wait()  # for the first to verify, which may take longer than a GPU waits
         results: list[Result] = []
+        unwritten: list[str] = []
         try:
             for target in targets:
                 result = evaluate_run(target, config, items, processes)
                 results.append(result)
                 if processes.first:
-                    write_evaluation(result, config)
+                    try:
+                        write_evaluation(result, config)
+                    except UserError as error:  # of this run's folder; the others go on
+                        unwritten.append(str(error))
         finally:
             if processes.first and results:
                 tables = [main_table(results), *([task_table(results)] if items else [])]
                 print("\n\n".join([*tables, *notes(results)]), flush=True)
+        if unwritten:
+            raise UserError("\n".join(unwritten))
 
 
 if __name__ == "__main__":

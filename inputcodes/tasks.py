@@ -282,7 +282,8 @@ def option_states(
         prompts, key=lambda p: -len(p.tokens) - sum(len(ids) - 1 for _, ids in p.options)
     )
     starts = range(0, len(prompts), batch_size)[processes.rank :: processes.world]
-    for start in tqdm(starts, unit="batch", ncols=80, disable=not processes.first, leave=False):
+    off = None if processes.first else True  # None: where there is no terminal
+    for start in tqdm(starts, unit="batch", ncols=80, disable=off, leave=False):
         batch = longest_first[start : start + batch_size]
         ids, layout, places, targets, options = to_tensors(batch, processes.device)
         with attention_of_any_shape():
@@ -358,6 +359,7 @@ def accuracy(scores: Scores) -> tuple[dict[str, Estimate], float]:
     plain, normed = [], []
     for item, nats in zip(scores.items, nats_of, strict=True):
         text_bytes = [max(1, len(option.encode())) for option in item.options]
+        nats = nats[[*map(item.options.index, item.options)]]  # equal ones tie: rounding differs
         plain.append(np.argmin(nats) == item.gold)
         normed.append(np.argmin(nats / text_bytes) == item.gold)
     return {"acc": mean(plain), "acc_norm": mean(normed)}, mean(1 / np.array(counts)).value

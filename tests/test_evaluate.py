@@ -221,11 +221,18 @@ def test_the_likeliest_option_wins_plain_or_by_the_byte():
     assert first.measures == {"acc": (0, None), "acc_norm": (1, None)}
 
 
+def test_the_first_of_equal_options_wins_whatever_their_nats_are_rounded_to():
+    items = [Item("", ("b", "a", "a"), 1)]
+    scores = Scores(items, np.array([9.0, 2.000002, 2.0]), np.ones(3, dtype=int), 0)
+    assert summarize(TASKS["boolq"], scores).measures["acc"].value == 1
+
+
 def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsys):
     argv = [f"--out_dir={out_dir},{out_dir}", f"--data_dir={text_data}", f"--data={data}",
             "--device=cpu", f"--tasks={','.join(TASKS)}", "--limit=10"]  # fmt: skip
     evaluate.main(argv)
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert not said  # no bar where there is no terminal
     result = json.loads((out_dir / "evaluation.json").read_text())
     head, _, first, second = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[:4]
@@ -485,6 +492,20 @@ def test_results_are_shown_though_a_later_run_fails(out_dir, text_data, tmp_path
     assert not (broken / "evaluation.json").exists()
 
 
+def test_a_result_that_cannot_be_written_ends_no_other_run(out_dir, text_data, tmp_path, capsys):
+    full = tmp_path / "full"
+    copy_run(out_dir, full, "best.pt", lambda weights, record: None)
+    (full / "evaluation.json").mkdir()  # as a folder that is read only
+    (out_dir / "evaluation.json").unlink(missing_ok=True)
+    argv = [f"--out_dir={full},{out_dir}", f"--data_dir={text_data}", "--device=cpu"]
+    with pytest.raises(UserError, match=r"cannot write .*full.evaluation\.json"):
+        evaluate.main(argv)
+    shown = capsys.readouterr().out
+    assert f"| {full} " in shown
+    assert f"| {out_dir} " in shown
+    assert (out_dir / "evaluation.json").is_file()
+
+
 def test_scores_that_are_not_finite_are_refused(out_dir, data, tmp_path):
     broken = tmp_path / "broken"
     copy_run(out_dir, broken, "best.pt", lambda weights, _: weights["norm.weight"].fill_(3e38))
@@ -511,6 +532,7 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
     for argv, words in (
         ("--tasks=arc,boolq", "tasks: unknown 'arc', expected some of arc_challenge"),
         ("--validation=False", "nothing to do"),
+        ("--limit=3", "limit and data are of tasks: give --tasks="),
         ("--checkpoint=x", "checkpoint='x'"),
         ("--limit=-1", "limit=-1: expected at least 0"),
         ("--dataset=nothing", r"no data set data.nothing to validate .*--validation=False"),
