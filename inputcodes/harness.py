@@ -99,14 +99,18 @@ class Adapter:
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
-        until, most = settings.get("until") or [], settings.get("max_gen_toks", 256)
+        until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else until
-        temperature = settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0
+        most = settings.get("max_gen_toks", settings.get("max_new_tokens", 256))
+        sampling = dict.fromkeys(("temperature", "top_p"), 1.0) | {"top_k": 0}
+        sampling |= {name: settings[name] for name in sampling if name in settings}
+        if not settings.get("do_sample", settings.get("temperature", 0) > 0):
+            sampling["temperature"] = 0.0
         length = self.gpt.config.block_size
         room = max(1, length // 2, length - most)  # `generate` drops the start where it is full
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         x, written, text = torch.tensor([ids], device=self.processes.device), [], ""
-        for token in self.gpt.generate(x, most, temperature=temperature, ends=[self.eot_token_id]):
+        for token in self.gpt.generate(x, most, **sampling, ends=[self.eot_token_id]):
             written.append(int(token))
             text = self.encoding.decode(written)
             if ends := [place for stop in stops if stop and (place := text.find(stop)) >= 0]:

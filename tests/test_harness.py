@@ -166,6 +166,26 @@ def test_a_generation_reads_at_least_half_a_context_of_its_prompt(run, monkeypat
     assert seen == tokenizer.encode(text)[-read:]
 
 
+@pytest.mark.parametrize(
+    ("settings", "most", "sampling"),
+    [
+        ({}, 256, (0.0, 0, 1.0)),
+        ({"max_new_tokens": 32, "do_sample": False, "temperature": 0.7}, 32, (0.0, 0, 1.0)),
+        ({"do_sample": True, "top_p": 0.95, "max_gen_toks": 9}, 9, (1.0, 0, 0.95)),
+        ({"temperature": 0.7, "top_k": 5}, 256, (0.7, 5, 1.0)),  # do_sample follows from it
+    ],
+)
+def test_a_generation_takes_the_settings_of_its_task(run, monkeypatch, settings, most, sampling):
+    seen = []
+    model, tokenizer = load(run)
+    monkeypatch.setattr(
+        model, "generate", lambda _, *most, **named: seen.append((most, named)) or []
+    )
+    harness.Adapter(model, tokenizer, 4, "cpu")._generate("ab", settings)
+    named = dict(zip(("temperature", "top_k", "top_p"), sampling, strict=True))
+    assert seen == [((most,), named | {"ends": [tokenizer.end_of_text]})]
+
+
 def test_an_option_whose_start_is_in_a_token_with_the_end_of_the_prompt_keeps_it():
     """What the harness's own pairing loses: "r:" and " a" are tokens, ": a" is one, too."""
     tokenizer = Tokenizer(300, NGRAMS)
