@@ -373,7 +373,7 @@ def main(argv: list[str]) -> None:
                     trainer.run(metrics, progress)
                 except Stopped:
                     if metrics and trainer.owed:
-                        metrics.write(trainer.owed)
+                        metrics.write(trainer.owed, shown=False)
                     trainer.save("last")
                     processes.wait()  # torchrun ends all when one has ended
                     stopped = trainer.stop.signal

@@ -160,14 +160,18 @@ class Metrics:
         kept = [*(line for line in lines if line["step"] <= last_step), *more]
         files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one line, or put it in place of one that was kept without its evaluation."""
+    def write(self, line: dict[str, Any], shown: bool = True) -> None:
+        """Append one line, or put it in place of one that was kept without its evaluation.
+
+        That one is not to be `shown`: wandb takes nothing for a step again, TensorBoard draws both.
+        """
         if line["step"] <= self.last_step:
             self._keep(line["step"] - 1, line)
         else:
             with files.system_errors("write", self.path), open(self.path, "ab") as file:
                 file.write(json.dumps(line).encode() + b"\n")
-        self.show(line)
+        if shown:
+            self.show(line)
 
 
 def write_run_json(

@@ -204,15 +204,21 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
 def open_dashboard(log_to: str, out_dir: Path, last_step: int) -> Write:
     """What takes the lines of metrics.jsonl after `last_step`, and draws curve.png now and then."""
     made_by = read_json(out_dir / "run.json")
-    opened = {"wandb": _wandb, "tensorboard": _tensorboard}.get(
-        log_to, lambda *_: lambda line: None
-    )
-    send = opened(out_dir, made_by, last_step)
+    opened = {"wandb": _wandb, "tensorboard": _tensorboard}.get(log_to)
+    try:
+        send = opened(out_dir, made_by, last_step) if opened else None
+    except Exception as error:  # nobody has logged in, say, or there is no network
+        raise UserError(f"log_to={log_to!r} does not start: {error}") from error
     drawn = time.perf_counter()
 
     def write(line: dict[str, Any]) -> None:
-        nonlocal drawn
-        send(line)
+        nonlocal drawn, send
+        try:
+            if send:
+                send(line)
+        except Exception as error:  # a run does not end for what metrics.jsonl has anyway
+            tqdm.write(f"{log_to} gets no more of this run: {error}")
+            send = None
         if "val_loss" in line and time.perf_counter() - drawn >= CURVE_SECONDS:
             _draw(out_dir)
             drawn = time.perf_counter()

@@ -1,6 +1,7 @@
 """What TensorBoard and Weights & Biases are given of a run, its interruption included."""
 
 import json
+import signal
 import sys
 import types
 
@@ -49,6 +50,38 @@ def test_wandb_gets_the_lines_and_a_resumed_run_goes_on(text_data, tmp_path, mon
     assert wandb.inits[1]["id"] == wandb.inits[0]["id"]
     progress.open_dashboard("wandb", tmp_path, last_step=0)
     assert wandb.inits[2]["id"] != wandb.inits[0]["id"]
+
+
+def test_a_step_whose_evaluation_was_stopped_is_sent_once_with_its_result(
+    text_data, tmp_path, monkeypatch
+):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    evaluate = train.Trainer.evaluate
+
+    def stopped(trainer, tick):
+        trainer.stop.signal = signal.SIGINT
+        return evaluate(trainer, tick)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "evaluate", stopped)
+        with pytest.raises(SystemExit):
+            run(text_data, tmp_path, "--log_to=wandb")
+    lines = run(text_data, tmp_path, "--log_to=wandb", "--init_from=resume")
+    assert [line for _, line in wandb.lines] == lines
+
+
+def test_a_dashboard_that_does_not_start_is_one_line_and_one_that_breaks_ends_nothing(
+    text_data, tmp_path, monkeypatch, capsys
+):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    wandb.log = None
+    assert len(run(text_data, tmp_path / "broken", "--log_to=wandb")) == 10
+    assert capsys.readouterr().out.count("wandb gets no more of this run: ") == 1
+    wandb.init = None
+    with pytest.raises(UserError, match=r"^log_to='wandb' does not start: "):
+        run(text_data, tmp_path / "none", "--log_to=wandb")
 
 
 def test_tensorboard_holds_the_numbers_of_metrics_jsonl(text_data, tmp_path):
