@@ -163,7 +163,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             return start
         if path.with_name("best.pt").is_file():
             raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
-    if base in ("", "scratch"):
+    if base == "scratch" or (resumes and not base):
         return None
     path = or_last(Path(configurator.local_path(base)) / "best.pt")
     if path.is_file():

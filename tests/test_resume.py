@@ -353,6 +353,11 @@ def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(words, caps
     assert "no checkpoint to resume yet: starting from scratch" in capsys.readouterr().out
 
 
+def test_a_base_without_a_name_is_none(words):
+    with pytest.raises(UserError, match="init_from='': expected scratch, resume or the directory"):
+        train.main(words(**FIVE, init_from=""))  # of a variable of the shell that is not set
+
+
 def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
     train.main(words(**FIVE))
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
