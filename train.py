@@ -156,6 +156,7 @@ class Trainer:
         self.started = self.saved_at = time.perf_counter()
         self.owed: dict[str, Any] | None = None  # the line of metrics that lacks its evaluation
         self.origin = start.origin if start else resume.ORIGIN
+        self.resuming = bool(start and start.resuming)
         if start:
             self._load(start)
         elif config.input_layer == "compressed" and config.table_of:
@@ -170,7 +171,7 @@ class Trainer:
     def _load(self, start: Start) -> None:
         """Take the weights of a checkpoint, and what else it holds if it is this run's own."""
         start.load_weights(self.raw_model)
-        if not start.resuming:
+        if not self.resuming:
             return
         self.step, best = start.record["step"], start.best_weights()
         self.started -= start.record["elapsed_s"]

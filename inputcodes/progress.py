@@ -70,15 +70,16 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
     total, inputs = count_parameters(config)
     tokens = config.max_steps * config.tokens_per_step
     epochs = tokens / config.block_size / trainer.rows.rows.count
-    doing = "writing to"
-    if trainer.step:
-        doing = f"resuming at step {trainer.step:,} in"
+    doing, source = "writing to", "the defaults"
+    if trainer.resuming:
+        doing, source = f"resuming at step {trainer.step:,} in", "the checkpoint's"
     elif base := trainer.origin["base"]:
+        source = "the checkpoint's"
         doing = f"fine-tuning {base['out_dir']} as of step {base['step']:,} in"
     elif config.init_from != "scratch":
         doing = "no checkpoint to resume yet: starting from scratch in"
     lines = [
-        f"config: {' '.join(files) or 'the defaults'}",
+        f"config: {' '.join(files) or source}",
         f"        seed {config.seed}, {config.dtype} on {trainer.processes.device}",
         f"model:  {config.input_layer} input, {inputs:,} of {total:,} parameters in it",
         f"data:   {data.path}, V={data.vocab_size:,}",
@@ -91,7 +92,7 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
     idle = config.without_effect(changed)
     lines += [f"note:   {config.input_layer} input has no {n}: it changes nothing" for n in idle]
-    change = "change: {name} {from} before step {step:,}, {to} from there on"
+    change = "change: {name} {from} up to step {step:,}, {to} from there on"
     lines += map(change.format_map, trainer.origin["changes"])
     return "\n".join([*lines, f"{doing} {config.out_dir}"])
 

@@ -156,7 +156,7 @@ def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
     out_dir = f"--out_dir={tmp_path / 'more'}"
     train.main([out_dir, "--init_from=resume", "--max_steps=10"])  # all else is the checkpoint's
     shown = capsys.readouterr().out
-    assert "change: max_steps 5 before step 5, 10 from there on" in shown
+    assert "change: max_steps 5 up to step 5, 10 from there on" in shown
     assert_same_run(tmp_path / "more", tmp_path / "whole")
     record = read_checkpoint(tmp_path / "more" / "last.pt")[1]
     change = {"step": 5, "name": "max_steps", "from": 5, "to": 10}
@@ -356,6 +356,20 @@ def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(words, caps
 def test_a_base_without_a_name_is_none(words):
     with pytest.raises(UserError, match="init_from='': expected scratch, resume or the directory"):
         train.main(words(**FIVE, init_from=""))  # of a variable of the shell that is not set
+
+
+def test_a_run_that_was_stopped_in_its_first_step_is_resumed(words, tmp_path, monkeypatch, capsys):
+    def stop(trainer, batches):
+        raise train.Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", stop)
+        train.main(words(**FIVE))
+    assert "config: the defaults\n" in capsys.readouterr().out
+    train.main([f"--out_dir={tmp_path / 'run'}", "--init_from=resume", "--grad_clip=0.5"])
+    shown = capsys.readouterr().out
+    assert "config: the checkpoint's\n" in shown
+    assert f"from there on\nresuming at step 0 in {tmp_path / 'run'}\n" in shown
 
 
 def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
