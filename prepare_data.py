@@ -185,8 +185,11 @@ def prepare(config: PrepareConfig) -> Path:
     return folder
 
 
-def prepare_missing(data_dir: str, dataset: str) -> Path:
-    """The folder of a data set, made first if it is stdlib, stdlib-N (N ids) or docstrings."""
+def prepare_missing(data_dir: str, dataset: str, vocab_size: int = 0) -> Path:
+    """The folder of a data set, made first if it is stdlib, stdlib-N (N ids) or docstrings.
+
+    UserError if it would be made with other than `vocab_size` ids (0: any).
+    """
     folder = Path(data_dir) / dataset
     embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
     unfinished = (folder / shards.NEW).is_dir() and not embedded  # DataSet says what to do
@@ -197,8 +200,14 @@ def prepare_missing(data_dir: str, dataset: str) -> Path:
         if Path(dataset).name != dataset or dataset == "..":
             advice = f"dataset={dataset!r}: expected the name of a folder in data_dir={data_dir!r}"
         raise UserError(f"there is no data set {folder}: {advice}")
-    settings = {"data_dir": data_dir, "dataset": dataset, "chat": dataset == "docstrings"}
-    settings["vocab_size"] = int(embedded[1] or 0)
+    chat, ids = dataset == "docstrings", int(embedded[1] or 256)
+    if vocab_size not in (0, ids):
+        words = ["--chat"] * chat + ["--dataset=NAME", "--tokenizer=FILE"]
+        raise UserError(
+            f"{folder} would have {ids} ids, expected {vocab_size}: make one with the tokenizer of"
+            f" the model (`{command('prepare_data.py', *words)}`) and pass --dataset=NAME"
+        )
+    settings = {"data_dir": data_dir, "dataset": dataset, "chat": chat, "vocab_size": ids}
     return prepare(configurator.build(PrepareConfig, settings))
 
 

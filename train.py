@@ -344,7 +344,7 @@ def main(argv: list[str]) -> None:
         deterministic=config.deterministic,
     ) as processes:
         if processes.first:
-            prepare_missing(config.data_dir, config.dataset)
+            prepare_missing(config.data_dir, config.dataset, config.vocab_size)
         processes.wait()
         data = DataSet(Path(config.data_dir) / config.dataset, verify=processes.first)
         processes.wait()

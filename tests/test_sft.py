@@ -20,6 +20,7 @@ from inputcodes.data import DataSet, TrainingData
 from inputcodes.documents import encode_turns
 from inputcodes.loss import IGNORED
 from inputcodes.tokenizer import Tokenizer
+from prepare_data import prepare_missing
 from tests.helpers import SMALL, Program, assert_same_run, metrics_of, write_data_set
 
 BASE = {key: SMALL[key] for key in ("block_size", "n_layer", "n_head", "n_embd")}
@@ -209,7 +210,12 @@ def test_what_contradicts_the_checkpoint_is_named(words, base, data_dir, tmp_pat
     tokenizer = data_dir / "tiny" / "tokenizer.json"
     assert f" with --tokenizer={tokenizer}, and" in str(caught.value)
     assert tokenizer.is_file()
+    with pytest.raises(UserError, match=f"have 300 ids, expected {sums.vocab_size}: make one"):
+        train.main(words(data_dir=tmp_path / "new", dataset="stdlib-300"))
+    with pytest.raises(UserError, match=r"prepare_data.py --chat --dataset=NAME --tokenizer=FILE`"):
+        prepare_missing(str(tmp_path / "new"), "docstrings", 300)
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_starts_that_make_no_sense_are_refused(words, base, data_dir, tmp_path, monkeypatch):
