@@ -97,6 +97,8 @@ class Tokenizer:
             ) from error
         if normalizer := json.loads(file).get("normalizer"):
             raise _not_exact(f"its normalizer ({normalizer.get('type')}) changes texts")
+        if dropout := json.loads(file)["model"].get("dropout"):
+            raise UserError(f"its dropout={dropout} draws the ids of a text: set it to null")
         library = tokenizers.Tokenizer.from_str(file)
         library.no_padding()
         library.no_truncation()

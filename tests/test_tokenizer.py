@@ -369,6 +369,7 @@ def test_a_file_of_the_tokenizers_library(tmp_path) -> None:
             "token '\u4e2d' is not written in bytes",
         ),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "comes back as"),
+        ({"model": {"type": "BPE", "dropout": 0.1}}, r"bpe\.json: its dropout=0\.1 draws the ids"),
         ({"model": {"type": "Magic"}}, "not a tokenizer"),
     ],
 )
