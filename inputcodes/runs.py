@@ -39,7 +39,7 @@ class Variant:
     label: str
     settings: dict[str, Any]  # what its runs set, besides seed and directory
     group: str = ""  # what the group sets of its own, as "n_layer=2"
-    kind: str = ""  # the rest of the label; empty: all of it
+    kind: str = ""  # the rest of the label; empty: the layer's name, or all of it without group
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def measure(variant: Variant, by_seed: Sequence[Run | None]) -> Row:
     return Row(
         variant=variant.label,
         group=variant.group,
-        kind=variant.kind or variant.label,
+        kind=variant.kind or (config.input_layer if variant.group else variant.label),
         settings=variant.settings | dataclasses.asdict(config),
         losses=last("val_loss"),
         new=last("val_new"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inputcodes import figures, report, runs, stats
+from inputcodes import figures, judging, report, runs, stats
 from inputcodes.configurator import UserError
 from inputcodes.files import read_json_lines, write_json
 from train import TrainConfig
@@ -435,6 +435,24 @@ def test_each_at_its_best_is_of_the_same_seeds(tmp_path):
         )
     made = report.make_report(groups, [1, 2], 0.01)
     assert [gap.share for gap in made.best] == [pytest.approx(1.0)]  # both of seed 1
+
+
+def recipes(directory: Path, given: dict[str, dict]) -> list:
+    """A group of fixed codes for each recipe, without a word for its input layer."""
+    groups = []
+    for name, config in given.items():
+        ((_, some),) = group_of(directory / name, fixed=([1.0, 1.1], {"config": config}))
+        groups.append([(runs.Variant(name, {}, name), some)])
+    return report.make_report(groups, [1, 2], 0.01).groups
+
+
+def test_recipes_of_one_layer_are_one_line_and_not_layers_at_their_best(tmp_path):
+    rates = {f"learning_rate={rate}": {"learning_rate": rate} for rate in (0.1, 0.2)}
+    groups = recipes(tmp_path, rates)
+    assert judging.best_of_each(groups, 0.01) == []
+    figure = figures.sweep_figure(groups)
+    assert figure is not None
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["fixed"]
 
 
 def test_a_run_without_an_evaluation_is_kept_without_losses_by_document(tmp_path):
