@@ -356,11 +356,12 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
 
 def best_of_each(groups: list[list[Row]], margin: float) -> list[Gap]:
     """Each kind of input layer at its best against the first, of groups that differ in recipe."""
-    shape = {field.name for field in dataclasses.fields(GPTConfig)} | {"dataset"}
+    others = {field.name for field in dataclasses.fields(GPTConfig)} | {"dataset", "eval_tokens"}
     changed = {word.partition("=")[0] for rows in groups for word in rows[0].group.split()}
-    if len(groups) < 2 or not changed or changed & shape:
-        return []
     rows = [row for group in groups for row in group]
+    alike = len({row.tokens for row in rows}) == 1 and not changed & others
+    if len(groups) < 2 or not changed or not alike:
+        return []
     # Of the seeds of the fullest row alone: the mean of fewer could be lower by luck.
     fullest = max(rows, key=lambda row: len(present(row.losses)))
     whole = [row for row in rows if _missing(row) == _missing(fullest)]
