@@ -261,16 +261,17 @@ def length_figure(group: list[Row]) -> Figure:
     """Loss against the length of the code; lines across for layers that are no code of the id."""
     figure = begin(8.5, 4.4, "mean over seeds; bars and bands: lowest to highest seed")
     axes = figure.add_subplot()
-    coded = [(n, row, row.settings["input_layer"]) for row in group if (n := row.code_length)]
+    coded = [(n, row, _label_without_length(row)) for row in group if (n := row.code_length)]
     coded.sort(key=lambda one: one[0])
-    linear = [(n, row.loss) for n, row, layer in coded if layer in ("fixed", "codeword")]
+    linear = [(n, row.loss) for n, row, label in coded if label in ("fixed", "codeword")]
     draw_line(axes, linear, "", color="black", linestyle=":", linewidth=0.8)
     K = (group[0].settings["vocab_size"] - 1).bit_length()
     name = f"length of the code, no parameters (K = {K} bits tell the ids apart)"
-    draw_means(axes, [(layer, n, row.losses) for n, row, layer in coded], name, first_style=1)
+    draw_means(axes, [(label, n, row.losses) for n, row, label in coded], name, first_style=1)
     across = [row for row in group if not row.code_length]
-    unused = len({layer for _, _, layer in coded}) + 1
-    for row, color, dash in zip(across, ("black", *COLORS[unused:]), DASHES, strict=False):
+    unused = len({label for _, _, label in coded}) + 1
+    looks = zip(itertools.cycle(("black", *COLORS[unused:])), itertools.cycle(DASHES))
+    for row, (color, dash) in zip(across, looks, strict=False):
         label = f"{row.kind} ({short_count(row.input_parameters)} parameters)"
         axes.axhline(row.loss, color=color, linestyle=dash, label=label)
         ends = min(present(row.losses)), max(present(row.losses))
@@ -280,21 +281,26 @@ def length_figure(group: list[Row]) -> Figure:
     return figure
 
 
+def _label_without_length(row: Row) -> str:
+    words = [word for word in row.kind.split() if not word.startswith("code_length=")]
+    return " ".join(words) or row.settings["input_layer"]
+
+
 def sweep_figure(groups: list[list[Row]]) -> Figure | None:
     """The last result against what the groups differ in, if that is one number above 0."""
     words = [
-        re.fullmatch(r"(\w+)=(?:\w+-)?(\d+\.?\d*(?:e[+-]?\d+)?)", group[0].group)
+        re.fullmatch(r"((\w+)=(?:\w+-)?)(\d+\.?\d*(?:e[+-]?\d+)?)", group[0].group)
         for group in groups
     ]
-    keys = [(word[1], float(word[2])) for word in words if word]
-    names, values = {name for name, _ in keys}, [value for _, value in keys]
+    keys = [(word[1], word[2], float(word[3])) for word in words if word]
+    names, values = {key[:2] for key in keys}, [value for *_, value in keys]
     if len(keys) < max(2, len(groups)) or len(names) > 1 or min(values) <= 0:
         return None
     figure = begin(8, 4, "mean over seeds; bars: lowest to highest seed")
     axes = figure.add_subplot()
     placed = zip(values, groups, strict=True)
     points = [(row.kind, value, row.bits_per_byte) for value, group in placed for row in group]
-    draw_means(axes, points, names.pop())
+    draw_means(axes, points, names.pop()[1])
     axes.set_ylabel("validation loss (bits per byte)")
     legend(figure, [axes])
     return figure

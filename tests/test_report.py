@@ -220,6 +220,20 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
     assert left == {*drawn, "loss_at_home"}
 
 
+def test_every_row_is_in_the_figure_of_lengths_and_no_line_has_two_kinds_of_code(tmp_path):
+    rows = {f"codeword_{n}": ([2.0], {"config": {"code_length": n}}) for n in (8, 12, 16)}
+    rows["codeword_scaled"] = ([3.0], {"config": {"code_length": 16, "code_scale": 0.1}})
+    rows |= {f"learned_{i}": ([1.0], {"config": {"table_std": i / 10}}) for i in range(1, 11)}
+    group = group_of(tmp_path, **rows)
+    names = [v.label.replace("codeword_", "codeword code_length=") for v, _ in group]
+    names[3] = "codeword code_length=16 code_scale=0.1"
+    labelled = [(dataclasses.replace(v, kind=k), s) for k, (v, s) in zip(names, group, strict=True)]
+    made = report.make_report([labelled], [1], 0.01)
+    labels = figures.length_figure(made.groups[0]).axes[0].get_legend_handles_labels()[1]
+    assert labels[:2] == ["codeword", "codeword code_scale=0.1"]
+    assert len(labels) == 12
+
+
 def test_seeds_to_settle_a_row_count_from_those_it_shares_with_the_baseline(tmp_path):
     losses = [1.00, 1.05, 1.01, 1.06, 1.00]
     made = by_hand(tmp_path / "a", learned=[1.02, 1.03, 1.02, None, None], fixed=losses)
@@ -437,6 +451,18 @@ def test_each_at_its_best_is_of_the_same_seeds(tmp_path):
     assert [gap.share for gap in made.best] == [pytest.approx(1.0)]  # both of seed 1
 
 
+@pytest.mark.parametrize(("name", "values"), [("max_steps", (10, 20)), ("eval_tokens", (0, 64))])
+def test_what_is_trained_or_measured_on_other_tokens_is_not_chosen_from(tmp_path, name, values):
+    groups = []
+    for value, ends in zip(values, ([1.0, 1.1], [1.2, 0.9]), strict=True):
+        given = {"config": {name: value}, "steps": value if name == "max_steps" else 10}
+        rows = zip(("learned", "fixed"), ends, strict=True)
+        group = group_of(tmp_path / str(value), **{k: ([end] * 2, given) for k, end in rows})
+        word = f"{name}={value}"
+        groups.append([(dataclasses.replace(v, group=word, kind=v.label), s) for v, s in group])
+    assert report.make_report(groups, [1, 2], 0.01).best == []
+
+
 def recipes(directory: Path, given: dict[str, dict]) -> list:
     """A group of fixed codes for each recipe, without a word for its input layer."""
     groups = []
@@ -453,6 +479,12 @@ def test_recipes_of_one_layer_are_one_line_and_not_layers_at_their_best(tmp_path
     figure = figures.sweep_figure(groups)
     assert figure is not None
     assert figure.axes[0].get_legend_handles_labels()[1] == ["fixed"]
+
+
+def test_data_sets_of_several_names_are_no_sweep_of_their_numbers(tmp_path):
+    for names, drawn in (("en-256 en-512", True), ("en-256 de-256", False)):
+        given = {f"dataset={name}": {"dataset": name} for name in names.split()}
+        assert bool(figures.sweep_figure(recipes(tmp_path, given))) == drawn
 
 
 def test_a_run_without_an_evaluation_is_kept_without_losses_by_document(tmp_path):
