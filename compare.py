@@ -211,10 +211,10 @@ def configure_study(argv: Sequence[str]) -> Study:
     each = [given_values(CompareConfig, [file, *options]) for file in files]
     recipes = [{k: v for k, v in given.items() if k not in OWN_FIELDS} for given in each]
     own = [{k: v for k, v in given.items() if k in OWN_FIELDS} for given in each]
-    if any(values != own[0] for values in own):
-        raise UserError(f"{', '.join(sorted(OWN_FIELDS))}: set them alike in all files, or here")
-    if len(files) > 1 and "variants" in own[0]:
+    if len(files) > 1 and any("variants" in values for values in own):
         raise UserError("variants: one config file has them; several files are a variant each")
+    if unlike := [k for k in sorted(OWN_FIELDS) if len({repr(v.get(k)) for v in own}) > 1]:
+        raise UserError(f"{', '.join(unlike)}: set alike in all files, or on the command line")
     stems = [Path(file).stem for file in files]
     own[0]["study_dir"] = own[0].get("study_dir") or f"out/studies/{'-'.join(stems)}"
     base = architecture_of(base_of(runs.Variant("", recipes[0])))

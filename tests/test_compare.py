@@ -184,6 +184,15 @@ def test_configs_that_are_not_matched_are_refused_before_anything_runs(text_data
     assert not (tmp_path / "study").exists()
 
 
+def test_what_files_of_one_study_do_not_share_is_named(text_data, tmp_path):
+    first, named = (recipe(tmp_path, text_data, name, seeds="1,2") for name in ("a", "named"))
+    (tmp_path / "named.py").write_text((tmp_path / "a.py").read_text() + "variants = ['fixed']\n")
+    with pytest.raises(UserError, match=r"^variants: one config file has them"):
+        compare.configure_study([first, named])
+    with pytest.raises(UserError, match=r"^seeds: set alike in all files, or on the command line$"):
+        compare.configure_study([first, recipe(tmp_path, text_data, "b")])
+
+
 @pytest.mark.slow
 def test_variants_may_differ_in_what_across_names(text_data, tmp_path):
     file = recipe(tmp_path, text_data, max_steps=4, variants=["learned", "fixed n_layer=3"])
