@@ -711,9 +711,10 @@ def main(argv: list[str]) -> None:
         partial.touch()  # an error now, not after the minutes that the study takes
         record = make_study(config)
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    workers = f"{config.workers} worker" + "s" * (config.workers > 1)
     print(
-        f"\n{record['elapsed_s']:.0f} s with {config.workers} workers, {record['cpu_s']:.0f} s of"
-        f" processor time; all numbers in {config.out}"
+        f"\n{record['elapsed_s']:.0f} s with {workers}, {record['cpu_s']:.0f} s of processor time;"
+        f" all numbers in {config.out}"
     )
 
 

@@ -433,7 +433,7 @@ def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
         return protocol._replace(min_epochs=2, max_epochs=2, **few)
 
     monkeypatch.setattr(study.Protocol, "quick", fewer)
-    words = ["--quick", "--seeds=2", "--workers=2", f"--out={tmp_path}/new/r.json"]
+    words = ["--quick", "--seeds=2", "--workers=1", f"--out={tmp_path}/new/r.json"]
     study.main(words)
     done = capsys.readouterr()
     for title in study.TITLES.values():
@@ -442,6 +442,7 @@ def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
         assert figures in done.out or figures.startswith("6.")  # V = 500 and 1000 are left out
     assert "TOST margin: 1.00%" in " ".join(done.out.split())
     assert "at chance: nothing was learned" in done.out
+    assert " s with 1 worker, " in done.out
     record = json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8"))
     assert f"{len(record['runs'])}/{len(record['runs'])} runs" in done.err
     assert record["settings"]["seeds"] == [42, 43]
