@@ -27,7 +27,7 @@ and over those that have followed it there before, which a model can copy."""
 CHECKED = """\
 Checks, in nats per token: the two variants alone, and with the validation documents drawn again
 as well as the seeds. Seeds: how many would settle it in 4 studies of 5, from five seeds on."""
-UNEVEN = "\n(*) scatters more than the others and is judged alone."
+UNEVEN = "\n(*) One of the two scatters more than the others: the verdict is of these two alone."
 LAWS = """\
 Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
 tokens at which they reach the margin of {margin:.2%}."""
@@ -102,7 +102,8 @@ def left_out(groups: Sequence[Group], seeds: Sequence[int]) -> list[str]:
         pairs = zip(seeds, runs, strict=True)
         missing = [str(seed) for seed, run in pairs if not (run and run.complete)]
         if missing:
-            which = "" if len(missing) == len(runs) else f" (seed {', '.join(missing)})"
+            several = "s" * (len(missing) > 1)
+            which = "" if len(missing) == len(runs) else f" (seed{several} {', '.join(missing)})"
             words.append(variant.label + which)
     return [f"Left out, not complete: {'; '.join(words)}."] if words else []
 

@@ -242,6 +242,14 @@ def test_seeds_to_settle_a_row_count_from_those_it_shares_with_the_baseline(tmp_
     assert re.fullmatch(r"\d+ to \d+", made.gaps[0][0].seeds_needed)
 
 
+def test_a_baseline_that_scatters_is_not_said_of_its_rows(tmp_path):
+    made = by_hand(
+        tmp_path, learned=[1.0, 1.9, 0.3], fixed=[1.01, 1.02, 1.01], affine=[1.02, 1.03, 1.021]
+    )
+    assert [gap.uneven for gap in made.gaps[0]] == [True, True]
+    assert "(*) One of the two scatters more than the others" in report.text_of(made)
+
+
 def test_a_difference_of_zero_is_drawn_with_its_interval(tmp_path):
     made = by_hand(
         tmp_path, learned=[1.0, 1.1, 1.2], fixed=[1.0, 1.1, 1.2], affine=[1.05, 1.151, 1.249]
@@ -349,7 +357,7 @@ def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path
     assert best.verdict == "worse"
     text = report.text_of(made)
     assert "chosen after looking" in text
-    assert "; fixed learning_rate=0.4 (seed 2, 3);" in text
+    assert "; fixed learning_rate=0.4 (seeds 2, 3);" in text
     assert "sweep" in figures.draw_study(tmp_path / "report", made)
 
 
