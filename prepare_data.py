@@ -99,7 +99,8 @@ class PrepareConfig(Settings):
         path = Path(hub_name(self.entries[0])[0] if self.kind == "hub" else self.entries[0])
         while set(path.name) & set("*?[") and not path.exists():  # a pattern: after its folder
             path = path.parent
-        return re.sub(r"[^\w-]+", "-", path.resolve().name.split(".")[0]).strip("-")
+        name = os.path.basename(os.path.realpath(path))  # resolve() raises at a loop of links
+        return re.sub(r"[^\w-]+", "-", name.split(".")[0]).strip("-")
 
     @property
     def chances(self) -> list[float]:

@@ -324,6 +324,9 @@ def test_a_file_counts_once_and_loops_of_links_end(
     folder = prepare(prepare_config(tmp_path, files=files, val_fraction=0.0))
     texts = sorted(text.split("\n")[0] for text in texts_in(folder, "train"))
     assert texts == ["text of a.txt", "text of deep/b.txt", "text of deep/er/c.txt"]
+    (root / "itself").symlink_to("itself")
+    with pytest.raises(UserError, match=r"cannot read .*itself: Too many levels"):
+        main([f"{root}/itself"])
 
 
 def test_data_sets_within_the_folder_that_is_read_are_no_input(
