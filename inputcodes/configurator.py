@@ -60,9 +60,9 @@ def setting(
     The default's type is the setting's: bool, int, float, str, or tuple for a list of strings.
     `choices` may be a function where the names are not known yet. A resumed run may have any value
     of a setting that is `free_on_resume`, and another one of an `explicit_on_resume` setting if the
-    command line says so; the others are fixed. Words without a name go before the list that is
-    `positional`. The command line's parts of a list lose the spaces around them unless
-    `spaces_count`. In one that `is_path` a `~` is the home, as in a shell.
+    command line says so; the others are fixed. Words without a name join the list that is
+    `positional`, before what a config file has. The command line's parts of a list lose the spaces
+    around them unless `spaces_count`. In one that `is_path` a `~` is the home, as in a shell.
     """
     return dataclasses.field(default=default, metadata=locals())  # all that was said of it
 
@@ -310,6 +310,9 @@ def _split(
                 options[name] = tuple(part for part in map(trim, parts) if part)
                 if not options[name]:  # of a variable of the shell that is not set, say
                     problems.append(f"{name}={text!r} on the command line: expected one or more")
+                if name in names_where(cls, "positional"):  # in their order among the words
+                    words += options[name]
+                    options[name] = ()
             else:
                 options[name] = TRUE_WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

@@ -84,8 +84,9 @@ def test_words_join_what_else_the_setting_has(tmp_path):
     assert configure(Reader, ["b", "c"]).files == ("b", "c")
     assert configure(Reader, [file, "b"]).files == ("b", "a.py")
     assert configure(Reader, [file, "b", "--files=c.py;d", "e"]).files == (
-        "b", "e", "c.py", "d",
+        "b", "c.py", "d", "e",
     )  # fmt: skip
+    assert configure(Reader, ["--files", "b", "c"]).files == ("b", "c")
 
 
 def test_all_problems_are_reported_together(tmp_path):
