@@ -71,8 +71,10 @@ class BenchConfig(TrainConfig):
         model = Path(self.nanogpt) / "model.py"
         if self.nanogpt and not (model.is_file() and b"configure_optimizers" in model.read_bytes()):
             problems.append(f"nanogpt={self.nanogpt!r}: no model.py of nanoGPT there")
-        out = Path(self.out)
-        if self.out and out.exists() and not isinstance(read_json(out).get("records"), list):
+        out, records = Path(self.out), None
+        with contextlib.suppress(UserError):  # what is no JSON is not bench.py's either
+            records = read_json(out).get("records")
+        if self.out and out.exists() and not isinstance(records, list):
             problems.append(f"out={self.out!r}: expected no file, or one that bench.py wrote")
         return problems
 

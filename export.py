@@ -83,7 +83,7 @@ class ExportConfig(Settings):
 
 def export(config: ExportConfig) -> None:
     out_dir, to = Path(config.out_dir), Path(config.to)
-    refuse_to_overwrite(to)
+    refuse_to_overwrite(to, out_dir)
     model, record, tokenizer = load_model(out_dir / f"{config.checkpoint}.pt")
     record["config"] |= dataclasses.asdict(model.config)
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
@@ -105,8 +105,13 @@ def export(config: ExportConfig) -> None:
                     old.unlink()
 
 
-def refuse_to_overwrite(to: Path) -> None:
-    """Raise UserError if the folder has files that an export replaces, but not an export's card."""
+def refuse_to_overwrite(to: Path, out_dir: Path) -> None:
+    """Raise UserError if the folder has files that an export replaces, but not an export's card.
+
+    Or if it holds another run than `out_dir`.
+    """
+    if to.resolve() != out_dir.resolve() and [*to.glob("best.pt"), *to.glob("last.pt")]:
+        raise UserError(f"{to} holds another run: choose another --to")
     card = to / "README.md"
     with files.system_errors("read", card):
         ours = card.is_file() and CARD_SIGN.encode() in card.read_bytes()

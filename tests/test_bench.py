@@ -196,7 +196,7 @@ def test_bad_requests_are_refused(words, changes, words_of_error):
         bench.main(words(**changes))
 
 
-@pytest.mark.parametrize("there", ["{}", '{"records": {}}'])
+@pytest.mark.parametrize("there", ["{}", '{"records": {}}', "a text"])
 def test_a_file_of_something_else_is_refused_before_measuring(words, tmp_path, there):
     out = tmp_path / "other.json"
     out.write_text(there)

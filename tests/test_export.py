@@ -403,6 +403,14 @@ def test_files_that_no_export_wrote_stay(name, tokenizers, tmp_path):
     assert [file.read_text() for file in (tmp_path / "hf").iterdir()] == ["mine"]
 
 
+def test_an_export_into_the_folder_of_another_run_is_refused(tokenizers, tmp_path):
+    write_run(tmp_path, tokenizers["bytes"])
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "last.pt").touch()
+    with pytest.raises(UserError, match="hf holds another run: choose another --to"):
+        exported(tmp_path)
+
+
 def test_weights_that_cannot_be_written_or_are_not_there_are_one_line(tokenizers, tmp_path):
     write_run(tmp_path, tokenizers["bytes"])
     weights = exported(tmp_path) / "model.safetensors"
