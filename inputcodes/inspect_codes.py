@@ -1,6 +1,6 @@
 """What trained models make of their input: likeness to a trained table, neighbours, copying.
 
-    python -m inputcodes.inspect_codes out/learned out/fixed out/spelling --tokens="for;class;("
+    python -m inputcodes.inspect_codes out/learned out/fixed out/spelling --tokens=" in;the;("
 
 The vectors of each token are its states when the model reads it alone behind an end of text: at the
 input and after each block. For every model and depth the command prints how alike they are to the
