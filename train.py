@@ -35,6 +35,7 @@ from inputcodes.distributed import (
     Stop,
     Stopped,
     autocast,
+    check_compiler,
     join_processes,
     one_cause,
     peak_mb,
@@ -163,6 +164,8 @@ class Trainer:
             table, sha256 = resume.starting_table(config, data)
             self.origin = resume.ORIGIN | {"table_sha256": sha256}
             self.raw_model.input_layer.load_state_dict({"weight": table})
+        if config.compile:
+            check_compiler(device)
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None

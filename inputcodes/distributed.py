@@ -156,6 +156,21 @@ def setup_device(
     return device
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError if torch.compile lacks what it would look for in the first step."""
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError(
+            f"compile needs a C++ compiler ({error}): install g++ or name yours in CXX, or leave"
+            " --compile out"
+        ) from error
+
+
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
     """The context in which `dtype` = "bfloat16" computes its products in bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -155,6 +155,13 @@ def test_compiled_training_is_the_plain_loop(words, text_data, tmp_path):
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
+def test_compile_without_a_compiler_is_refused_before_the_first_step(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(UserError, match=r"^compile needs a C\+\+ compiler \(.*no-such-compiler"):
+        train.main(words(compile=True))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(
     ("changes", "rel"), [({}, 1e-4), ({"dtype": "bfloat16", "compile": True}, 5e-3)]
