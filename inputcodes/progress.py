@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 import uuid
@@ -167,7 +168,7 @@ def close(trainer: Any, argv: Sequence[str]) -> None:
         words = [word for word in argv if not word.startswith("--init_from=")]
         choice = trainer.config.init_from
         resume = choice if start_of(choice)[0] else "resume"
-        print(f"  {command('train.py', *words, f'--init_from={resume}')}")
+        print(f"  {train_command(*words, f'--init_from={resume}')}")
         return
     if trainer.elapsed_s >= CURVE_SECONDS:
         _draw(trainer.out_dir)  # with the last evaluation, which may have come too soon
@@ -194,8 +195,15 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
     matched = dataclasses.replace(config, input_layer=other)
     if config.init_from == "scratch" and not matched.problems():
         words = [word for word in argv if not word.startswith(("--input_layer=", "--out_dir="))]
-        commands.append(command("train.py", *words, f"--input_layer={other}", f"{out_dir}/{other}"))
+        commands.append(train_command(*words, f"--input_layer={other}", f"{out_dir}/{other}"))
     return commands
+
+
+def train_command(*words: str) -> str:
+    """The command that trains with these words, by torchrun if that has started this one."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    launcher = f"torchrun --nproc_per_node={processes}" if processes != "1" else "python"
+    return command("train.py", *words).replace("python", launcher, 1)
 
 
 # ---------------------------------------------------------------------------------------------

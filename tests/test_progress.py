@@ -112,6 +112,14 @@ def test_what_cannot_be_is_not_proposed(text_data, tmp_path, capsys):
         assert ("--input_layer=fixed" in capsys.readouterr().out) == proposed  # 8 bits need 8
 
 
+def test_what_torchrun_started_is_to_be_started_by_torchrun(
+    text_data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    run(text_data, tmp_path)
+    assert "      torchrun --nproc_per_node=2 train.py --" in capsys.readouterr().out
+
+
 def test_the_curve_is_drawn_at_evaluations_and_never_ends_a_run(
     text_data, tmp_path, monkeypatch, capsys
 ):
