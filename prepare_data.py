@@ -204,9 +204,10 @@ def prepare_missing(data_dir: str, dataset: str, vocab_size: int = 0) -> Path:
     chat, ids = dataset == "docstrings", int(embedded[1] or 256)
     if vocab_size not in (0, ids):
         words = ["--chat"] * chat + ["--dataset=NAME", "--tokenizer=FILE"]
+        stdlib = "" if chat else f"pass --dataset=stdlib-{vocab_size}, or "
         raise UserError(
-            f"{folder} would have {ids} ids, expected {vocab_size}: make one with the tokenizer of"
-            f" the model (`{command('prepare_data.py', *words)}`) and pass --dataset=NAME"
+            f"{folder} would have {ids} ids, expected {vocab_size}: {stdlib}make one with the"
+            f" model's tokenizer (`{command('prepare_data.py', *words)}`) and pass --dataset=NAME"
         )
     settings = {"data_dir": data_dir, "dataset": dataset, "chat": chat, "vocab_size": ids}
     return prepare(configurator.build(PrepareConfig, settings))
