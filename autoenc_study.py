@@ -695,13 +695,14 @@ class StudyConfig(Settings):
     seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2, most=10_000)
     workers: int = setting(os.cpu_count() or 1, "processes", least=1)
     margin: float = setting(0.01, "of TOST, a share of the loss", above=0, below=1)
-    out: str = setting("", "JSON file of all numbers; empty: out/autoenc_PROTOCOL[_quick].json")
+    out: str = setting("", "JSON file; empty: out/autoenc_PROTOCOL[_SECTION][_quick].json")
     quick: bool = setting(False, "a look in half a minute: fewer seeds, sizes and sequences")
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         seeds, look = (3, "_quick") if given.get("quick") else (cls.seeds, "")
-        out = f"out/autoenc_{given.get('protocol', cls.protocol)}{look}.json"
+        part = "" if given.get("section", "all") == "all" else f"_{given['section']}"
+        out = f"out/autoenc_{given.get('protocol', cls.protocol)}{part}{look}.json"
         return {"seeds": seeds, **given, "out": given.get("out") or out}
 
 

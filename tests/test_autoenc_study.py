@@ -420,10 +420,14 @@ def test_factored_data_asks_for_a_square():
 # --- The program ---
 
 
-def test_a_quick_look_does_not_replace_the_study():
-    look, whole = (study.configure(study.StudyConfig, words) for words in (["--quick"], []))
+def test_a_quick_look_or_a_section_does_not_replace_the_study():
+    of_section = ["--section=data", "--protocol=trained"]
+    look, whole, part = (
+        study.configure(study.StudyConfig, words) for words in (["--quick"], [], of_section)
+    )
     assert (look.seeds, look.out) == (3, "out/autoenc_paper_quick.json")
     assert (whole.seeds, whole.out) == (10, "out/autoenc_paper.json")
+    assert (part.seeds, part.out) == (10, "out/autoenc_trained_data.json")
 
 
 @pytest.mark.slow
