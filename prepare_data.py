@@ -258,9 +258,9 @@ class _Preparation:
         done = writer.progress["splits"]["train"]["tokens"]
         resumed = f", continuing after {done:,} tokens" if done else ""
         say(f"preparing {Path(config.data_dir) / config.name}{resumed}")
-        for entry in self.corpus.entries:
-            if entry.left_alone:
-                say(f"note: not read in {entry.name}: {entry.left_alone}")
+        left = {(e.name, e.left_alone): None for e in self.corpus.entries if e.left_alone}
+        for name, besides in left:  # once for all splits of a data set
+            say(f"note: not read in {name}: {besides}")
         if config.val_fraction and self.corpus.is_split_by_hash:
             self.val_below, note = find_threshold(self.corpus)
             if note:
