@@ -35,7 +35,7 @@ COLORS = (
     "#b8860b", "#5a5a5a", "#d4699a", "#2a9d8f", "#8b4513",
 )  # fmt: skip
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 3)))
-MARKERS = "osD^vP*X<>"
+MARKERS = "osD^vP*X<"  # nine, beside ten colours: 90 pairs
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -54,7 +54,7 @@ def begin(width: float, height: float, note: str = "") -> Figure:
 
 
 def style(number: int) -> dict[str, Any]:
-    """How line `number` looks; the first 40 all differ."""
+    """How line `number` looks; the first 90 differ in colour or marker."""
     marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
     color = COLORS[number % len(COLORS)]
     return {"color": color, "linestyle": dash, "marker": marker, "markersize": 4}
