@@ -50,7 +50,7 @@ class EvaluateConfig(Settings):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        for name in set(split_list(self.tasks)) - TASKS.keys():
+        for name in sorted(set(split_list(self.tasks)) - TASKS.keys()):
             problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
         if self.limit and not split_list(self.tasks):
             problems.append(f"limit={self.limit} is of tasks: give --tasks=..., or leave it out")

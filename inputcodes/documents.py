@@ -103,9 +103,10 @@ def read_chat(row: dict[str, Any]) -> list[Turn]:
     messages = _messages(row)
     if not isinstance(messages, list) or not messages:
         raise LeftOut("not_chat" if messages != [] else "empty")
-    turns = [_turn(message) for message in messages]
-    if row.get("system") and turns[0].role != "system":
-        turns.insert(0, Turn("system", read_text(row["system"])))
+    turns = [turn for turn in map(_turn, messages) if turn.text]  # no empty system text
+    system = row.get("system")
+    if str(system or "").strip() and "system" not in (turn.role for turn in turns[:1]):
+        turns.insert(0, Turn("system", read_text(system)))
     if not any(turn.role == "assistant" and turn.learned for turn in turns):
         raise LeftOut("no_answer")
     return turns
@@ -152,7 +153,8 @@ def _turn(message: Any) -> Turn:
         content = "".join(map(str, texts)) if only_text else content
     if isinstance(content, list) or message.get("tool_calls") or message.get("function_call"):
         raise LeftOut("not_only_text")
-    return Turn(role, read_text(content), message.get("weight") != 0)
+    empty = role == "system" and isinstance(content, str) and not content.strip()
+    return Turn(role, "" if empty else read_text(content), message.get("weight") != 0)
 
 
 def split_hash(utf8: bytes) -> int:
