@@ -137,9 +137,10 @@ def write_evaluation(result: Result, config: EvaluateConfig) -> None:
     entry = {"run": target.run} | {name: target.record[name] for name in names}
     if result.loss and target.data:
         entry |= {"dataset": target.data.path.name, "data_sha256": target.data.sha256}
-        entry |= {"eval_tokens": config.eval_tokens, **result.loss.as_metrics()}
-    limit = {"limit": config.limit}
-    entry["tasks"] = {name: task.as_metrics() | limit for name, task in result.tasks.items()}
+        entry |= {"eval_tokens": config.eval_tokens, "dtype": config.dtype}
+        entry |= result.loss.as_metrics()
+    how = {"limit": config.limit, "dtype": config.dtype}
+    entry["tasks"] = {name: task.as_metrics() | how for name, task in result.tasks.items()}
     # Two at once would lose what one of them adds.
     with system_errors("write", file), FileLock(file.with_name("evaluation.lock")):
         with contextlib.suppress(UserError, KeyError, TypeError):  # none there, or a damaged one

@@ -252,10 +252,12 @@ def test_one_table_sets_checkpoints_side_by_side(out_dir, data, text_data, capsy
     assert first[12] == f"{scores['squad']['perplexity']:.2f}"
     assert all(score["items"] == score["limit"] == 10 for score in scores.values())
     assert f"± {100 * scores['boolq']['acc_stderr']:.2f}" in shown
-    evaluate.main([*argv, "--validation=False", "--tasks=boolq"])
+    evaluate.main([*argv, "--validation=False", "--tasks=boolq", "--dtype=bfloat16"])
     assert "val loss" not in capsys.readouterr().out
     again = json.loads((out_dir / "evaluation.json").read_text())
+    boolq, before = again["tasks"].pop("boolq"), result["tasks"].pop("boolq")
     assert again == result  # the loss measured before stays
+    assert (before["dtype"], boolq["dtype"], result["dtype"]) == ("float32", "bfloat16", "float32")
     assert result["checkpoint_sha256"] == file_sha256(out_dir / "best.pt")
 
 
