@@ -53,7 +53,7 @@ class EvaluateConfig(Settings):
         for name in sorted(set(split_list(self.tasks)) - TASKS.keys()):
             problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
         if self.limit and not split_list(self.tasks):
-            problems.append(f"limit={self.limit} is of tasks: give --tasks=..., or leave it out")
+            problems.append(f"limit={self.limit} is for tasks: give --tasks=..., or leave it out")
         if not self.validation and not split_list(self.tasks):
             problems.append("nothing to do: give --tasks=... or leave out --validation=False")
         if not split_list(self.out_dir):

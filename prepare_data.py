@@ -121,7 +121,7 @@ def _source_problems(config: PrepareConfig) -> list[str]:
     if kind == "stdlib" and config.val_source:
         problems.append("val_source is given, but stdlib is split by family: leave it out")
     if kind == "hub" and "train" in split_list(config.val_source):
-        problems.append(f"val_source={config.val_source!r}: train is trained on: leave it out")
+        problems.append(f"val_source={config.val_source!r}: training reads train: name another")
     try:
         chances = config.chances
     except ValueError:

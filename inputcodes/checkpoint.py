@@ -163,7 +163,7 @@ class Metrics:
     def write(self, line: dict[str, Any], shown: bool = True) -> None:
         """Append one line, or put it in place of one that was kept without its evaluation.
 
-        That one is not to be `shown`: wandb takes nothing for a step again, TensorBoard draws both.
+        A line that still lacks it is not to be `shown`: a dashboard takes each step once.
         """
         if line["step"] <= self.last_step:
             self._keep(line["step"] - 1, line)

@@ -105,7 +105,7 @@ def read_chat(row: dict[str, Any]) -> list[Turn]:
         raise LeftOut("not_chat" if messages != [] else "empty")
     turns = [turn for turn in map(_turn, messages) if turn.text]  # no empty system text
     system = row.get("system")
-    if str(system or "").strip() and "system" not in (turn.role for turn in turns[:1]):
+    if str(system or "").strip() and not (turns and turns[0].role == "system"):
         turns.insert(0, Turn("system", read_text(system)))
     if not any(turn.role == "assistant" and turn.learned for turn in turns):
         raise LeftOut("no_answer")

@@ -534,7 +534,7 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
     for argv, words in (
         ("--tasks=arc,boolq", "tasks: unknown 'arc', expected some of arc_challenge"),
         ("--validation=False", "nothing to do"),
-        ("--limit=3", "limit=3 is of tasks: give --tasks="),
+        ("--limit=3", "limit=3 is for tasks: give --tasks="),
         ("--checkpoint=x", "checkpoint='x'"),
         ("--limit=-1", "limit=-1: expected at least 0"),
         ("--dataset=nothing", r"no data set data.nothing to validate .*--validation=False"),
