@@ -153,7 +153,7 @@ def _turn(message: Any) -> Turn:
         content = "".join(map(str, texts)) if only_text else content
     if isinstance(content, list) or message.get("tool_calls") or message.get("function_call"):
         raise LeftOut("not_only_text")
-    empty = role == "system" and isinstance(content, str) and not content.strip()
+    empty = role == "system" and not str(content or "").strip()
     return Turn(role, "" if empty else read_text(content), message.get("weight") != 0)
 
 

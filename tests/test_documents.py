@@ -91,6 +91,8 @@ PARTS = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hi"}]
         ({"instruction": "Say hi", "output": "hi", "system": " \n"}, HI),
         ({"conversations": [{"from": "system", "value": " "}, {"from": "human", "value": "Say hi"},
                             {"from": "gpt", "value": "hi"}]}, HI),
+        ({"messages": [{"role": "system", "content": None}, {"role": "user", "content": "Say hi"},
+                       {"role": "assistant", "content": "hi"}]}, HI),
         ({"instruction": "Say hi", "output": "hi", "system": "s", "history": [["a", "b"]]},
          [("system", "s"), ("user", "a"), ("assistant", "b"), *HI]),
         ({"messages": [{"role": "user", "content": [{"type": "input_text", "text": "Say hi"}]},
