@@ -243,7 +243,12 @@ def _read_parquet(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
     with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
         names = check_schema(file.schema_arrow, column, path)
         batches = file.iter_batches(batch_size=256, columns=names)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        rows: Iterator[Any] = (row for batch in batches for row in batch.to_pylist())
+        if "arrow.json" in str(file.schema_arrow):  # values of several types, as JSON in a string
+            from datasets import Features  # which writes them so
+
+            rows = map(Features.from_arrow_schema(file.schema_arrow).decode_example, rows)
+        yield from enumerate(rows, start=1)
 
 
 def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:

@@ -216,6 +216,16 @@ def test_a_system_column_of_a_table_is_read(tmp_path: Path) -> None:
     assert [chat.startswith("<|system|>Be kind") for chat in chats_of(folder)] == [True, False]
 
 
+def test_values_of_several_types_in_a_table_are_read(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PARTS}]
+    kind = pa.struct({"role": pa.string(), "content": pa.json_()})  # as `datasets` writes them
+    turns = pa.array([[turn | {"content": json.dumps(turn["content"])} for turn in said]])
+    pq.write_table(pa.table({"messages": turns.cast(pa.list_(kind))}), tmp_path / "t.parquet")
+    files = f"{tmp_path}/t.parquet"
+    folder = prepare(prepare_config(tmp_path, files=files, chat=True, val_fraction=0.0))
+    assert chats_of(folder) == ["<|user|>a<|endofturn|><|assistant|>Say hi<|endofturn|>"]
+
+
 def test_docstrings_follow_their_signatures() -> None:
     rows = list(docstring_rows(json.__file__))
     dumps = next(row for row in rows if row["prompt"].startswith("def dumps(obj, *, skipkeys="))
