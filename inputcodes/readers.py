@@ -263,10 +263,10 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
             columns_of(rows.fieldnames or (), column, path)
             read = rows.line_num
             for row in rows:
-                if None in row:  # the rest of a text, as likely as not
-                    place = f"{path}, line {rows.line_num}"
-                    advice = f"quote texts that hold {comma!r}"
-                    raise UserError(f"{place}: more values than columns: {advice}")
+                if None in row or None in row.values():  # parts of a text, as likely as not
+                    fault, held = ("more", repr(comma)) if None in row else ("fewer", "line breaks")
+                    place, advice = f"{path}, line {rows.line_num}", f"quote texts that hold {held}"
+                    raise UserError(f"{place}: {fault} values than columns: {advice}")
                 read = rows.line_num
                 yield read, row
         except (csv.Error, UnicodeDecodeError) as error:

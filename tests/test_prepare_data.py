@@ -652,6 +652,7 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n' + b"[" * 10**5, r"a\.jsonl, line 2: not JSON in UTF-8"),
         ("a.csv", b"text,text\n1,2\n", r"a\.csv: several columns are called 'text'"),
         ("a.csv", b"text,id\nwell, yes,1\n", r"a\.csv, line 2: more values than columns"),
+        ("a.csv", b"text,id\nit ends\nhere,1\n", r"a\.csv, line 2: fewer values than columns"),
         ("a.csv", b'text\na\n"b\nc\n', r"a\.csv, line 3: not CSV in UTF-8: unexpected end of data"),
         ("a.csv", b"text\ra\rcaf\xe9\r", r"a\.csv, line 3: not CSV in UTF-8: 'utf-8' codec"),
         ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
