@@ -52,8 +52,15 @@ model = AutoModelForCausalLM.from_pretrained({name!r})
 GGUF_USE = """\
 `llama-cli -m model.gguf -p "..."` of llama.cpp continues a text.
 """
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endofturn|>"
+CHAT_TEMPLATE = (  # what the documents of training hold; anything else is refused
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('expected system, user or assistant, found role ' ~ message['role']) }}"
+    "{% endif %}<|{{ message['role'] }}|>{% set content = message['content'] %}"
+    "{% set parts = [{'text': content}] if content is string else content or [none] %}"
+    "{% for part in parts %}{% if part['text'] is not string %}"
+    "{{ raise_exception('expected text, found ' ~ part) }}"
+    "{% endif %}{{ part['text'] }}{% endfor %}<|endofturn|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 

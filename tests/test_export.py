@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import jinja2
 import pytest
 import tiktoken
 import torch
@@ -294,6 +295,22 @@ def test_a_chat_model_has_its_template(tokenizers, tmp_path):
     assert "conversation begins with the mark" in (tmp_path / "hf" / "README.md").read_text()
     ends = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
     assert ends == [ours.end_of_text, ours.special["<|endofturn|>"]]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b"}]}, "ab"),
+        ({"role": "user", "content": [{"type": "image"}]}, "expected text, found {'type'"),
+        ({"role": "assistant", "content": None, "tool_calls": [{}]}, "expected text, found None"),
+        ({"role": "tool", "content": "a"}, "expected system, user or assistant, found role tool"),
+    ],
+)
+def test_a_template_writes_nothing_that_training_does_not(message, expected):
+    said = []
+    template = jinja2.Template(export.CHAT_TEMPLATE)
+    text = template.render(messages=[message], raise_exception=said.append)
+    assert said[0].startswith(expected) if said else text == f"<|user|>{expected}<|endofturn|>"
 
 
 def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
