@@ -215,6 +215,8 @@ def run_main(
     written is lost and ends nothing, unless it is all that the script is for (`output_needed`).
     """
     argv = sys.argv[1:]
+    while os.open(os.devnull, os.O_RDWR) < 3:  # a file would take the number of a closed output
+        pass
     out = Output(sys.stdout or io.StringIO(), output_needed)
     err = Output(sys.stderr or io.StringIO())
     try:

@@ -253,6 +253,19 @@ def test_output_that_cannot_be_written_is_lost_and_ends_nothing(monkeypatch):
     assert ascii_only.buffer.getvalue() == b"code ? 1\n"
 
 
+def test_no_file_takes_the_number_of_a_closed_output(tmp_path):
+    """What writes to standard error by its number, as a signal's handler does, wrote into it."""
+    script = tmp_path / "number.py"
+    script.write_text(
+        "from inputcodes.configurator import Settings, run_main\n"
+        "run_main(lambda argv: print(open(argv[0]).fileno()), Settings, '')\n"
+    )
+    program = shlex.join([sys.executable, str(script), str(script)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    number = subprocess.check_output(f"{program} 2>&-", shell=True, env=environment)
+    assert int(number) > 2
+
+
 def test_a_reader_that_has_gone_ends_only_a_program_that_writes_for_it():
     reading, writing = os.pipe()
     os.close(reading)
