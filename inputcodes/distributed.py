@@ -73,10 +73,11 @@ def join_processes(name: str, **arithmetic: Any) -> Iterator[Processes]:
         processes = _join(name, **arithmetic)
     except UserError:
         raise
-    except ValueError as error:  # of variables that are missing or no numbers
+    except (ValueError, dist.DistNetworkError, dist.DistStoreError) as error:
+        # Of variables that are missing, no numbers, or of a port that is taken or not answered.
         raise UserError(
-            f"cannot join the other processes: {error}; RANK, WORLD_SIZE, MASTER_ADDR and"
-            " MASTER_PORT, as torchrun sets them, are needed, or none of them"
+            f"cannot join the other processes: {str(error).splitlines()[0]}; RANK, WORLD_SIZE,"
+            " MASTER_ADDR and MASTER_PORT, as torchrun sets them, are needed, or none of them"
         ) from error
     yield processes
     # Not after an error: a peer may be waiting in an all-reduce, and the end of the group for it.

@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -240,4 +241,17 @@ def test_half_an_environment_is_refused_in_one_line(monkeypatch, variables, word
     message = f"cannot join the other processes: .*{words}"
     with pytest.raises(UserError, match=message) as caught, join_processes("cpu"):
         pass
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_one_line(monkeypatch):
+    """As when a second run on the machine was given the port of the first."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address, port = taken.getsockname()
+        known = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": address, "MASTER_PORT": port}
+        for name, value in known.items():
+            monkeypatch.setenv(name, str(value))
+        message = "cannot join the other processes: .* address already in use"
+        with pytest.raises(UserError, match=message) as caught, join_processes("cpu"):
+            pass
     assert len(str(caught.value).splitlines()) == 1
