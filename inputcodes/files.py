@@ -25,6 +25,8 @@ def system_errors(action: str, path: Path) -> Iterator[None]:
     """Turn an OSError inside into UserError "cannot ACTION PATH: reason"."""
     try:
         yield
+    except FileExistsError as error:  # where a folder is to be: a file, or a link to nothing
+        raise UserError(f"cannot {action} {path}: {error.filename} is no folder") from error
     except OSError as error:
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
 

@@ -196,11 +196,16 @@ def test_an_end_without_its_record_doubles_nothing(
 
 def test_a_file_where_a_folder_should_be_is_one_line(tmp_path: Path) -> None:
     files = stories(tmp_path)
+    (tmp_path / "link").symlink_to("nothing")
     for settings, message in (
         ({"data_dir": files}, f"cannot write in {files}/set: Not a directory"),
         (
             {"data_dir": str(tmp_path), "dataset": "stories.jsonl"},
-            "cannot write in .*File exists",
+            f"cannot write in {files}: {files} is no folder",
+        ),
+        (
+            {"data_dir": str(tmp_path / "link")},
+            f"cannot write in {tmp_path}/link/set: {tmp_path}/link is no folder",
         ),
         ({"tokenizer": str(tmp_path / "no.json")}, "cannot load the tokenizer .*No such file"),
     ):
