@@ -36,7 +36,7 @@ from model import GPT
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
     out_dir: str = setting("out", "directories of runs, separated by commas")
-    checkpoint: str = setting("best", "best or last", choices=("best", "last"))
+    checkpoint: str = setting("best", "by validation loss, or the latest", choices=("best", "last"))
     tasks: str = setting("", f"of {', '.join(TASKS)}; separated by commas; empty: none")
     data: str = setting("", "folder of TASK*.jsonl or .parquet; empty: the hub", is_path=True)
     limit: int = setting(0, "items per task, the first ones; 0: all", least=0)
@@ -46,7 +46,7 @@ class EvaluateConfig(Settings):
     eval_tokens: int = setting(0, "validation tokens; 0: all", least=0)
     batch_size: int = setting(16, "windows or items at a time, over all processes", least=1)
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
+    dtype: str = setting("float32", "of the arithmetic", choices=("float32", "bfloat16"))
 
     def problems(self) -> list[str]:
         problems = super().problems()

@@ -68,10 +68,10 @@ CHAT_TEMPLATE = (  # what the documents of training hold; anything else is refus
 @dataclass(frozen=True)
 class ExportConfig(Settings):
     out_dir: str = setting("out", "directory of the run", is_path=True)
-    checkpoint: str = setting("best", "best (by validation loss) or last", choices=("best", "last"))
+    checkpoint: str = setting("best", "by validation loss, or the latest", choices=("best", "last"))
     to: str = setting("", "folder to write; an earlier export in it is replaced", is_path=True)
-    format: str = setting("hf", "hf (transformers), or gguf (llama.cpp)", choices=("hf", "gguf"))
-    dtype: str = setting("float32", "float32 (exact) or bfloat16", choices=("float32", "bfloat16"))
+    format: str = setting("hf", "for transformers, or for llama.cpp", choices=("hf", "gguf"))
+    dtype: str = setting("float32", "of the weights", choices=("float32", "bfloat16"))
     license: str = setting("", "licence of the weights for the model card, such as apache-2.0")
     push: str = setting("", "also upload to this repository of the Hugging Face hub: USER/NAME")
 

@@ -46,7 +46,7 @@ say = functools.partial(print, flush=True)
 class PrepareConfig(Settings):
     dataset: str = free("", "name of the data set, a folder in data_dir; empty: after the input")
     data_dir: str = free("data", "folder of all data sets", is_path=True)
-    source: str = setting("", "stdlib, files or hub; empty: what is given", choices=SOURCES)
+    source: str = setting("", "of the text; empty: what is given", choices=SOURCES)
     files: tuple[str, ...] = setting((), FILES_HELP, positional=True, spaces_count=True)
     hub: str = setting("", "hub data sets (PATH:CONFIG@REVISION) or folders, comma-separated")
     val_source: str = setting("", "text to hold out: paths; of hub data sets, names of splits")

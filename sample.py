@@ -30,7 +30,7 @@ from model import GPT
 @dataclass(frozen=True)
 class SampleConfig(Settings):
     out_dir: str = setting("out", "directory of the run", is_path=True)
-    checkpoint: str = setting("best", "best (by validation loss) or last", choices=("best", "last"))
+    checkpoint: str = setting("best", "by validation loss, or the latest", choices=("best", "last"))
     chat: bool = setting(False, "talk to a model that was fine-tuned on conversations")
     prompt: str = setting("\n", "text to continue; FILE:story.txt takes that of a file")
     num_samples: int = setting(1, "texts to write", least=1)
@@ -41,7 +41,7 @@ class SampleConfig(Settings):
     seed: int = setting(1, "sample i depends on seed + i alone", least=0, most=2**62)
     loss: bool = setting(False, "end each text with the mean loss of what was written, in nats")
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
+    dtype: str = setting("float32", "of the arithmetic", choices=("float32", "bfloat16"))
 
     renamed: ClassVar[Mapping[str, str]] = {"start": "it is called prompt here"}  # in nanoGPT
 

@@ -33,13 +33,13 @@ MOST_OPTIONS = 8  # of one prompt that share a sequence: attention is quadratic 
 @dataclass(frozen=True)
 class HarnessConfig(Settings):
     out_dir: str = setting("out", "directory of the run", is_path=True)
-    checkpoint: str = setting("best", "best or last", choices=("best", "last"))
+    checkpoint: str = setting("best", "by validation loss, or the latest", choices=("best", "last"))
     tasks: str = setting("", "names of the harness's tasks or YAML files, separated by commas")
     num_fewshot: int = setting(-1, "examples in the prompt; -1: as the task says", least=-1)
     limit: int = setting(0, "items per task, the first ones; 0: all", least=0)
     batch_size: int = setting(16, "prompts at a time", least=1)
     device: str = setting("auto", "cuda, mps or cpu; auto: the first of these there is")
-    dtype: str = setting("float32", "float32 or bfloat16", choices=("float32", "bfloat16"))
+    dtype: str = setting("float32", "of the arithmetic", choices=("float32", "bfloat16"))
 
 
 class Adapter:

@@ -29,6 +29,7 @@ class Example(Settings):
     learning_rate: float = setting(1e-3, "peak rate")
     compile: bool = setting(False, "whether to compile")
     out_dir: str = setting("out", "where to write")
+    dtype: str = setting("float32", "of weights", choices=lambda: ["float32", "bfloat16"])
 
     def problems(self) -> list[str]:
         return super().problems()
@@ -151,6 +152,7 @@ def test_a_file_may_import_and_keep_names_to_itself(tmp_path):
 def test_help_names_every_setting_within_80_columns():
     text = help_text(Example, "usage: example", {})
     assert all(name in text for name in ("n_layer = 6", "peak rate", "compile = False"))
+    assert "of weights (float32 or bfloat16)" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
