@@ -1,4 +1,4 @@
-# Fine-tuning of the learned-table model (Bochkov, appendix C, Tables 2 and 3), on one H100:
+# Fine-tuning of the learned-table model (Bochkov, appendix A.1, Tables 2 and 3), on one H100:
 #   torchrun --nproc_per_node=1 train.py config/sft_learned32.py
 # Prepare the data first: python prepare_data.py config/data_sft.py
 init_from = "out/learned32"  # decides the architecture and the context, 1024 tokens
