@@ -35,7 +35,7 @@ from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
 from inputcodes.files import damage_named, locked, read_json, write_json, write_text
 from inputcodes.readers import split_list
-from inputcodes.report import make_report, text_of
+from inputcodes.report import details_of, make_report, summary_of
 from inputcodes.resume import check_architecture, find_start, for_data, start_of, starting_table
 from model import GPTConfig
 from prepare_data import prepare_missing
@@ -170,23 +170,23 @@ class Study:
         return UserError("\n".join([f"{run.path} holds another run:", *lines, advice]))
 
     def report(self) -> str:
-        """Write report.json, report.md, the figures and the records of the runs; the text."""
+        """Write report.json, report.md, the figures and the records of the runs; the summary."""
         config, seeds = self.config, self.config.seed_list
         groups = [
             [(variant, [self.stored_run(variant, seed) for seed in seeds]) for variant in group]
             for group in grouped(self.variants)
         ]
         report = make_report(groups, seeds, config.margin, config.may_differ)
-        text = text_of(report)
+        summary = summary_of(report)
         write_json(self.directory / "report.json", report.to_json())
-        write_text(self.directory / "report.md", text + "\n")
+        write_text(self.directory / "report.md", f"{summary}\n\n{details_of(report)}\n")
         names = draw_study(self.directory, report)
         if self.runs_dir.resolve() != self.directory.resolve():
             for run in (run for group in groups for _, by_seed in group for run in by_seed):
                 if run and run.path != (kept := self.records / run.path.name):
                     runs.keep_record(run, kept)
         files = ", ".join(f"{name}.png/.svg" for name in names)
-        return f"\n{text}\n\nin {self.directory}: report.json, report.md,\n{files}"
+        return f"\n{summary}\n\nmore in {self.directory}: report.md, report.json,\n{files}"
 
 
 def base_of(variant: runs.Variant) -> str:

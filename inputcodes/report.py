@@ -13,20 +13,21 @@ from inputcodes.runs import Row, Run, Variant, circumstances, measure, present, 
 from inputcodes.stats import markdown_table, mean
 
 Group = Sequence[tuple[Variant, Sequence[Run | None]]]
-DIFFERENCES = """\
-Differences within seeds; margin {margin:.2%} of the baseline's loss; verdicts at 5%,
-corrected for the number of rows. Data: how many times the baseline's tokens the variant
-needs for its loss (further from 1 in truth, where the learning rate decays)."""
-MEASURED = """\
-Means over seeds ({seeds}). Loss, chance and bigram (counts of the same training tokens): nats
-per token. Range: (max - min) / mean of the perplexity over seeds. Parameters: trainable ones, at
-the input and in all."""
+SUMMARY = """\
+Means over seeds ({seeds}), losses in nats per token. Differences within seeds, as shares of the
+baseline's loss; margin {margin:.2%}; verdicts at 5%, corrected for the number of rows. Data: how
+many times the baseline's tokens the variant needs for its loss (further from 1 in truth, where
+the learning rate decays)."""
+SIZES = """\
+Parameters: trainable ones, at the input and in all. Range: (max - min) / mean of the perplexity
+over seeds."""
 DIVIDED = """\
 The losses divided, in nats per token: over targets that are new behind their token in the window,
 and over those that have followed it there before, which a model can copy."""
-CHECKED = """\
-Checks, in nats per token: the two variants alone, and with the validation documents drawn again
-as well as the seeds. Seeds: how many would settle it in 4 studies of 5, from five seeds on."""
+NATS = """\
+Differences in nats per token, judged with all variants of the study; of the two alone; and with
+the validation documents drawn again as well as the seeds. Seeds: how many would settle it in 4
+studies of 5, from five seeds on."""
 UNEVEN = "\n(*) One of the two scatters more than the others: the verdict is of these two alone."
 LAWS = """\
 Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
@@ -117,30 +118,40 @@ def lonely(groups: list[list[Row]]) -> list[str]:
 
 
 def worse_than_counting(groups: list[list[Row]]) -> list[str]:
-    return [
-        f"{row.variant} and {base.variant} are both worse than counts of token pairs"
-        f" ({row.bigram:.3f} nats per token): their difference says little."
-        for base, *others in groups
-        for row in others
-        if row.bigram and base.bigram and row.loss > row.bigram and base.loss > base.bigram
-    ]
+    notes = []
+    for rows in groups:
+        worse = [row.variant for row in rows if row.bigram and row.loss > row.bigram]
+        if worse[1:] and worse[0] == rows[0].variant:
+            notes.append(
+                f"Worse than counts of token pairs, so that their differences say little:"
+                f" {', '.join(worse)}."
+            )
+    return notes
 
 
 # ---------------------------------------------------------------------------------------------
 # Writing
 
 
-def text_of(report: Report) -> str:
+def summary_of(report: Report) -> str:
+    """The answer: the table of losses and verdicts, and the notes."""
+    parts = [
+        main_table(report.groups, report.gaps, report.margin),
+        best_table(report),
+        "\n".join(f"- {note}" for note in report.notes),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def details_of(report: Report) -> str:
+    """The tables behind it."""
     gaps = [gap for group in report.gaps for gap in group]
     parts = [
-        result_table([row for group in report.groups for row in group]),
-        gap_table(DIFFERENCES.format(margin=report.margin), gaps),
+        size_table([row for group in report.groups for row in group]),
+        nats_table(gaps),
         division_table(report.groups),
-        check_table([gap for gap in gaps if gap.paired]),
         fit_table([(gap, fit) for gap in gaps for fit in gap.fits], report.margin),
         *map(recoding_text, report.recodings),
-        gap_table("Each at its best, chosen after looking.", report.best),
-        "\n".join(f"- {note}" for note in report.notes),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -157,8 +168,8 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _interval(ends: Interval | None) -> str:
-    return f"[{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else "-"
+def _interval(ends: Interval | None, form: str = "+.4f") -> str:
+    return f"[{ends[0]:{form}}, {ends[1]:{form}}]" if ends else "-"
 
 
 def section(heading: str, header: str, lines: list[list[str]]) -> str:
@@ -166,28 +177,69 @@ def section(heading: str, header: str, lines: list[list[str]]) -> str:
     return f"{heading}\n\n{markdown_table(header, lines)}" if lines else ""
 
 
-def result_table(rows: list[Row]) -> str:
-    seeds = " or ".join(map(str, sorted({len(present(row.losses)) for row in rows})))
+def _judged(gap: Gap, base: Row) -> list[str]:
+    """A gap as a share of the baseline's loss and in data, and its verdict."""
+    share = f"{gap.share:+.2%}"
+    if gap.interval:
+        low, high = (100 * end / base.loss for end in gap.interval)
+        share += f" [{low:+.2f}, {high:+.2f}]"
+    return [share, f"{gap.data:.2f}x" if gap.data else "-", gap.verdict]
+
+
+def _bits(row: Row, nats: float | None = None) -> str:
+    """Bits per byte of a row, or of another loss on its text."""
+    bits = mean(present(row.bits_per_byte))
+    return f"{bits if nats is None else nats * bits / row.loss:.4f}"
+
+
+def _references(base: Row) -> list[list[str]]:
+    """What counting token pairs of the same training tokens, and guessing, reach."""
+    known = (("(bigram of counts)", base.bigram), ("(uniform guess)", base.chance))
+    return [[n, f"{x:.4f}", _bits(base, x), "", "", ""] for n, x in known if x is not None]
+
+
+def main_table(groups: list[list[Row]], gaps: list[list[Gap]], margin: float) -> str:
+    seeds = " or ".join(
+        map(str, sorted({len(present(row.losses)) for rows in groups for row in rows}))
+    )
+    lines: list[list[str]] = []
+    for number, (rows, others) in enumerate(zip(groups, gaps, strict=True)):
+        judged = [["", "", "baseline"], *(_judged(gap, rows[0]) for gap in others)]
+        for row, cells in zip(rows, judged, strict=True):
+            lines.append([row.variant, f"{row.loss:.4f}", _bits(row), *cells])
+        references = _references(rows[0])
+        if number + 1 == len(groups) or references != _references(groups[number + 1][0]):
+            lines += references
+    header = "variant | loss | bits per byte | to the baseline [95%] | data | verdict"
+    return section(SUMMARY.format(seeds=seeds, margin=margin), header, lines)
+
+
+def best_table(report: Report) -> str:
+    rows = {row.variant: row for group in report.groups for row in group}
+    lines = [[gap.variant, *_judged(gap, rows[gap.baseline])] for gap in report.best]
+    baseline = report.best[0].baseline if report.best else ""
+    heading = f"Each at its best, chosen after looking, against {baseline}."
+    return section(heading, "variant | to the baseline [95%] | data | verdict", lines)
+
+
+def size_table(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         cells = [row.variant, f"{row.input_parameters:,}", f"{row.parameters:,}"]
-        cells += [short_count(row.tokens), f"{row.loss:.4f}"]
-        cells += [_cell(row.bigram, ".4f"), _cell(row.chance, ".4f"), f"{row.perplexity:.3f}"]
-        cells += [_cell(row.perplexity_range, ".2%"), f"{mean(present(row.bits_per_byte)):.4f}"]
-        lines.append(cells)
-    header = "variant | at input | in all | tokens | loss | bigram | chance | perplexity | range"
-    return section(MEASURED.format(seeds=seeds), f"{header} | bits per byte", lines)
+        cells += [short_count(row.tokens), f"{row.perplexity:.3f}"]
+        lines.append([*cells, _cell(row.perplexity_range, ".2%")])
+    return section(SIZES, "variant | at input | in all | tokens | perplexity | range", lines)
 
 
-def gap_table(heading: str, gaps: list[Gap]) -> str:
+def nats_table(gaps: list[Gap]) -> str:
     lines = []
     for gap in gaps:
-        interval = _interval(gap.interval) if gap.interval else ""
-        cells = [f"{gap.variant} - {gap.baseline}", f"{gap.nats:+.4f} {interval}"]
-        cells += [f"{gap.share:+.2%}", f"{gap.bits_per_byte:+.4f}"]
-        lines.append([*cells, f"{gap.data:.2f}x" if gap.data else "-", gap.verdict])
-    header = "variant - baseline | nats per token [95%] | % | bits per byte | data | verdict"
-    return section(heading, header, lines)
+        nats = f"{gap.nats:+.4f} {_interval(gap.interval) if gap.interval else ''}"
+        cells = [gap.variant + " (*)" * gap.uneven, nats, f"{gap.bits_per_byte:+.4f}"]
+        cells += [_interval(gap.paired), _interval(gap.over_documents)]
+        lines.append([*cells, gap.seeds_needed or "-"])
+    header = "variant | all [95%] | bits per byte | two alone [95%] | documents too [95%] | seeds"
+    return section(NATS + UNEVEN * any(gap.uneven for gap in gaps), header, lines)
 
 
 def division_table(groups: list[list[Row]]) -> str:
@@ -206,26 +258,15 @@ def division_table(groups: list[list[Row]]) -> str:
     return section(DIVIDED, "variant | new | - baseline | again | - baseline", lines)
 
 
-def check_table(gaps: list[Gap]) -> str:
-    heading = CHECKED + (UNEVEN if any(gap.uneven for gap in gaps) else "")
-    lines = []
-    for gap in gaps:
-        name = f"{gap.variant} - {gap.baseline}{' (*)' if gap.uneven else ''}"
-        intervals = [_interval(gap.paired), _interval(gap.over_documents)]
-        lines.append([name, *intervals, gap.seeds_needed or "-"])
-    header = "variant - baseline | alone [95%] | over documents too [95%] | seeds to settle it"
-    return section(heading, header, lines)
-
-
 def fit_table(fits: list[tuple[Gap, Fit]], margin: float) -> str:
     lines = []
     for gap, fit in fits:
         exponent = mean([law.exponent for law in fit.laws])
         offset = f"{mean([law.offset for law in fit.laws]):+.2%}" if fit.with_offset else "none"
         error = mean([law.error for law in fit.laws])
-        cells = [f"{gap.variant} - {gap.baseline}", f"{exponent:.2f}", offset]
+        cells = [gap.variant, f"{exponent:.2f}", offset]
         lines.append([*cells, f"{error:.2%}", _crossing(fit)])
-    header = "variant - baseline | exponent | offset | error | tokens at the margin"
+    header = "variant | exponent | offset | error | tokens at the margin"
     return section(LAWS.format(margin=margin), header, lines)
 
 

@@ -95,8 +95,8 @@ def test_a_gap_is_told_in_four_units(tmp_path):
     spread = perplexities[2] - perplexities[0]
     assert base.perplexity_range == pytest.approx(spread / base.perplexity)
     assert (row.loss, base.tokens) == (pytest.approx(1.15), 1000)
-    text = report.text_of(made)
-    assert "| +0.0500 [+0.0475, +0.0525] | +4.55% |" in text
+    assert "| 1.1500 |        2.3000 | +4.55% [+4.32, +4.77] | 1.05x |" in report.summary_of(made)
+    assert "| +0.0500 [+0.0475, +0.0525] |       +0.1000 |" in report.details_of(made)
 
 
 def test_a_variant_that_is_ahead_needs_less_data(tmp_path):
@@ -139,7 +139,9 @@ def test_losses_of_the_same_tokens_are_compared_though_lines_are_lost(tmp_path):
 def test_both_worse_than_counting_is_said(tmp_path):
     line = {"line": {"val_bigram": 0.9, "val_chance": 5.5}}
     made = by_hand(tmp_path / "a", learned=([1.0, 1.1], line), fixed=([1.0, 1.2], line))
-    assert any("both worse than counts of token pairs (0.900" in note for note in made.notes)
+    note = "Worse than counts of token pairs, so that their differences say little: learned, fixed."
+    assert note in made.notes
+    assert "| (bigram of counts) | 0.9000 |        1.8000 |" in report.summary_of(made)
     better = {"line": {"val_bigram": 1.2}}
     made = by_hand(tmp_path / "b", learned=([1.0, 1.1], better), fixed=([1.0, 1.3], better))
     assert not any("token pairs" in note for note in made.notes)
@@ -178,7 +180,7 @@ def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
     assert plain.crossing == pytest.approx(6400, rel=0.01)
     assert [law.exponent for law in plain.laws] == pytest.approx([0.5] * 3, rel=0.01)
     assert [law.offset for law in offset.laws] == pytest.approx([0.0] * 3, abs=1e-3)
-    assert " 0.50 |   none | " in report.text_of(made)
+    assert " 0.50 |   none | " in report.details_of(made)
     within_from_the_start = report.make_report([group], [1, 2, 3], 0.5)
     assert within_from_the_start.gaps[0][0].fits == []
     names = figures.draw_study(tmp_path / "report", made)
@@ -192,7 +194,7 @@ def test_the_losses_are_divided_where_the_runs_say_it(tmp_path):
     made = {"line": {"val_new": 4.0, "val_again": 3.0}}
     later = {"line": {"val_new": 3.5, "val_again": 3.25}}
     group = group_of(tmp_path, learned=([3, 3], made), fixed=([3, 3], later), spelling=[3, 3])
-    text = report.text_of(report.make_report([group], [1, 2], 0.01))
+    text = report.details_of(report.make_report([group], [1, 2], 0.01))
     table = text.partition("which a model can copy.\n\n")[2].partition("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["variant", "new", "- baseline", "again", "- baseline"]
@@ -247,7 +249,7 @@ def test_a_baseline_that_scatters_is_not_said_of_its_rows(tmp_path):
         tmp_path, learned=[1.0, 1.9, 0.3], fixed=[1.01, 1.02, 1.01], affine=[1.02, 1.03, 1.021]
     )
     assert [gap.uneven for gap in made.gaps[0]] == [True, True]
-    assert "(*) One of the two scatters more than the others" in report.text_of(made)
+    assert "(*) One of the two scatters more than the others" in report.details_of(made)
 
 
 def test_a_difference_of_zero_is_drawn_with_its_interval(tmp_path):
@@ -355,8 +357,8 @@ def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path
     assert best.baseline == "learned learning_rate=0.1"
     assert best.nats == pytest.approx(0.05)
     assert best.verdict == "worse"
-    text = report.text_of(made)
-    assert "chosen after looking" in text
+    text = report.summary_of(made)
+    assert "chosen after looking, against learned learning_rate=0.1.\n" in text
     assert "; fixed learning_rate=0.4 (seeds 2, 3);" in text
     assert "sweep" in figures.draw_study(tmp_path / "report", made)
 
@@ -379,7 +381,7 @@ def test_recodings_that_differ_by_more_than_seeds_explain(tmp_path):
     (found,) = made.recodings
     assert (found.variants, found.seeds) == (["affine", "affine_2", "affine_3"], 3)
     assert found.spread.p < 0.01
-    assert "3 recodings x 3 seeds" in report.text_of(made)
+    assert "3 recodings x 3 seeds" in report.details_of(made)
 
 
 def test_one_seed_has_no_verdict_and_json_no_infinity(tmp_path):
