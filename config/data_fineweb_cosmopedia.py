@@ -32,5 +32,5 @@ hub = ",".join(
 probabilities = ",".join(["0.8"] + [repr(0.2 * rows / _rows) for rows in _cosmopedia.values()])
 
 max_tokens = 17_200_000_000  # for training; 5,216 steps of 3,276,800 are 17.092e9
-val_fraction = 0.0005  # about 8 million tokens
+val_fraction = 0.0005  # about 8.6 million tokens
 count_characters = 1_000_000_000
