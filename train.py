@@ -351,7 +351,7 @@ def main(argv: list[str]) -> None:
         processes.wait()
         data = DataSet(Path(config.data_dir) / config.dataset, verify=processes.first)
         processes.wait()
-        resume.check_base(start, data, config.init_from, Path(config.data_dir))
+        resume.check_base(start, data, config.init_from)
         config, first = resume.for_data(config, data, processes.world), processes.first
         trainer = Trainer(config, data, processes, start)
         if start and trainer.step >= config.max_steps and not trainer.owed:

@@ -29,7 +29,7 @@ from inputcodes.checkpoint import (
 from inputcodes.configurator import S, UserError, build, given_values
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import file_sha256, read_json_lines
-from inputcodes.hf import read_export
+from inputcodes.hf import TOKENIZER, read_export
 from inputcodes.loss import LOGITS_BYTES
 from model import GPTConfig, count_parameters
 
@@ -187,7 +187,7 @@ def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any])
         raise UserError("\n".join(problems))
 
 
-def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Path) -> None:
+def check_base(start: Start | None, data: DataSet, init_from: str) -> None:
     """Raise UserError if the checkpoint to start from does not fit the data or the command."""
     base = start_of(init_from)[1]
     if start is None:
@@ -200,11 +200,12 @@ def check_base(start: Start | None, data: DataSet, init_from: str, data_dir: Pat
     if start.resuming and data.sha256 != start.record["data_sha256"]:
         raise UserError(f"cannot resume {start.path}: {data.path} is another data set than it had")
     if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
-        there = start.record["config"]  # an export's does not say where its data were
-        folder = Path(there.get("data_dir", data_dir)) / there["dataset"]
+        there, own = start.record["config"], start.path.with_name(TOKENIZER)  # an export's
+        if start.path.suffix == ".pt":
+            own = Path(there["data_dir"]) / there["dataset"] / "tokenizer.json"
         raise UserError(
             f"{data.path} has another tokenizer than {start.path}: prepare it under another name"
-            f" with --tokenizer={folder / 'tokenizer.json'}, and pass that name as --dataset"
+            f" with --tokenizer={own}, and pass that name as --dataset"
         )
     if start.resuming and base:
         was = (start.record.get("base") or {"out_dir": "scratch"})["out_dir"]

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pytest
 import tiktoken
 import torch
@@ -27,7 +28,7 @@ from inputcodes.files import PARTIAL, file_sha256, locked
 from inputcodes.resume import find_start
 from inputcodes.tokenizer import Tokenizer
 from model import INPUT_LAYERS, rotary_angles
-from tests.helpers import SMALL, build_tokenizer, write_run
+from tests.helpers import SMALL, build_tokenizer, write_data_set, write_run
 from tests.test_tokenizer import library_file
 
 TEXT = (
@@ -240,6 +241,9 @@ def test_a_run_goes_on_from_an_export(text_data, tmp_path, capsys):
     recipe = ["--dataset=tiny", data, "--batch_size=4", "--max_steps=3", "--warmup_steps=1"]
     for name, source in (("a", run), ("b", run / "hf")):
         train.main([*recipe, f"--out_dir={tmp_path / name}", f"--init_from={source}"])
+    write_data_set(tmp_path / "c", [np.arange(300)], [], vocab_size=300)
+    with pytest.raises(UserError, match=f" with --tokenizer={run / 'hf' / hf.TOKENIZER}, and"):
+        train.main(["--dataset=c", f"--data_dir={tmp_path}", f"--init_from={run / 'hf'}"])
     losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("a", "b")]
     keep = [
         [(line["train_loss"], line.get("val_loss")) for line in map(json.loads, text.splitlines())]
