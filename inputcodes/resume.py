@@ -198,7 +198,10 @@ def check_base(start: Start | None, data: DataSet, init_from: str) -> None:
             )
         return
     if start.resuming and data.sha256 != start.record["data_sha256"]:
-        raise UserError(f"cannot resume {start.path}: {data.path} is another data set than it had")
+        raise UserError(
+            f"cannot resume {start.path}: {data.path} is another data set than it had; prepare that"
+            f" one again, or fine-tune on this one (--init_from={start.path.parent} --out_dir=...)"
+        )
     if data.tokenizer.sha256 != start.record["tokenizer_sha256"]:
         there, own = start.record["config"], start.path.with_name(TOKENIZER)  # an export's
         if start.path.suffix == ".pt":

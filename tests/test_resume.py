@@ -145,8 +145,10 @@ def test_another_data_set_of_the_name_is_refused(words, tmp_path):
     train.main(words(**FIVE))
     tokens = np.arange(2000) % 256
     write_data_set(tmp_path / "data" / "tiny", [tokens], [tokens])
-    with pytest.raises(UserError, match="is another data set than it had"):
+    advice = f"is another data set than it had; .* \\(--init_from={tmp_path / 'run'} --out_dir"
+    with pytest.raises(UserError, match=advice):
         train.main(words(**FIVE, init_from="resume", data_dir=tmp_path / "data"))
+    train.main(words("new", **FIVE, init_from=tmp_path / "run", data_dir=tmp_path / "data"))
 
 
 def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
