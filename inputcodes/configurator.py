@@ -348,6 +348,8 @@ def _checked(
     good: dict[str, Any] = {}
     for name, value in values.items():
         kind, parts = kinds.get(name), value if isinstance(value, list | tuple) else [value]
+        if kind is None and callable(value):
+            continue  # a function or a class that a config file defines or imports
         if kind is None:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--help lists the known ones"

@@ -108,6 +108,15 @@ def test_all_problems_are_reported_together(tmp_path):
     assert "no config file 'none.py'" in text
 
 
+def test_functions_and_classes_in_a_config_file_are_no_settings(tmp_path):
+    text = "from pathlib import Path\ndef half(n): return n // 2\nn_layer = half(8)\n"
+    file = write(tmp_path / "c.py", f"{text}out_dir = str(Path('a') / 'b')\n")
+    config = configure(Example, [file])
+    assert (config.n_layer, config.out_dir) == (4, os.path.join("a", "b"))
+    (problem,) = problems_of(write(tmp_path / "d.py", "learning_rate = max\n"))
+    assert "learning_rate=<built-in function max>" in problem
+
+
 def test_an_empty_list_and_paths_that_cannot_be_are_refused(tmp_path):
     file = write(tmp_path / "c.py", "files = ['a\\0b']\ntokens = 'a\\0b'\n")
     with pytest.raises(UserError) as caught:
