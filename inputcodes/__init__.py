@@ -4,12 +4,15 @@ A command imports this package before all else: its imports take seconds, and Ct
 be one line as it is later (configurator.run_main).
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
 from inputcodes.configurator import ROOT, exit_interrupted
+
+STARTED_BY = os.getppid()  # by now; it may end while PyTorch is imported
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inputcodes import STARTED_BY
 from inputcodes.configurator import UserError
 
 PATIENCE = datetime.timedelta(days=1)  # for slow work of one process, as preparing data is
@@ -69,8 +70,11 @@ def join_processes(name: str, **arithmetic: Any) -> Iterator[Processes]:
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield Processes(setup_device(name, **arithmetic))
         return
+    joined = threading.Event()  # gloo waits for half an hour
+    end_with_torchrun(Processes(torch.device("cpu")), until=joined)
     try:
         processes = _join(name, **arithmetic)
+        joined.set()
     except UserError:
         raise
     except (ValueError, dist.DistNetworkError, dist.DistStoreError) as error:
@@ -219,7 +223,6 @@ class Stop:
         self.processes = processes
         self.signal = 0  # that was heard here or by another process; 0: none
         self._heard_at = math.inf
-        self._parent = os.getppid()
         self._largest = torch.tensor(0)  # the largest `signal` of all processes
         self._question: dist.Work | None = None
 
@@ -267,7 +270,7 @@ class Stop:
     def _parent_is_gone(self) -> bool:
         """Whether torchrun, or the program that PARENT names, no longer runs."""
         watched = os.environ.get(PARENT)
-        gone = os.getppid() != self._parent and (watched or TORCHRUN in os.environ)
+        gone = os.getppid() != STARTED_BY and (watched or TORCHRUN in os.environ)
         if watched and sys.platform != "win32":  # perhaps the grandparent, with torchrun between
             try:
                 os.kill(int(watched), 0)  # sends nothing
@@ -276,13 +279,14 @@ class Stop:
         return bool(gone)
 
 
-def end_with_torchrun(processes: Processes) -> None:
-    """Let this process, which has nothing to save, end with torchrun, however that ends."""
-    stop = Stop(processes)
+def end_with_torchrun(processes: Processes, until: threading.Event | None = None) -> None:
+    """End this process, which has nothing to save `until` that, with torchrun, however it ends."""
+    stop, over = Stop(processes), until or threading.Event()
 
     def watch() -> None:
         while not stop.asked():
-            time.sleep(0.5)
+            if over.wait(0.5):
+                return
         os._exit(128 + stop.signal)
 
     if TORCHRUN in os.environ:

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from inputcodes import distributed
 from inputcodes.configurator import UserError
 from inputcodes.distributed import (
     PARENT,
@@ -178,6 +179,23 @@ def test_the_end_of_the_program_that_started_it_is_a_wish_to_stop(monkeypatch):
     assert stop.asked()
     monkeypatch.delenv(PARENT)  # a shell that ends takes nothing with it
     assert not Stop(Processes(torch.device("cpu"))).asked()
+    monkeypatch.setenv(TORCHRUN, "1")  # which ended before the run was ready
+    assert Stop(Processes(torch.device("cpu"))).asked()
+
+
+def test_what_waits_to_join_ends_with_torchrun(monkeypatch):
+    statuses = queue.SimpleQueue()
+
+    def wait_for_the_others(*_, **__):
+        sys.exit(statuses.get(timeout=60))
+
+    monkeypatch.setattr(distributed, "_join", wait_for_the_others)
+    monkeypatch.setattr(os, "_exit", statuses.put)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    for name, value in ((TORCHRUN, "1"), ("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), join_processes("cpu"):
+        pass
 
 
 def test_what_has_nothing_to_save_ends_with_torchrun(monkeypatch):
