@@ -111,6 +111,8 @@ def hellaswag_item(row: Row) -> Item:
     else:
         context = field(row, "ctx")
     endings = tuple(clean_wikihow(ending) for ending in texts(row, "endings"))
+    if not all(map(str.strip, endings)):
+        raise ValueError("endings holds one of marks alone, expected texts")
     gold = field(row, "label", str if type(row.get("label")) is str else int)  # copies differ
     if not str(gold).isdecimal():
         raise ValueError(f"label is {gold!r:.60}, expected the number of the right ending")

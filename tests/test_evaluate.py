@@ -396,6 +396,7 @@ DAMAGE = {
         ("ctx_b", None),
         ("endings", "abcd"),
         ("endings", [["a"], "b"]),
+        ("endings", ["a", "[header] [title]"]),
         ("label", ""),
         ("label", "4"),
         ("label", -1),
