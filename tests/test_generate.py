@@ -10,7 +10,11 @@ from model import GPT, GPTConfig
 
 
 def tiny_gpt() -> GPT:
-    return GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24), seed=0)
+    gpt = GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24), seed=0)
+    with torch.no_grad():
+        for weight in gpt.parameters():  # so large that what is attended to, and where, decides
+            weight += 0.3 * torch.randn(weight.shape)
+    return gpt
 
 
 def random_ids(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -33,10 +37,7 @@ def greedy_without_cache(gpt: GPT, ids: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("prompt", [1, 5, 16, 40])
 def test_greedy_generation_with_the_cache_equals_without(prompt):
-    gpt = tiny_gpt()
-    with torch.no_grad():
-        gpt.head.weight *= 20  # far from ties
-    ids = random_ids((1, prompt), seed=prompt)
+    gpt, ids = tiny_gpt(), random_ids((1, prompt), seed=prompt)
     cached = [int(t) for t in gpt.generate(ids, 50, temperature=0)]
     assert cached == greedy_without_cache(gpt, ids[0].tolist(), 50)
     assert len(set(cached)) > 1
@@ -63,6 +64,7 @@ def test_sampling_follows_the_cut_distribution():
     assert frequencies() == pytest.approx(p.tolist(), abs=0.015)
     assert frequencies(top_k=2) == pytest.approx([5 / 7, 2 / 7, 0, 0, 0], abs=0.015)
     assert frequencies(top_p=0.6) == pytest.approx([5 / 7, 2 / 7, 0, 0, 0], abs=0.015)
+    assert frequencies(top_k=3, top_p=0.55) == [1, 0, 0, 0, 0]  # 0.5 / 0.85 is more than that
     sharp = (p**2 / (p**2).sum()).tolist()
     assert frequencies(temperature=0.5) == pytest.approx(sharp, abs=0.015)
     assert frequencies(temperature=0) == [1, 0, 0, 0, 0]
@@ -84,7 +86,9 @@ def test_sampling_reaches_every_token_of_a_large_vocabulary_in_proportion():
     assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)
 
 
-def test_a_nucleus_that_rounds_to_nothing_is_the_likeliest_token():
+def test_a_nucleus_is_no_larger_than_it_must_be_and_never_empty():
+    half = sample_token(torch.zeros(50, 2), 1.0, 0, 0.5, torch.Generator())
+    assert len(set(half.tolist())) == 1  # one of two as likely is enough
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     for top_k in (0, 2):
         assert sample_token(logits, 1.0, top_k, 1e-320, torch.Generator()).tolist() == [1]
