@@ -90,6 +90,8 @@ def test_a_gap_is_told_in_four_units(tmp_path):
     # differences 0.05, 0.051, 0.049; t(2) = 4.303
     half = 4.303 * 0.001 / 3**0.5
     assert gap.interval == pytest.approx((0.05 - half, 0.05 + half), rel=1e-3)
+    assert gap.points[0].share == pytest.approx(0.05 / 2.0)  # the baseline began there
+    assert gap.points[-1].interval == pytest.approx([end / 1.1 for end in gap.interval])
     perplexities = [math.exp(loss) for loss in (1.00, 1.10, 1.20)]
     assert base.perplexity == pytest.approx(sum(perplexities) / 3)
     spread = perplexities[2] - perplexities[0]
@@ -100,8 +102,14 @@ def test_a_gap_is_told_in_four_units(tmp_path):
 
 
 def test_a_variant_that_is_ahead_needs_less_data(tmp_path):
-    made = by_hand(tmp_path, learned=[1.05, 1.15], spelling=[1.00, 1.10])
+    made = by_hand(tmp_path / "a", learned=[1.05, 1.15], spelling=[1.00, 1.10])
     assert made.gaps[0][0].data == pytest.approx((900 * 1000) ** 0.5 / 1000, rel=2e-3)
+    # One seed is level, one was there after 600 of 1,000 tokens: the mean of ratios is geometric.
+    made = by_hand(tmp_path / "b", learned=[1.05, 1.15], spelling=[1.05, 0.75])
+    gap = made.gaps[0][0]
+    assert gap.data == gap.points[-1].data == pytest.approx(0.6**0.5)
+    made = by_hand(tmp_path / "c", learned=[1.05, 1.15], spelling=[1.05, 2.5])
+    assert made.gaps[0][0].data is None  # one is worse than the table ever was
 
 
 def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
@@ -148,36 +156,53 @@ def test_both_worse_than_counting_is_said(tmp_path):
     assert made.groups[0][0].chance is None
 
 
-def test_the_interval_over_documents_is_as_wide_as_they_differ(tmp_path):
-    rng = random.Random(1)
-    base = [[[100 + rng.gauss(0, 1), 100] for _ in range(40)] for _ in range(3)]
+def test_the_interval_over_documents_is_as_wide_as_they_and_the_seeds_differ(tmp_path):
+    rng, lengths = random.Random(1), [20, 180] * 20
+    base = [[[k + rng.gauss(0, 1), k] for k in lengths] for _ in range(3)]
+
+    def interval(name: str, ours: list) -> list[float]:
+        ends = {"learned": [1.0, 1.1, 1.2], "fixed": [1.05, 1.151, 1.249]}
+        documents = {"learned": base, "fixed": ours}
+        made = by_hand(tmp_path / name, documents=documents, **ends)
+        return list(made.gaps[0][0].over_documents)
+
     widths = []
     for spread in (0.0, 30.0):
-        shifts = [rng.gauss(5, spread) for _ in range(40)]
+        shifts = [0.05 * k + rng.gauss(0, spread) for k in lengths]
         ours = [[[n + s, k] for (n, k), s in zip(one, shifts, strict=True)] for one in base]
-        documents = {"learned": base, "fixed": ours}
-        ends = {"learned": [1.0, 1.1, 1.2], "fixed": [1.05, 1.151, 1.249]}
-        made = by_hand(tmp_path / str(spread), documents=documents, **ends)
-        low, high = made.gaps[0][0].over_documents
+        low, high = interval(str(spread), ours)
         widths.append(high - low)
     assert widths[0] < 1e-9
     # 40 documents of 100 tokens: the mean shift of a token has the deviation 0.3 / sqrt(40).
     assert widths[1] == pytest.approx(2 * 1.96 * 0.3 / 40**0.5, rel=0.35)
+    # Three seeds alone: the lowest is drawn thrice in 1 of 27 cases, so it and the highest are the
+    # ends, as much further from the mean as three drawn values vary less than three.
+    shifts = (0.04, 0.05, 0.06)
+    ours = [[[n + s * k, k] for n, k in one] for one, s in zip(base, shifts, strict=True)]
+    half = 0.01 * (3 / 2) ** 0.5
+    assert interval("seeds", ours) == pytest.approx([0.05 - half, 0.05 + half])
 
 
 def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
-    """The gap is 8% at 100 tokens and falls as tokens^-0.5: 1% after 6,400."""
+    """The gap is 4, 8 and 16% at 100 tokens and falls as tokens^-0.5: 1% after 1,600, 6,400 and
+    25,600. What was measured before a twentieth of the tokens does not count.
+    """
     group = []
-    for name, price in (("learned", 0.0), ("fixed", 0.8)):
+    for name, prices in (("learned", [0.0] * 3), ("fixed", [0.4, 0.8, 1.6])):
         some = []
-        for seed in (1, 2, 3):
-            losses = [2 + 2 * price * (100 * step) ** -0.5 for step in range(1, 11)]
-            config = {"input_layer": name, "seed": seed, "min_lr": 0.1}
+        for seed, price in enumerate(prices, 1):
+            losses = [2 + 2 * price * (100 * step) ** -0.5 for step in range(1, 22)]
+            losses[0] = 3.0
+            config = {"input_layer": name, "seed": seed, "min_lr": 0.1, "max_steps": 21}
             some.append(write_run(tmp_path / f"{name}-{seed}", losses, config))
         group.append((runs.Variant(name, {"input_layer": name}), some))
     made = report.make_report([group], [1, 2, 3], 0.01)
     plain, offset = made.gaps[0][0].fits
+    assert plain.crossings == pytest.approx([1600, 6400, 25600], rel=0.01)
     assert plain.crossing == pytest.approx(6400, rel=0.01)
+    half = 4.303 * math.log(4) / 3**0.5  # of the logarithms, whose deviation is ln 4; t(2) = 4.303
+    ends = 6400 / math.exp(half), 6400 * math.exp(half)
+    assert plain.interval == pytest.approx(ends, rel=0.05)
     assert [law.exponent for law in plain.laws] == pytest.approx([0.5] * 3, rel=0.01)
     assert [law.offset for law in offset.laws] == pytest.approx([0.0] * 3, abs=1e-3)
     assert " 0.50 |   none | " in report.details_of(made)
@@ -188,6 +213,9 @@ def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
     for name in names:
         assert (tmp_path / "report" / f"{name}.png").read_bytes()[1:4] == b"PNG"
         assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<?xml")
+    for run in (run for _, some in group for run in some):
+        run.lines[1]["val_loss"] = 3.0  # no gap where the first twentieth ends
+    assert report.make_report([group], [1, 2, 3], 0.01).gaps[0][0].fits == []
 
 
 def test_the_losses_are_divided_where_the_runs_say_it(tmp_path):
@@ -242,6 +270,24 @@ def test_seeds_to_settle_a_row_count_from_those_it_shares_with_the_baseline(tmp_
     assert (made.gaps[0][0].verdict, made.gaps[0][0].seeds_needed) == ("not resolved", "")
     made = by_hand(tmp_path / "b", learned=[1.02, 1.03, 1.02, 1.01, 1.04], fixed=losses)
     assert re.fullmatch(r"\d+ to \d+", made.gaps[0][0].seeds_needed)
+
+
+def test_claims_are_of_shares_and_of_all_groups_together(tmp_path):
+    """A group with three times the losses of another has its verdict and needs as many seeds, more
+    than if it were the only group.
+    """
+    quiet, noisy = [1.001, 1.004, 1.0, 0.998, 1.002], [0.98, 1.02, 0.99, 1.03, 0.96]
+    groups = [
+        group_of(tmp_path / f"{name}{k}", learned=[k] * 5, fixed=[k * y for y in losses])
+        for name, losses in (("quiet", quiet), ("noisy", noisy))
+        for k in (1, 3)
+    ]
+    found = [gap for (gap,) in report.make_report(groups, range(1, 6), 0.01).gaps]
+    assert [gap.verdict for gap in found] == ["equivalent"] * 2 + ["not resolved"] * 2
+    ((alone,),) = report.make_report(groups[2:3], range(1, 6), 0.01).gaps
+    needed = [gap.seeds_needed.split(" to ") for gap in (alone, *found[2:])]
+    assert int(needed[0][1]) < int(needed[1][1])
+    assert needed[1] == needed[2]
 
 
 def test_a_baseline_that_scatters_is_not_said_of_its_rows(tmp_path):
@@ -381,6 +427,9 @@ def test_recodings_that_differ_by_more_than_seeds_explain(tmp_path):
     (found,) = made.recodings
     assert (found.variants, found.seeds) == (["affine", "affine_2", "affine_3"], 3)
     assert found.spread.p < 0.01
+    # The means 1.2, 1.22 and 1.153 of recodings differ by less than 1.09, 1.19 and 1.293 of seeds.
+    assert found.spread.treatments_sd == pytest.approx(0.034, rel=0.02)
+    assert found.spread.blocks_sd == pytest.approx(0.102, rel=0.02)
     assert "3 recodings x 3 seeds" in report.details_of(made)
 
 

@@ -224,6 +224,7 @@ def test_blocked_anova_of_two_treatments_is_the_paired_test():
     found = judging.blocked_anova([SLEEP_1, SLEEP_2])
     assert found.f == pytest.approx(test.t**2)
     assert found.p == pytest.approx(test.p)
+    assert stats.f_tail(-1e-3, 2, 4) == 1  # as rounding makes it of runs that are nearly identical
 
 
 def test_holm_by_its_definition():
@@ -237,6 +238,7 @@ def test_holm_by_its_definition():
             rejected.add(left.pop(0))
         assert {i for i in range(5) if adjusted[i] <= alpha} == rejected
     assert stats.holm([]) == []
+    assert stats.holm([0.6, 0.7]) == [1, 1]  # a probability
 
 
 def test_a_table_is_markdown_and_aligned():
@@ -249,6 +251,8 @@ def test_cohens_d_of_nist_certified_data():
     # With equal group sizes t^2 is the F of a one-way analysis of variance, certified by NIST to
     # 15 digits; and d = t sqrt(2 / n).
     assert stats.cohens_d(SILVER_1, SILVER_2) == close(math.sqrt(15.9467335677930 * 2 / 24), 12)
+    # Of unequal sizes, by hand: means 1 and 3, variances 2 (1 degree of freedom) and 9 (2).
+    assert stats.cohens_d([0, 2], [0, 3, 6]) == close(-2 / math.sqrt((2 + 2 * 9) / 3), 12)
 
 
 def test_an_additive_model_of_whole_tables_is_the_analysis_of_variance():
@@ -284,7 +288,7 @@ def test_an_additive_model_with_runs_missing_is_least_squares():
         for j in range(3):
             seeds[j] = stats.mean([y - variants[i] for i, k, y in cells if k == j])
     rss = sum((y - variants[i] - seeds[j]) ** 2 for i, j, y in cells)
-    fit = judging.additive(table)
+    fit, contrasts = judging.additive(table), judging.contrasts(table)
     assert (fit.rss, fit.df) == (pytest.approx(rss), 2)
     for i in (1, 2):
         difference = variants[i] - variants[0]
@@ -296,8 +300,8 @@ def test_an_additive_model_with_runs_missing_is_least_squares():
             moved[k][j] = y + 1
             other = judging.additive(moved)
             answers.append(other.means[i] - other.means[0] - difference)
-        variance = fit.covariance[i][i] + fit.covariance[0][0] - 2 * fit.covariance[i][0]
-        assert variance == pytest.approx(sum(answer**2 for answer in answers))
+        variance = sum(answer**2 for answer in answers) * rss / 2
+        assert contrasts[i - 1].judged.se ** 2 == pytest.approx(variance)
 
 
 def test_a_variant_that_scatters_more_is_judged_alone():
@@ -307,6 +311,11 @@ def test_a_variant_that_scatters_more_is_judged_alone():
     found = judging.contrasts(table)
     assert [contrast.uneven for contrast in found] == [False, False, False, True, False]
     assert found[3].judged == found[3].paired
+    few = judging.contrasts([[1.0, 2.0], [1.0, 2.001], [1.0, 9.0]])  # two seeds are enough
+    assert [contrast.uneven for contrast in few] == [False, True]
+    noise = [[[rng.gauss(0, 1) for _ in range(4)] for _ in range(4)] for _ in range(300)]
+    said = [contrast.uneven for table in noise for contrast in judging.contrasts(table)]
+    assert 0.05 < stats.mean(said) < 0.12  # of one of the two, each in 5% of cases
     assert judging.contrasts([[1.0], [2.0]]) == [None]
 
 
@@ -395,17 +404,20 @@ def test_seeds_are_asked_for_as_a_range_and_only_from_five_on():
     assert stats.seeds_needed(on_the_margin, 5, 1.0, 1, most=3) == "2 to 2"  # "worse"
 
 
-def test_the_range_of_seeds_is_that_of_all_differences_in_the_interval():
+@pytest.mark.parametrize(("difference", "df"), [(1.2, 16), (1.2, 4), (2.9, 16)])
+def test_the_range_of_seeds_is_that_of_all_differences_in_the_interval(difference, df):
     """Neither of its ends nor the estimate has to be the difference that asks for most."""
-    found = stats.Comparison(1.2, 0.5, 16, 0.14, 2.26, 2.4, 0.03)
+    found = stats.comparison(difference, 0.5, df)
     low, high = map(int, stats.seeds_needed(found, 5, 1.0, 4).split(" to "))
 
     def settled(difference: float, seeds: int) -> bool:
-        return stats.power(difference, 0.5 * math.sqrt(5 / seeds), 4 * (seeds - 1), 1.0, 4) >= 0.8
+        freedom = df / 4 * (seeds - 1)
+        return stats.power(difference, 0.5 * math.sqrt(5 / seeds), freedom, 1.0, 4) >= 0.8
 
-    inside = [0.14, 0.3, 0.45, 0.5, 0.53, 0.56, 0.6, 0.8, 1.2, 2.26]
+    inside = [found.low + i / 16 * (found.high - found.low) for i in range(17)]
     assert all(settled(difference, high) for difference in inside)
-    assert not all(settled(difference, round(0.9 * high)) for difference in inside)
+    assert not all(settled(difference, min(high - 1, round(0.9 * high))) for difference in inside)
+    assert any(settled(difference, low) for difference in inside)
     assert not any(settled(difference, low - 1) for difference in inside)
 
 
@@ -423,11 +435,13 @@ def test_a_power_law_is_found_with_its_offset():
     assert stats.PowerLaw(-2500.0, 1.0, 0.03, 0.0).reaches(0.01) == math.inf  # it leaves the level
     plain = stats.power_law(tokens, gaps, with_offset=False)
     assert plain.error > 10 * law.error
+    assert plain.offset == 0
 
 
 def test_tokens_for_a_loss_are_read_off_a_curve():
     tokens, losses = [100.0, 200.0, 400.0], [3.0, 2.0, 1.0]
     assert stats.tokens_for(1.5, tokens, losses) == pytest.approx(200 * 2**0.5)
     assert stats.tokens_for(2.0, tokens, losses) == pytest.approx(200)
+    assert [stats.tokens_for(loss, tokens, losses) for loss in (3.0, 1.0)] == [100, 400]
     assert stats.tokens_for(0.5, tokens, losses) is None
     assert stats.tokens_for(3.5, tokens, losses) is None
