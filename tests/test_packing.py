@@ -166,5 +166,8 @@ def test_validation_is_a_fixed_choice_of_rows(limit):
     targets = sum(batch.targets for share in batches for batch in share)
     everything = rows.targets(np.arange(rows.count))
     assert targets == everything if limit != 50 else 20 < targets <= 50
+    assert len(rows.validation(everything)) == rows.count
+    chosen = rows.validation(50)  # not the first rows, which hold the longest examples
+    assert set(chosen) != set(range(len(chosen)))
     again = list(validation_batches(rows, limit, 1000, CPU))
     assert sum(batch.targets for batch in again) == targets

@@ -155,12 +155,15 @@ def test_a_run_goes_on_longer_as_if_it_had_been_longer(words, tmp_path, capsys):
     """With a constant rate the first steps do not know how many follow: all weights are equal."""
     train.main(words("whole", **FIVE | {"max_steps": 10}))
     train.main(words("more", **FIVE))
+    tensors, record = read_checkpoint(tmp_path / "more" / "last.pt")
+    write_checkpoint(tmp_path / "more" / "last.pt", tensors, record | {"elapsed_s": 1000.0})
     out_dir = f"--out_dir={tmp_path / 'more'}"
     train.main([out_dir, "--init_from=resume", "--max_steps=10"])  # all else is the checkpoint's
     shown = capsys.readouterr().out
     assert "change: max_steps 5 up to step 5, 10 from there on" in shown
     assert_same_run(tmp_path / "more", tmp_path / "whole")
     record = read_checkpoint(tmp_path / "more" / "last.pt")[1]
+    assert record["elapsed_s"] > 1000  # the time before counts
     change = {"step": 5, "name": "max_steps", "from": 5, "to": 10}
     assert record["changes"] == [change]
     assert json.loads((tmp_path / "more" / "run.json").read_text())["changes"] == [change]
@@ -237,16 +240,17 @@ def test_a_batch_may_be_split_in_another_way(words, text_data, tmp_path):
 
 
 def test_best_is_measured_again_on_other_validation_tokens(words, tmp_path):
+    """The best weights are, here those of a longer run, and not the ones that go on."""
+    train.main(words("longer", **FIVE | {"max_steps": 10}, eval_tokens=512))
     train.main(words(**FIVE, eval_tokens=64))
     best = tmp_path / "run" / "best.pt"
-    tensors, record = read_checkpoint(best)
-    write_checkpoint(best, tensors, record)
+    record = read_checkpoint(best)[1]
+    write_checkpoint(best, {"model": weights_of(tmp_path / "longer")}, record)
     more = ["--init_from=resume", "--max_steps=6", "--eval_tokens=512", "--learning_rate=0"]
-    more += ["--min_lr=0"]  # the weights stay: the new measure of `best` is the last loss
-    train.main([*more, f"--out_dir={tmp_path / 'run'}"])
+    train.main([*more, "--min_lr=0", f"--out_dir={tmp_path / 'run'}"])
     last = read_checkpoint(tmp_path / "run" / "last.pt")[1]
-    assert last["best_val_loss"] == metrics_of(tmp_path / "run")[-1]["val_loss"]
-    assert last["best_val_loss"] != record["best_val_loss"]
+    assert last["best_val_loss"] == metrics_of(tmp_path / "longer")[-1]["val_loss"]
+    assert last["best_val_loss"] < metrics_of(tmp_path / "run")[-1]["val_loss"]
 
 
 def test_a_run_without_its_last_checkpoint_is_not_begun_again(words, tmp_path):

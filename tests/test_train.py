@@ -39,8 +39,11 @@ from tests.helpers import (
 from train import TrainConfig
 
 
-def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]:
-    """The run as a textbook would write it: whole batches, plain loss, unfused AdamW."""
+def plain_run(config: TrainConfig, data_dir: Path, steps: int) -> dict[str, list[float]]:
+    """The run as a textbook would write it: whole batches, plain loss, unfused AdamW.
+
+    The metrics of its steps.
+    """
     data = DataSet(data_dir / "tiny")
     order = TrainingData(data.rows("train", config.block_size), 1, config.seed).order
     gpt = GPT(dataclasses.replace(config, vocab_size=256), config.seed)
@@ -48,7 +51,7 @@ def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]
     scales = [w for w in gpt.parameters() if w.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=False, foreach=False)
-    losses = []
+    metrics: dict[str, list[float]] = {"train_loss": [], "lr": [], "grad_norm": []}
     for step in range(steps):
         lr = 1e-3 * (step + 1) / 4
         if step >= 4:
@@ -64,16 +67,20 @@ def plain_losses(config: TrainConfig, data_dir: Path, steps: int) -> list[float]
         for weight in gpt.parameters():
             weight.grad *= min(1.0, 1.0 / norm.item())
         optimizer.step()
-        losses.append(loss.item())
-    return losses
+        for values, value in zip(metrics.values(), (loss.item(), lr, norm.item()), strict=True):
+            values.append(value)
+    return metrics
+
+
+def plain_losses(changes: dict, data_dir: Path) -> list[float]:
+    return plain_run(TrainConfig(**SMALL | changes), data_dir, 20)["train_loss"]
 
 
 def test_training_is_the_plain_loop_and_learns(words, text_data, tmp_path):
     train.main(words())
     lines = metrics_of(tmp_path / "run")
-    config = TrainConfig(**SMALL)
-    expected = plain_losses(config, text_data, 20)
-    assert [line["train_loss"] for line in lines] == pytest.approx(expected, rel=1e-5)
+    for name, expected in plain_run(TrainConfig(**SMALL), text_data, 20).items():
+        assert [line[name] for line in lines] == pytest.approx(expected, rel=1e-5), name
     assert lines[-1]["val_loss"] < lines[4]["val_loss"] < math.log(256)
     assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, 15, 20]
     last = lines[-1]
@@ -137,7 +144,7 @@ def test_the_peak_of_memory_is_this_process_own():
 
 def test_bfloat16_training_is_near_the_plain_loop(words, text_data, tmp_path):
     train.main(words(dtype="bfloat16"))
-    expected = plain_losses(TrainConfig(**SMALL), text_data, 20)
+    expected = plain_losses({}, text_data)
     losses = [line["train_loss"] for line in metrics_of(tmp_path / "run")]
     assert losses == pytest.approx(expected, rel=1e-3)
     assert losses != expected
@@ -151,7 +158,7 @@ def test_compiled_training_is_the_plain_loop(words, text_data, tmp_path):
     codes, output = process.finish()
     assert codes == [0, 0], output
     losses = [line["train_loss"] for line in metrics_of(tmp_path / "run")]
-    expected = plain_losses(TrainConfig(**SMALL | shallow), text_data, 20)
+    expected = plain_losses(shallow, text_data)
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
@@ -169,7 +176,7 @@ def test_compile_without_a_compiler_is_refused_before_the_first_step(words, tmp_
 def test_training_on_a_gpu_is_the_plain_loop(words, text_data, tmp_path, changes, rel):
     train.main(words(device="cuda", **changes))
     losses = [line["train_loss"] for line in metrics_of(tmp_path / "run")]
-    assert losses == pytest.approx(plain_losses(TrainConfig(**SMALL), text_data, 20), rel=rel)
+    assert losses == pytest.approx(plain_losses({}, text_data), rel=rel)
 
 
 def test_a_second_writer_is_refused(words, tmp_path):
