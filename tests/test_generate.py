@@ -9,8 +9,9 @@ from inputcodes.generate import sample_token
 from model import GPT, GPTConfig
 
 
-def tiny_gpt() -> GPT:
-    gpt = GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=24), seed=0)
+def tiny_gpt(block_size: int = 16) -> GPT:
+    shape = {"block_size": block_size, "n_layer": 2, "n_head": 2, "n_embd": 24}
+    gpt = GPT(GPTConfig(vocab_size=50, **shape), seed=0)
     with torch.no_grad():
         for weight in gpt.parameters():  # so large that what is attended to, and where, decides
             weight += 0.3 * torch.randn(weight.shape)
@@ -23,11 +24,12 @@ def random_ids(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 def greedy_without_cache(gpt: GPT, ids: list[int], count: int) -> list[int]:
     """Read the whole context anew for every token, by the documented rule of its growth."""
-    context, out = ids[-16:], []
+    block = gpt.config.block_size
+    context, out = ids[-block:], []
     fresh = True  # the prompt may fill the block; after it, a full block is halved
     for _ in range(count):
-        if not fresh and len(context) > 16:
-            context = context[-8:]
+        if not fresh and len(context) > block:
+            context = context[-max(1, block // 2) :]
         fresh = False
         token = int(gpt(torch.tensor([context]))[0, -1].argmax())
         out.append(token)
@@ -35,9 +37,9 @@ def greedy_without_cache(gpt: GPT, ids: list[int], count: int) -> list[int]:
     return out
 
 
-@pytest.mark.parametrize("prompt", [1, 5, 16, 40])
-def test_greedy_generation_with_the_cache_equals_without(prompt):
-    gpt, ids = tiny_gpt(), random_ids((1, prompt), seed=prompt)
+@pytest.mark.parametrize(("block_size", "prompt"), [(16, 1), (16, 5), (16, 16), (16, 40), (1, 3)])
+def test_greedy_generation_with_the_cache_equals_without(block_size, prompt):
+    gpt, ids = tiny_gpt(block_size), random_ids((1, prompt), seed=prompt)
     cached = [int(t) for t in gpt.generate(ids, 50, temperature=0)]
     assert cached == greedy_without_cache(gpt, ids[0].tolist(), 50)
     assert len(set(cached)) > 1
