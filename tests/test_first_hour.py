@@ -72,8 +72,8 @@ def test_a_short_run_needs_no_word_about_its_warm_up(words, tmp_path):
     assert {b - a for a, b in itertools.pairwise(warmups)} == {0, 1}  # no jump
     assert (warmups[0], warmups[60 - 1]) == (0, 15)
     assert set(warmups[800 - 1 :]) == {200}  # of all results that are kept
-    with pytest.raises(UserError, match=r"warmup_steps \(200\) must be smaller than max_steps"):
-        build(TrainConfig, {"max_steps": 60, "warmup_steps": 200})
+    with pytest.raises(UserError, match=r"warmup_steps \(60\) must be smaller than max_steps"):
+        build(TrainConfig, {"max_steps": 60, "warmup_steps": 60})
     argv = [word for word in words(max_steps=6) if not word.startswith("--warmup_steps")]
     train.main(argv)
     assert read_checkpoint(tmp_path / "run" / "last.pt")[1]["step"] == 6

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,9 +79,10 @@ def plain_losses(changes: dict, data_dir: Path) -> list[float]:
 
 def test_training_is_the_plain_loop_and_learns(words, text_data, tmp_path):
     # Clipped so far that AdamW, which divides by the gradient's size, can tell: by its epsilon.
-    train.main(words(grad_clip=1e-5))
+    changes = {"grad_clip": 1e-5, "seed": 3}
+    train.main(words(**changes))
     lines = metrics_of(tmp_path / "run")
-    for name, expected in plain_run(TrainConfig(**SMALL, grad_clip=1e-5), text_data, 20).items():
+    for name, expected in plain_run(TrainConfig(**SMALL, **changes), text_data, 20).items():
         assert [line[name] for line in lines] == pytest.approx(expected, rel=1e-5), name
     assert lines[-1]["val_loss"] < lines[4]["val_loss"] < math.log(256)
     assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, 15, 20]
@@ -257,6 +259,15 @@ def test_checkpoints_come_by_the_clock_too(words, monkeypatch):
     )
     train.main(words(save_interval=1e-9, max_steps=6, eval_interval=6, log_interval=3))
     assert saved[:7] == [("last", step) for step in range(1, 7)] + [("best", 6)]
+
+
+def test_speed_is_that_of_the_steps_between_two_lines(words, tmp_path, monkeypatch):
+    """Each look at the clock is a second later, so a step of 4 x 16 x 2 tokens takes one."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(train, "time", clock)
+    train.main(words(log_interval=5, max_steps=10))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tokens_per_s"] for line in lines] == [128, 128]
 
 
 def test_evaluating_changes_no_weight(words, tmp_path):
