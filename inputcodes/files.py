@@ -92,6 +92,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     """The JSON object in a file; `advice` says what to do if it is damaged."""
     with system_errors("read", path):
+        if path.exists() and not path.is_file():  # as /dev/full, which has no end
+            raise OSError("not a regular file")
         raw = path.read_bytes()
     with damage_named(path, advice):
         value = json.loads(raw.decode(), object_pairs_hook=_each_once)

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ import torch
 from inputcodes import checkpoint as checkpoints
 from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
-from inputcodes.files import PARTIAL, atomic_write, file_sha256, locked, read_json_lines, write_text
+from inputcodes.files import (
+    PARTIAL,
+    atomic_write,
+    file_sha256,
+    locked,
+    read_json,
+    read_json_lines,
+    write_text,
+)
 from inputcodes.resume import find_start
 from model import GPT, GPTConfig
 from tests.helpers import record_of
@@ -212,3 +221,9 @@ def test_weights_that_do_not_fit_their_record_are_refused(tmp_path):
 def test_a_checkpoint_without_the_optimizer_is_not_resumed(checkpoint):
     with pytest.raises(UserError, match=r"last\.pt lacks the state of the optimizer; there is no"):
         find_start("resume", checkpoint.parent)
+
+
+def test_json_is_read_from_regular_files_alone():
+    """/dev/full has no end: `bench.py --out=/dev/full` filled the memory."""
+    with pytest.raises(UserError, match="cannot read /dev/null: not a regular file"):
+        read_json(Path("/dev/null"))
