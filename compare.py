@@ -48,7 +48,9 @@ USAGE = """usage: python compare.py [config/FILE.py ...] [--name=value ...]
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
-    folder_advice: ClassVar[str] = "a trained run is evaluated by python evaluate.py"
+    folder_advice: ClassVar[str] = (
+        "--report=FOLDER reports a study again, and a run is evaluated by python evaluate.py"
+    )
 
     variants: tuple[str, ...] = setting(
         ("learned", "fixed", "affine"),
