@@ -100,8 +100,11 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         for token_id, name in sorted(special.items())
         if not name.startswith("<|reserved_")
     ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    byte_level["use_regex"] = False  # `split` has done it
     if tokenizer.tokenizers_json:
         file: dict[str, Any] = json.loads(tokenizer.tokenizers_json)
+        file["decoder"] = byte_level  # which gives every text back; a file may have none
         # Here a text is never cut, filled up or put between special tokens.
         file |= dict.fromkeys(("truncation", "padding", "post_processor"))
         known = {token["content"] for token in file["added_tokens"]}
@@ -120,8 +123,6 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             merges += [list(pair) for pair in halves if pair[0] in vocab and pair[1] in vocab]
     pattern = {"Regex": _for_oniguruma(tokenizer.pattern)}
     split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    byte_level["use_regex"] = False  # `split` has done it
     return {
         "version": "1.0",
         "added_tokens": added,
