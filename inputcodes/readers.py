@@ -29,12 +29,10 @@ SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary",
               "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
-OTHER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # begins with that of UTF-16
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
+TURNS = ("messages", "conversations")
+TURN_TYPES = ("list", "large_list", "fixed_size_list", "extension<arrow.json>", "null")
+OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # begin as UTF-16's
+               codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 PART = HASHED  # characters of a text that are read at a time, up to the end of a line
 
 
@@ -197,6 +195,8 @@ def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
         advice = " or ".join(shlex.quote(f"--text_column={name}") for name in texts)
         advice = f"pass {advice}" if texts else "no column does"
         raise UserError(f"{where}: column {column!r} holds {types[column]}, not text: {advice}")
+    if column is None and names[0] in TURNS and not types[names[0]].startswith(TURN_TYPES):
+        raise UserError(f"{where}: column {names[0]!r} holds {types[names[0]]}, not lists of turns")
     return names
 
 

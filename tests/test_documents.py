@@ -204,6 +204,9 @@ def test_conversations_without_their_columns_are_refused(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text("no turns")
     with pytest.raises(UserError, match=r"a\.txt is a text and holds no conversations"):
         prepare(prepare_config(tmp_path, files=f"{tmp_path}/a.txt", chat=True, dataset="b"))
+    files = write_parquet(tmp_path / "b.parquet", [json.dumps(CHAT["messages"])], column="messages")
+    with pytest.raises(UserError, match=r"column 'messages' holds string, not lists of turns"):
+        prepare(prepare_config(tmp_path, files=files, chat=True, dataset="c"))
     assert PrepareConfig(chat=True).name == "docstrings"
 
 
