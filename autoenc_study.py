@@ -42,6 +42,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, repeat
 from operator import mul, sub
@@ -50,7 +51,14 @@ from random import Random
 from typing import Any, NamedTuple
 
 from inputcodes import stats
-from inputcodes.configurator import Settings, configure, end_with_parent, run_main, setting
+from inputcodes.configurator import (
+    Settings,
+    UserError,
+    configure,
+    end_with_parent,
+    run_main,
+    setting,
+)
 from inputcodes.files import replacing
 
 Row = tuple[float, ...]
@@ -710,7 +718,10 @@ def main(argv: list[str]) -> None:
     config = configure(StudyConfig, argv)
     with replacing(Path(config.out)) as partial:
         partial.touch()  # an error now, not after the minutes that the study takes
-        record = make_study(config)
+        try:
+            record = make_study(config)
+        except BrokenProcessPool as error:
+            raise UserError("a worker was killed, as where memory ends: use --workers=1") from error
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     workers = f"{config.workers} worker" + "s" * (config.workers > 1)
     print(

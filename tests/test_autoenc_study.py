@@ -482,7 +482,10 @@ def test_a_place_that_cannot_be_written_is_named_before_the_study_runs():
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), OSError(28, "No space left on device"), study.BrokenProcessPool()],
+)
 def test_a_study_that_does_not_end_leaves_the_results_before(tmp_path, monkeypatch, error):
     def end(config):
         raise error
