@@ -21,6 +21,7 @@ import functools
 import importlib.util
 import io
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -305,7 +306,9 @@ def measure_together(rows: Sequence[Row]) -> tuple[list[Line], np.ndarray]:
         for row in rows:
             here, there = spawn.Pipe()
             workers.append(spawn.Process(target=serve, args=(there, row), daemon=True))
-            workers[-1].start()
+            interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the worker, which is
+            workers[-1].start()  # terminated here: Ctrl-C reaches it, too
+            signal.signal(signal.SIGINT, interrupt)
             there.close()
             pipes.append(here)
         lines: list[Line] = [pipe.recv() for pipe in pipes]

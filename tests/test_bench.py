@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -202,3 +203,27 @@ def test_a_file_of_something_else_is_refused_before_measuring(words, tmp_path, t
     out.write_text(there)
     with pytest.raises(UserError, match=r"out=.*other\.json.: expected no file, or one that"):
         configure(BenchConfig, words(out=out))
+
+
+def test_ctrl_c_is_for_the_program_and_not_for_its_workers(words, monkeypatch):
+    """It ends them; of their own they showed where they were, in a traceback each."""
+    heard = []
+
+    class Context:
+        Pipe = multiprocessing.Pipe
+
+        class Process:
+            def __init__(self, **_):
+                pass
+
+            def start(self):
+                heard.append(signal.getsignal(signal.SIGINT))
+
+            terminate = start
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: Context)
+    row = rows_of(configure(BenchConfig, words(only="step", vocab_size=256)))[0]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(UserError, match="a row failed"):
+        bench.measure_together([row])
+    assert heard == [signal.SIG_IGN, before]
