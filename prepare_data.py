@@ -196,7 +196,7 @@ def prepare_missing(data_dir: str, dataset: str, vocab_size: int = 0) -> Path:
     UserError if it would be made with other than `vocab_size` ids (0: any).
     """
     folder = Path(data_dir) / dataset
-    embedded = re.fullmatch(r"stdlib(?:-(\d+))?|docstrings", dataset)
+    embedded = re.fullmatch(r"stdlib(?:-([1-9][0-9]*))?|docstrings", dataset)
     unfinished = (folder / shards.NEW).is_dir() and not embedded  # DataSet says what to do
     if (folder / "meta.json").is_file() or unfinished:
         return folder

@@ -13,7 +13,7 @@ import train
 from inputcodes.checkpoint import read_checkpoint
 from inputcodes.configurator import UserError, build, configure
 from inputcodes.resume import OTHER_NAMES
-from prepare_data import PrepareConfig
+from prepare_data import PrepareConfig, prepare_missing
 from tests.helpers import ROOT, Program
 from train import TrainConfig
 
@@ -46,6 +46,13 @@ def test_missing_data_is_answered_with_the_command_that_makes_it(tmp_path, monke
     assert Path(script).resolve() == ROOT / "prepare_data.py"
     assert "config/data_fineweb_cosmopedia.py" in argv[0]
     assert configure(PrepareConfig, argv).dataset == "fineweb_cosmopedia"
+
+
+@pytest.mark.parametrize("name", ["stdlib-0", "stdlib-0256"])
+def test_a_name_of_no_vocabulary_is_not_made(tmp_path, name):
+    """As 256 ids, which the 0 stands for in --vocab_size."""
+    with pytest.raises(UserError, match=f"there is no data set .*{name}"):
+        prepare_missing(str(tmp_path), name)
 
 
 @pytest.mark.slow
