@@ -241,7 +241,7 @@ class Trainer:
             with self.model.no_sync() if no_sync else contextlib.nullcontext():
                 batch = next(batches)
                 # The batch's part of the step's mean, times the processes that DDP averages over.
-                parts = targets / (max(batch.targets, 1) * self.processes.world)
+                parts = targets / (batch.targets * self.processes.world)
                 with autocast(config.dtype, self.processes.device):
                     loss = self.model(batch.x, batch.y, batch.layout) / parts
                 loss.backward()
