@@ -510,6 +510,7 @@ def test_impossible_shapes_are_refused():
         GPT(wrong)
     for changes, words in (
         ({"n_head": 5}, "n_head=5"),
+        ({"n_head": 8}, "n_head=8"),  # heads of an odd width
         ({"input_layer": "fixd"}, "input_layer='fixd'"),
         ({"input_layer": "compressed", "compression": 5}, "compression=5"),
         ({"input_layer": "random", "code_length": 3}, "code_length=3: expected 6 bits"),
@@ -519,3 +520,4 @@ def test_impossible_shapes_are_refused():
     ):
         (problem,) = dataclasses.replace(SMALL, **changes).problems()
         assert words in problem
+    assert dataclasses.replace(SMALL, input_layer="codeword", code_length=24).problems() == []

@@ -125,6 +125,8 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
     assert fixed.bits_per_byte == pytest.approx(2 * fixed.nats)  # one difference in all units
     assert fixed.points[-1].share == pytest.approx(fixed.share)
     assert affine.verdict == "worse"
+    half = 4.303 * 0.001 / 3**0.5  # of 0.05, 0.052 and 0.051 alone
+    assert affine.paired == pytest.approx((0.051 - half, 0.051 + half), rel=1e-3)
     assert "Left out, not complete: fixed (seed 2); compressed." in made.notes
     assert [row.variant for row in made.groups[0]] == ["learned", "fixed", "affine"]
     apart = by_hand(tmp_path / "a", learned=[1.0, None], fixed=[1.1, 1.2], affine=[None, 1.0])
@@ -183,19 +185,25 @@ def test_the_interval_over_documents_is_as_wide_as_they_and_the_seeds_differ(tmp
     assert interval("seeds", ours) == pytest.approx([0.05 - half, 0.05 + half])
 
 
-def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
-    """The gap is 4, 8 and 16% at 100 tokens and falls as tokens^-0.5: 1% after 1,600, 6,400 and
-    25,600. What was measured before a twentieth of the tokens does not count.
+def priced(directory: Path, **changes) -> list:
+    """A group whose gap is 4, 8 and 16% at 100 tokens, by seed, and falls as tokens^-0.5.
+
+    The first twentieth of the tokens tells otherwise.
     """
     group = []
     for name, prices in (("learned", [0.0] * 3), ("fixed", [0.4, 0.8, 1.6])):
         some = []
         for seed, price in enumerate(prices, 1):
-            losses = [2 + 2 * price * (100 * step) ** -0.5 for step in range(1, 22)]
-            losses[0] = 3.0
+            losses = [3.0, *(2 + 2 * price * (100 * step) ** -0.5 for step in range(2, 22))]
             config = {"input_layer": name, "seed": seed, "min_lr": 0.1, "max_steps": 21}
-            some.append(write_run(tmp_path / f"{name}-{seed}", losses, config))
+            some.append(write_run(directory / f"{name}-{seed}", losses, config | changes))
         group.append((runs.Variant(name, {"input_layer": name}), some))
+    return group
+
+
+def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
+    """1% after 1,600, 6,400 and 25,600 tokens."""
+    group = priced(tmp_path)
     made = report.make_report([group], [1, 2, 3], 0.01)
     plain, offset = made.gaps[0][0].fits
     assert plain.crossings == pytest.approx([1600, 6400, 25600], rel=0.01)
@@ -206,16 +214,34 @@ def test_a_price_that_falls_reaches_the_margin_where_it_was_made_to(tmp_path):
     assert [law.exponent for law in plain.laws] == pytest.approx([0.5] * 3, rel=0.01)
     assert [law.offset for law in offset.laws] == pytest.approx([0.0] * 3, abs=1e-3)
     assert " 0.50 |   none | " in report.details_of(made)
-    within_from_the_start = report.make_report([group], [1, 2, 3], 0.5)
-    assert within_from_the_start.gaps[0][0].fits == []
     names = figures.draw_study(tmp_path / "report", made)
     assert names == ["loss", "differences", "price"]
     for name in names:
         assert (tmp_path / "report" / f"{name}.png").read_bytes()[1:4] == b"PNG"
         assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<?xml")
-    for run in (run for _, some in group for run in some):
-        run.lines[1]["val_loss"] = 3.0  # no gap where the first twentieth ends
-    assert report.make_report([group], [1, 2, 3], 0.01).gaps[0][0].fits == []
+
+
+def test_a_price_that_no_power_law_describes_has_none(tmp_path):
+    def fits(group: list, margin: float = 0.01) -> list:
+        return report.make_report([group], [1, 2, 3], margin).gaps[0][0].fits
+
+    assert len(fits(priced(tmp_path / "a"))) == 2
+    assert fits(priced(tmp_path / "b"), 0.5) == []  # within the margin from the start
+    assert fits(priced(tmp_path / "c", min_lr=0.0)) == []  # the rate falls, too
+    level, few, ahead, flat = (priced(tmp_path / name) for name in "defg")
+    for _, some in level:
+        for run in some:
+            run.lines[1]["val_loss"] = 3.0  # where the first twentieth ends
+    for _, some in few:
+        for run in some:
+            del run.lines[1:16]  # five are left
+    for run in ahead[1][1]:
+        run.lines[-1]["val_loss"] = 1.9
+    assert fits(level) == fits(few) == fits(ahead) == []
+    for line in flat[1][1][0].lines:
+        line["val_loss"] = 2.1
+    _, offset = fits(flat)
+    assert (offset.crossings[0], offset.crossing) == (math.inf, None)
 
 
 def test_the_losses_are_divided_where_the_runs_say_it(tmp_path):

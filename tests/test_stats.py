@@ -400,6 +400,7 @@ def test_seeds_are_asked_for_as_a_range_and_only_from_five_on():
     assert stats.seeds_needed(found, 4, 1.0, 1) == ""
     low, high = stats.seeds_needed(found, 5, 1.0, 1).split(" to ")
     assert 2 < int(low) < int(high) < 1000
+    assert stats.seeds_needed(found, 5, 1.0, 1, most=int(high) - 1) == f"{low} or more"
     on_the_margin = stats.Comparison(1.0, 0.01, 16, 0.9999, 1.0001, 0, 1)
     assert stats.seeds_needed(on_the_margin, 5, 1.0, 1, most=3) == "2 to 2"  # "worse"
 
@@ -436,6 +437,8 @@ def test_a_power_law_is_found_with_its_offset():
     plain = stats.power_law(tokens, gaps, with_offset=False)
     assert plain.error > 10 * law.error
     assert plain.offset == 0
+    steep = stats.power_law(tokens, [3.0 * t**-2.5 for t in tokens], with_offset=False)
+    assert steep.exponent == pytest.approx(2.5, rel=1e-2)
 
 
 def test_tokens_for_a_loss_are_read_off_a_curve():

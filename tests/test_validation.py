@@ -27,11 +27,14 @@ T = 16
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """300 training tokens, and 5 validation documents of different lengths in 2 shards."""
+    """300 training tokens, and 5 validation documents of different lengths in 2 shards.
+
+    The end of the last one is the last target.
+    """
     path = tmp_path_factory.mktemp("data") / "five"
     rng = np.random.default_rng(0)
     letters = np.frombuffer(b"abcdefgh", dtype=np.uint8)
-    parts = [np.append(rng.choice(letters, size=n), END) for n in (40, 7, 25, 60, 11)]
+    parts = [np.append(rng.choice(letters, size=n), END) for n in (40, 7, 25, 60, 8)]
     val = np.concatenate(parts).astype(np.uint16)
     write_data_set(path, [rng.choice(letters, size=300).astype(np.uint16)], [val[:70], val[70:]])
     return DataSet(path)
