@@ -721,7 +721,7 @@ def main(argv: list[str]) -> None:
         try:
             record = make_study(config)
         except BrokenProcessPool as error:
-            raise UserError("a worker was killed, as where memory ends: use --workers=1") from error
+            raise UserError("a worker was killed (out of memory?): pass --workers=1") from error
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     workers = f"{config.workers} worker" + "s" * (config.workers > 1)
     print(

@@ -306,8 +306,9 @@ def measure_together(rows: Sequence[Row]) -> tuple[list[Line], np.ndarray]:
         for row in rows:
             here, there = spawn.Pipe()
             workers.append(spawn.Process(target=serve, args=(there, row), daemon=True))
-            interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the worker, which is
-            workers[-1].start()  # terminated here: Ctrl-C reaches it, too
+            # Ctrl-C reaches a worker, too, which starts with what is set here: it is ended below.
+            interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            workers[-1].start()
             signal.signal(signal.SIGINT, interrupt)
             there.close()
             pipes.append(here)

@@ -121,7 +121,7 @@ def _source_problems(config: PrepareConfig) -> list[str]:
     if kind == "stdlib" and config.val_source:
         problems.append("val_source is given, but stdlib is split by family: leave it out")
     if config.chat and config.text_column != PrepareConfig.text_column:
-        problems.append(f"text_column={config.text_column!r} is of texts: leave it out, or chat")
+        problems.append(f"text_column={config.text_column!r} is for texts: leave out it or chat")
     if kind == "hub" and "train" in split_list(config.val_source):
         problems.append(f"val_source={config.val_source!r}: training reads train: name another")
     try:

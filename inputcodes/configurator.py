@@ -281,7 +281,7 @@ def help_text(cls: type[Settings], usage: str, values: Mapping[str, Any]) -> str
     for field in fields:
         value = values.get(field.name, field.default)
         lines.append(f"  {field.name} = {value!r}")
-        choices = _expected(None, field.metadata)  # of a number, whose bounds are not shown: none
+        choices = _expected(None, field.metadata)  # none of a number: bounds are not shown
         meaning = field.metadata["help"] + f" ({choices})" * bool(choices)
         lines += textwrap.indent(textwrap.fill(meaning, 72), " " * 6).splitlines()
     return "\n".join(lines)

@@ -70,7 +70,7 @@ def join_processes(name: str, **arithmetic: Any) -> Iterator[Processes]:
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield Processes(setup_device(name, **arithmetic))
         return
-    joined = threading.Event()  # gloo waits for half an hour
+    joined = threading.Event()  # which gloo tries for half an hour
     end_with_torchrun(Processes(torch.device("cpu")), until=joined)
     try:
         processes = _join(name, **arithmetic)

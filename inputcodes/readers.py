@@ -196,7 +196,8 @@ def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
         advice = f"pass {advice}" if texts else "no column does"
         raise UserError(f"{where}: column {column!r} holds {types[column]}, not text: {advice}")
     if column is None and names[0] in TURNS and not types[names[0]].startswith(TURN_TYPES):
-        raise UserError(f"{where}: column {names[0]!r} holds {types[names[0]]}, not lists of turns")
+        found = f"column {names[0]!r} holds {types[names[0]]}, not lists of turns"
+        raise UserError(f"{where}: {found}: convert it, as with json.loads if it is JSON")
     return names
 
 

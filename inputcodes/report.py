@@ -25,9 +25,9 @@ DIVIDED = """\
 The losses divided, in nats per token: over targets that are new behind their token in the window,
 and over those that have followed it there before, which a model can copy."""
 NATS = """\
-Differences in nats per token, judged with all variants of the study; of the two alone; and with
-the validation documents drawn again as well as the seeds. Seeds: how many would settle it in 4
-studies of 5, from five seeds on."""
+Differences from the baseline, in nats per token. Intervals: judged with all variants of the study,
+with the two alone, and with the validation documents drawn again as well as the seeds. Seeds:
+how many would settle it in 4 studies of 5, from five seeds on."""
 UNEVEN = "\n(*) One of the two scatters more than the others: the verdict is of these two alone."
 LAWS = """\
 Power laws fitted to the gap (a share of the baseline's loss) against tokens, by seed, and the
@@ -118,14 +118,13 @@ def lonely(groups: list[list[Row]]) -> list[str]:
 
 
 def worse_than_counting(groups: list[list[Row]]) -> list[str]:
+    """One note for each group whose baseline is, with the others of its rows that are."""
     notes = []
     for rows in groups:
         worse = [row.variant for row in rows if row.bigram and row.loss > row.bigram]
         if worse[1:] and worse[0] == rows[0].variant:
-            notes.append(
-                f"Worse than counts of token pairs, so that their differences say little:"
-                f" {', '.join(worse)}."
-            )
+            say = "Worse than counts of token pairs, so that their differences say little"
+            notes.append(f"{say}: {', '.join(worse)}.")
     return notes
 
 
@@ -168,8 +167,8 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _interval(ends: Interval | None, form: str = "+.4f") -> str:
-    return f"[{ends[0]:{form}}, {ends[1]:{form}}]" if ends else "-"
+def _interval(ends: Interval | None) -> str:
+    return f"[{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else "-"
 
 
 def section(heading: str, header: str, lines: list[list[str]]) -> str:

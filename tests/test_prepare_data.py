@@ -739,7 +739,7 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--files=/"], "dataset='': expected the plain name"),
         (["--val_source=x.txt"], "split by family"),
         (["--hub=a", "--val_source=test,train"], "training reads train: name another"),
-        (["--files=x", "--chat", "--text_column=turns"], "'turns' is of texts: leave it out, or"),
+        (["--files=x", "--chat", "--text_column=turns"], "is for texts: leave out it or chat"),
         (["--probabilities=0.5"], "1 probabilities for 0 entries"),
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=1,x"], "expected numbers"),
         (["--source=hub", "--hub=a,b", "--dataset=c", "--probabilities=.8,.8"], "sum to 1"),
