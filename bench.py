@@ -323,8 +323,9 @@ def measure_together(rows: Sequence[Row]) -> tuple[list[Line], np.ndarray]:
             line.peak_mb, line.reserved_mb = pipe.recv()
         for worker in workers:
             worker.join()  # it ends by itself, cleaner than by force
-    except EOFError as error:
-        raise UserError("a row failed, as said above; --only leaves its table out") from error
+    except (EOFError, ConnectionError) as error:
+        why = "a row failed, as said above, or was killed (out of memory?)"
+        raise UserError(f"{why}; --only leaves its table out") from error
     finally:
         for worker in workers:
             worker.terminate()

@@ -205,21 +205,28 @@ def test_a_file_of_something_else_is_refused_before_measuring(words, tmp_path, t
         configure(BenchConfig, words(out=out))
 
 
-def test_ctrl_c_is_for_the_program_and_not_for_its_workers(words, monkeypatch):
-    """It ends them; of their own they showed where they were, in a traceback each."""
+@pytest.mark.parametrize("built", [False, True])
+def test_ctrl_c_is_for_the_program_and_not_for_its_workers(words, monkeypatch, built):
+    """It ends them; of their own they showed where they were, in a traceback each.
+
+    One that is killed, while it builds its row or after that, is one line.
+    """
     heard = []
 
     class Context:
         Pipe = multiprocessing.Pipe
 
         class Process:
-            def __init__(self, **_):
-                pass
+            def __init__(self, args, **_):
+                self.pipe = args[0]
 
             def start(self):
-                heard.append(signal.getsignal(signal.SIGINT))
+                self.terminate()
+                if built:
+                    self.pipe.send(Line(1))
 
-            terminate = start
+            def terminate(self):
+                heard.append(signal.getsignal(signal.SIGINT))
 
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: Context)
     row = rows_of(configure(BenchConfig, words(only="step", vocab_size=256)))[0]
