@@ -193,7 +193,8 @@ class Study:
 
 def base_of(variant: runs.Variant) -> str:
     """What a run of `variant` starts from when it is new: scratch, or a run to fine-tune."""
-    return start_of(variant.settings.get("init_from", "scratch"))[1] or "scratch"
+    base = start_of(variant.settings.get("init_from", "scratch"))[1]
+    return configurator.local_path(base) or "scratch"
 
 
 @functools.cache

@@ -310,12 +310,14 @@ def test_runs_of_another_base_or_of_data_made_again_are_not_reported(text_data, 
         compare.main([file, *words, "--variants=learned"])
 
 
-def test_an_export_is_a_base_like_a_run(tmp_path):
+def test_an_export_is_a_base_like_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     write_run(tmp_path / "run", Tokenizer(256), n_layer=3)
     export.main([f"--out_dir={tmp_path / 'run'}", f"--to={tmp_path / 'export'}"])
     for base in ("run", "export"):
-        words = ["config/sft_default.py", "--variants=fixed", f"--init_from={tmp_path / base}"]
+        words = ["config/sft_default.py", "--variants=fixed", f"--init_from=~/{base}"]
         study = compare.configure_study(words)
+        assert compare.base_of(study.variants[0]) == str(tmp_path / base)  # as its record has it
         assert study.run_config(study.variants[0], 1).n_layer == 3
     study = compare.configure_study([*words, "--variants=fixed n_layer=2"])
     with pytest.raises(UserError, match=r"n_layer=2, but .*export has 3: leave it out"):
