@@ -71,6 +71,9 @@ def make_report(
         by_label = {variant.label: [run for run in runs if run] for variant, runs in used}
         refuse_unmatched(by_label, may_differ)
         rows.append([measure(variant, runs) for variant, runs in used])
+        if len(group) == 1 < len(groups):
+            alone = "is compared with no other: none agrees in all but the input layer."
+            notes.append(f"{group[0][0].label} {alone}")
         if not all(any(point.losses) for point in rows[-1][0].curve):
             advice = "no gap is a share of that; compare on another text"
             raise UserError(f"{used[0][0].label} has a validation loss of 0: {advice}")
@@ -81,7 +84,7 @@ def make_report(
     return Report(
         margin=margin,
         made_by=made_by,
-        notes=notes + lonely(rows) + worse_than_counting(rows) + differing,
+        notes=notes + worse_than_counting(rows) + differing,
         groups=rows,
         gaps=judge(rows, margin),
         best=best_of_each(rows, margin),
@@ -107,14 +110,6 @@ def left_out(groups: Sequence[Group], seeds: Sequence[int]) -> list[str]:
             which = "" if len(missing) == len(runs) else f" (seed{several} {', '.join(missing)})"
             words.append(variant.label + which)
     return [f"Left out, not complete: {'; '.join(words)}."] if words else []
-
-
-def lonely(groups: list[list[Row]]) -> list[str]:
-    return [
-        f"{rows[0].variant} is compared with no other: none agrees in all but the input layer."
-        for rows in groups
-        if len(rows) == 1 and len(groups) > 1
-    ]
 
 
 def worse_than_counting(groups: list[list[Row]]) -> list[str]:

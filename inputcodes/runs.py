@@ -133,10 +133,9 @@ def refuse_differences(lines: Sequence[str]) -> None:
 def circumstances(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
     """Those of the first run, and notes on what others had though it should not decide."""
     made_by = ("device", "platform", "cpus", "threads", "torch", "python", "commit")
-    seen = {
-        name: sorted({str(run.record.get(name))[:12] for run in runs})
-        for name in ("device", "threads", "torch", "code_sha256")
-    }
+    compared = ("device", "threads", "torch", "code_sha256")
+    seen = {name: sorted({str(run.record.get(name)) for run in runs}) for name in compared}
+    seen["code_sha256"] = [sha256[:12] for sha256 in seen["code_sha256"]]
     notes = [f"The runs differ in {k}: {', '.join(v)}." for k, v in seen.items() if len(v) > 1]
     return {name: runs[0].record.get(name) for name in made_by}, notes
 
@@ -205,7 +204,8 @@ class Runner:
             elif status or self.tokens[path] < self.plans[path][1]:
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 errors = [line for line in lines if line.startswith("error: ")] or lines[-3:]
-                self.failed.append(f"{path} failed, says {log}:")
+                killed = "was killed (out of memory? try --jobs=1)"
+                self.failed.append(f"{path} {killed if status == -9 else 'failed'}, says {log}:")
                 self.failed += [line.removeprefix("error: ") for line in errors]
 
     def start(self, path: Path) -> None:

@@ -345,17 +345,23 @@ def test_steps_that_a_resumed_run_repeats_are_not_taken_back(tmp_path):
     (metrics := tmp_path / "run" / "metrics.jsonl").parent.mkdir()
     metrics.write_text('{"tokens": 500}\n')
     runner, shown = runs.Runner({tmp_path / "run": ("", 900)}, 1, 1), []
-    runner.waiting, runner.active = [], {tmp_path / "run": Running()}
+    runner.waiting, runner.active = [], {tmp_path / "run": (process := Running())}
     for tokens in (300, 400, 700):
         metrics.write_text(f'{{"tokens": {tokens}}}\n')
         runner.look_after()
         shown.append(runner.tokens[tmp_path / "run"])
     assert shown == [500, 500, 700]
+    (tmp_path / "run" / "log.txt").write_text("step 7: loss 5.5\n")
+    process.returncode = -9
+    runner.look_after()
+    assert "run was killed (out of memory? try --jobs=1), says" in runner.failed[0]
 
 
 class Running:
-    def poll(self) -> None:
-        return None
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self.returncode
 
 
 def test_fewer_runs_than_jobs_share_all_cores(tmp_path, monkeypatch):

@@ -411,6 +411,8 @@ def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path
         0.2: {"learned": [1.1, 1.2, 1.3], "fixed": [1.05, 1.151, 1.249]},
         0.4: {"learned": [1.1, 1.2, None], "fixed": [1.1, None, None]},
         0.8: {"learned": [None, None, None]},
+        1.6: {"learned": [2.0, 2.1, 2.2], "fixed": [None, None, None]},
+        3.2: {"learned": [3.0, 3.1, 3.2]},
     }
     groups = []
     for rate, ends in losses.items():
@@ -432,6 +434,8 @@ def test_a_sweep_compares_each_at_its_best_and_stands_unfinished_groups(tmp_path
     text = report.summary_of(made)
     assert "chosen after looking, against learned learning_rate=0.1.\n" in text
     assert "; fixed learning_rate=0.4 (seeds 2, 3);" in text
+    (note,) = (note for note in made.notes if "no other" in note)
+    assert note.startswith("learned learning_rate=3.2 is compared with no other: none agrees")
     assert "sweep" in figures.draw_study(tmp_path / "report", made)
 
 
@@ -460,7 +464,10 @@ def test_recodings_that_differ_by_more_than_seeds_explain(tmp_path):
 
 
 def test_one_seed_has_no_verdict_and_json_no_infinity(tmp_path):
-    made = by_hand(tmp_path, learned=[1.0], fixed=[1.2])
+    cards = [f"NVIDIA GeForce RTX {number}" for number in (3090, 4090)]
+    first, other = ({"record": {"device": card, "code_sha256": f"{0:064}"}} for card in cards)
+    made = by_hand(tmp_path, learned=([1.0], first), fixed=([1.2], other))
+    assert made.notes == [f"The runs differ in device: {', '.join(cards)}."]
     (gap,) = made.gaps[0]
     assert (gap.verdict, gap.interval, gap.paired) == ("one seed, no verdict", None, None)
     assert gap.share == pytest.approx(0.2)
