@@ -306,7 +306,7 @@ def test_the_arithmetic_of_parameters_is_that_of_a_run():
     row = [cell.strip() for cell in study.memory_table().splitlines()[2].split("|")]
     assert row[2:5] == [f"{ran[name]:,}" for name in ("table", "codes", "autoencoder")]
     whole = ran["table"] + ran["autoencoder"] + ran["task_model"]
-    assert row[7] == f"{1 - (ran['codes'] + ran['task_model']) / whole:.1%}"
+    assert row[5].endswith(f", {1 - (ran['codes'] + ran['task_model']) / whole:.1%}")
 
 
 # --- Verdicts ---
@@ -442,10 +442,14 @@ def test_quick_study_end_to_end(tmp_path, capsys, monkeypatch):
     done = capsys.readouterr()
     for title in study.TITLES.values():
         assert f"\n## {title}\n" in done.out
-    for figures in (*study.PAPER.values(), "204.8M → 25.6M, 87.5%"):
-        assert figures in done.out or figures.startswith("6.")  # V = 500 and 1000 are left out
+    for label, figures in study.PAPER.items():
+        losses, claim = figures.split(": ")
+        assert f" {losses} |" in done.out or label in ("V = 500", "V = 1000")  # are left out
+        assert f" {claim} |" in done.out or label in ("V = 500", "V = 1000")
+    assert "204.8M → 25.6M, 87.5%" in done.out
+    assert all(len(line) <= 140 for line in done.out.splitlines())
     assert "TOST margin: 1.00%" in " ".join(done.out.split())
-    assert "at chance: nothing was learned" in done.out
+    assert "| at chance |" in done.out
     assert " s with 1 worker, " in done.out
     record = json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8"))
     assert f"{len(record['runs'])}/{len(record['runs'])} runs" in done.err
