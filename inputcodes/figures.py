@@ -96,11 +96,12 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def curve_figure(runs: Sequence[Path]) -> Figure:
     figure = begin(8, 4.2)
     axes = figure.add_subplot()
+    alike = len({path.name for path in runs}) < len(runs)
     for i, path in enumerate(runs):
         lines = read_json_lines(path / "metrics.jsonl")
         if not lines:
             raise UserError(f"{path} holds no metrics: expected the directory of a run")
-        name = f"{path.name}: " if len(runs) > 1 else ""
+        name = f"{path if alike else path.name}: " if len(runs) > 1 else ""
         drawn = [("train_loss", f"{name}training", style(i) | {"alpha": 0.35, "marker": ""})]
         drawn += [("val_loss", f"{name}validation", style(i))]
         if i == 0:

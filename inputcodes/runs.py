@@ -280,7 +280,8 @@ class Row:
         settings = self.settings
         K = (settings["vocab_size"] - 1).bit_length()
         chosen = settings["code_length"] or settings["n_embd"]
-        lengths = {"codeword": chosen, "random": chosen, "fixed": K, "affine": K}
+        codeword = min(chosen, 2**K - 1)  # no more masks are different
+        lengths = {"codeword": codeword, "random": chosen, "fixed": K, "affine": K}
         return lengths.get(settings["input_layer"])
 
 

@@ -267,6 +267,8 @@ def test_codes_of_several_lengths_have_a_figure_of_their_own(tmp_path):
         codeword_b=([1.1, 1.2], {"config": {"code_length": 16}}),
     )
     assert [row.code_length for row in made.groups[0]] == [None, 8, 12, 16]
+    wide = made.groups[0][3].settings | {"code_length": 0, "n_embd": 384}
+    assert dataclasses.replace(made.groups[0][3], settings=wide).code_length == 255  # masks in all
     (tmp_path / "report").mkdir()
     for name in ("sweep.svg", "lengths_2.png", "loss_at_home.svg"):  # of other variants; not ours
         (tmp_path / "report" / name).write_text("")
@@ -522,6 +524,10 @@ def test_the_curves_of_runs(tmp_path):
     figures.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--file={tmp_path / 'both.svg'}"])
     text = (tmp_path / "both.svg").read_text()
     assert text.startswith("<?xml")
+    write_run(tmp_path / "c" / "a", falling(1.0), {})
+    paths = [tmp_path / "a", tmp_path / "c" / "a"]  # two names, and chance and counts
+    labels = figures.curve_figure(paths).axes[0].get_legend_handles_labels()[1]
+    assert len(set(labels)) == 6
     with pytest.raises(UserError, match="holds no metrics"):
         figures.main([str(tmp_path)])
     for name in ("c", "c.jpeg2", ".svg"):
