@@ -119,12 +119,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None = None
     ) -> Tensor:
         x = BoundedGradient.apply(x)
         x = x + self.attention(self.norm_1(x), cos, sin, mask, cache)
@@ -236,7 +231,6 @@ def count_parameters(config: GPTConfig) -> tuple[int, int]:
     """Trainable parameters (in all, in the input layer), without allocating any."""
     with torch.device("meta"):
         model = GPT(config)
-    trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
-    counts = {name: weight.numel() for name, weight in trained}
+    counts = {name: w.numel() for name, w in model.named_parameters() if w.requires_grad}
     inputs = sum(n for name, n in counts.items() if name.startswith("input_layer."))
     return sum(counts.values()), inputs

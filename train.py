@@ -152,7 +152,7 @@ class Trainer:
         self.rows = TrainingData(
             data.rows("train", config.block_size), config.batch_size, config.seed
         )
-        self.bigram: Bigram | None = None  # made at the first evaluation
+        self.bigram = Bigram(self.rows, config.vocab_size)
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
         self.owed: dict[str, Any] | None = None  # the line of metrics that lacks its evaluation
@@ -258,9 +258,8 @@ class Trainer:
         return mean_loss, grad_norm
 
     def evaluate(self, tick: Callable[[], None] = lambda: None) -> Evaluation:
-        config, processes = self.config, self.processes
+        config, processes, bigram = self.config, self.processes, self.bigram
         batch_size = config.batch_size // processes.world
-        self.bigram = bigram = self.bigram or Bigram(self.rows, config.vocab_size)
         bigram.count(self.step * config.batch_size * config.gradient_accumulation_steps)
         model, data, stop = self.raw_model, self.data, self.stop
         return validate(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -148,8 +149,8 @@ def sample(trainer: Any) -> str:
     model, tokenizer = trainer.raw_model, trainer.data.tokenizer
     device, ids = trainer.processes.device, tokenizer.encode("\n")
     if trainer.data.chat:
-        tokens = trainer.data.val.shards[0].tolist()
-        ids = tokens[: tokens.index(tokenizer.special["<|assistant|>"]) + 1]
+        tokens = trainer.data.val.shards[0]
+        ids = tokens[: np.argmax(tokens == tokenizer.special["<|assistant|>"]) + 1].tolist()
     torch.use_deterministic_algorithms(False)  # drawing from a cumulative sum has none on CUDA
     generator = torch.Generator(device).manual_seed(1)
     ends = tokenizer.end_of_text, tokenizer.special[END_OF_TURN]
