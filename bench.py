@@ -277,8 +277,8 @@ def serve(pipe: Connection, row: Row) -> None:
             started = time.perf_counter()
             for _ in range(calls):
                 call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             seconds = (time.perf_counter() - started) / calls
             pipe.send(seconds)
             calls = max(1, round(row.config.turn_s / seconds))
@@ -288,7 +288,7 @@ def serve(pipe: Connection, row: Row) -> None:
 
 def measure(rows: Sequence[Row]) -> list[Line]:
     """The lines of one table: its rows take turns, on a GPU one row after another."""
-    gpu = rows[0].config.device.startswith("cuda")
+    gpu = rows[0].config.device != "cpu"
     groups = [[row] for row in rows] if gpu else [rows]
     results = [measure_together(group) for group in groups]
     lines = [line for group, _ in results for line in group]

@@ -142,18 +142,32 @@ def test_accumulation_is_one_unless_given(words, monkeypatch):
     assert [config.gradient_accumulation_steps for config in asked] == [1, 3]
 
 
-def test_on_a_gpu_rows_come_one_after_another_on_the_card_that_was_named(words, monkeypatch):
+@pytest.mark.parametrize("gpu", ["cuda:1", "mps"])
+def test_on_a_gpu_rows_come_one_after_another_on_the_card_that_was_named(words, monkeypatch, gpu):
     asked = []
 
     def measure_together(rows):
         asked.append([row.config.device for row in rows])
         return [Line(1) for _ in rows], np.ones((3, len(rows)))
 
-    monkeypatch.setattr(bench, "device_of", lambda config: torch.device("cuda:1"))
+    monkeypatch.setattr(bench, "device_of", lambda config: torch.device(gpu))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     monkeypatch.setattr(bench, "measure_together", measure_together)
     bench.main(words(only="generate_8", nanogpt=""))
-    assert asked == [["cuda:1"], ["cuda:1"]]
+    assert asked == [[gpu], [gpu]]
+
+
+def test_a_turn_on_a_gpu_waits_for_it(words, monkeypatch):
+    monkeypatch.setattr(bench, "end_with_parent", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: done.append(str(device)))
+    done = []
+    config = configure(BenchConfig, words(device="mps"))
+    row = bench.Row("step", "", lambda _: (lambda: done.append("asked"), Line(1)), config)
+    here, there = multiprocessing.Pipe()
+    here.send(True)
+    here.send(False)
+    bench.serve(there, row)
+    assert done == ["asked", "mps"]
 
 
 def test_a_shape_whose_data_is_missing_is_measured_on_the_embedded_text(
