@@ -265,7 +265,7 @@ def rows_of(config: BenchConfig) -> list[Row]:
 def serve(pipe: Connection, row: Row) -> None:
     """In the process of a row: build, then take a turn whenever asked, then tell the peak."""
     end_with_parent()
-    # nanoGPT talks, and a parent that has been stopped listens no more.
+    # nanoGPT prints, and a parent that was stopped no longer reads.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(EOFError, ConnectionError):
         try:
             (call, line), device = row.build(row.config), torch.device(row.config.device)

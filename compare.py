@@ -319,7 +319,7 @@ def grouped(variants: Sequence[runs.Variant]) -> list[list[runs.Variant]]:
 
 
 def run_missing(study: Study) -> list[str]:
-    """Do the runs that are not complete; what there is to say of those that failed."""
+    """Do the runs that are not complete; return what to say of those that failed."""
     plans: dict[Path, tuple[str, int]] = {}
     for variant, seed, path in study.all_runs():
         run = study.stored_run(variant, seed)

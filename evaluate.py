@@ -37,7 +37,7 @@ from model import GPT
 class EvaluateConfig(Settings):
     out_dir: str = setting("out", "directories of runs, separated by commas")
     checkpoint: str = setting("best", "by validation loss, or the latest", choices=("best", "last"))
-    tasks: str = setting("", f"of {', '.join(TASKS)}; separated by commas; empty: none")
+    tasks: str = setting("", f"some of {', '.join(TASKS)}; separated by commas; empty: none")
     data: str = setting("", "folder of TASK*.jsonl or .parquet; empty: the hub", is_path=True)
     limit: int = setting(0, "items per task, the first ones; 0: all", least=0)
     validation: bool = setting(True, "also give the loss on validation data")

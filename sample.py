@@ -105,7 +105,7 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
 def write_on(
     model: GPT, tokenizer: Tokenizer, ids: Sequence[int], config: SampleConfig, number: int
 ) -> list[int]:
-    """Print how `ids` go on up to the end of the text or turn, as it comes; the tokens printed."""
+    """Print what follows `ids`, as it comes, to the end of the text or turn; return its tokens."""
     device = model.head.weight.device
     prompt = torch.tensor([ids], device=device)  # (1, T)
     generator = torch.Generator(device).manual_seed(config.seed + number)

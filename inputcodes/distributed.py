@@ -78,7 +78,7 @@ def join_processes(name: str, **arithmetic: Any) -> Iterator[Processes]:
     except UserError:
         raise
     except (ValueError, dist.DistNetworkError, dist.DistStoreError) as error:
-        # Of variables that are missing, no numbers, or of a port that is taken or not answered.
+        # Variables are missing or are no numbers, or a port is taken or does not answer.
         raise UserError(
             f"cannot join the other processes: {str(error).splitlines()[0]}; RANK, WORLD_SIZE,"
             " MASTER_ADDR and MASTER_PORT, as torchrun sets them, are needed, or none of them"

@@ -40,7 +40,7 @@ MARKERS = "osD^vP*X<"  # nine, beside ten colours: 90 pairs
 
 def save(figure: Figure, path: Path) -> None:
     kind = path.suffix[1:]
-    # The same numbers give the same file: no date, and names in an SVG that are not drawn anew.
+    # The same numbers give the same file: no date, and no random names in an SVG.
     with atomic_write(path) as file, rc_context({"svg.hashsalt": path.stem}):
         extra: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 130}
         figure.savefig(file, format=kind, **extra)

@@ -37,7 +37,7 @@ def attention_of_any_shape() -> contextlib.AbstractContextManager[None]:
     return sdpa_kernel(kernels)
 
 
-@torch.no_grad()  # inference_mode would cast the weights anew for every token under autocast
+@torch.no_grad()  # inference_mode would cast the weights again for every token under autocast
 def generate(
     next_logits: Callable[[Tensor, KVCache], Tensor],
     block_size: int,

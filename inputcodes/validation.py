@@ -8,8 +8,8 @@ Windows hold block_size targets each, and the first target of a window is predic
 alone: losses are those of a model that reads block_size tokens at a time, without overlap.
 
 The loss is divided, too: over targets that have followed the same token earlier in their window (of
-conversations: in theirs, prompts included), which a model can copy (Olsson et al. 2022), and over
-all others.
+conversations: in their own, prompts included), which a model can copy (Olsson et al. 2022), and
+over all others.
 """
 
 import math
@@ -196,7 +196,7 @@ def validate(
 def came_before(
     x: NDArray[np.int64], y: NDArray[np.int64], texts: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether the pair of x (B, T) and what follows it stands in its text already, (B, T).
+    """Whether the pair of x (B, T) and what follows it has come before in its text, (B, T).
 
     `texts`, (B, T) or (B, 1), are the numbers of the texts that the tokens are in. What follows is
     the target y (B, T), or the next x where that is IGNORED.
