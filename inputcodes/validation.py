@@ -110,11 +110,8 @@ class Bigram:
         self._unigram = (single + kinds / V) / (single.sum() + kinds)
 
     def nats(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
-        """The sum of -log p(y | x) over pairs of tokens, each (N,).
-
-        Each is rounded to a multiple of 2^-24, so that sums are exact, in whichever order.
-        """
-        return float(np.rint(-np.log(self._p(x, y)) * 2**24).sum() / 2**24)
+        """The sum of -log p(y | x) over pairs of tokens, each (N,)."""
+        return float(rounded(-np.log(self._p(x, y))).sum())
 
     def _p(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
         """p(y | x) of pairs of tokens, (N,)."""
@@ -212,4 +209,9 @@ def came_before(
 def target_nats(model: GPT, batch: Batch) -> NDArray[np.float64]:
     """The loss of every target of a batch in nats, (B * T,); 0 where there is none."""
     states = model.hidden(batch.x, layout=batch.layout).flatten(0, 1)
-    return token_nats(states, model.head.weight, batch.y.flatten()).cpu().double().numpy()
+    return rounded(token_nats(states, model.head.weight, batch.y.flatten()).cpu().double().numpy())
+
+
+def rounded(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each rounded to a multiple of 2^-24, so that sums are exact, whichever process adds what."""
+    return np.rint(nats * 2**24) / 2**24

@@ -16,7 +16,7 @@ from inputcodes.distributed import Processes
 from inputcodes.documents import encode_turns
 from inputcodes.packing import ChatRows
 from inputcodes.tokenizer import Tokenizer
-from inputcodes.validation import Bigram, validate
+from inputcodes.validation import Bigram, Evaluation, validate
 from model import GPT, GPTConfig
 from tests.helpers import write_data_set
 
@@ -144,6 +144,21 @@ def test_the_loss_by_document_is_that_of_its_targets(data, gpt):
     assert metrics["val_chance"] == math.log(256)
     assert "val_bigram" not in metrics
     assert sum(n for n, _ in metrics["val_documents"]) == pytest.approx(nats.sum(), abs=0.01)
+
+
+def test_the_result_is_the_same_to_the_last_bit_however_many_share_the_work(
+    data, gpt, monkeypatch
+):
+    # Losses of as many bits as a sum has: added as they are, the order would matter.
+    monkeypatch.setattr(validation, "token_nats", lambda x, w, targets: targets.double().sqrt())
+
+    def result(world: int) -> Evaluation:
+        sums: list[torch.Tensor] = []
+        monkeypatch.setattr(Processes, "sum", lambda _, part: sums.append(part) or sum(sums))
+        shares = [Processes(torch.device("cpu"), rank, world) for rank in range(world)]
+        return [validate(gpt, data, 0, 1, share) for share in shares][-1]
+
+    assert result(1) == result(2) == result(3)
 
 
 def test_a_pair_came_before_where_it_stands_earlier_in_its_text():
