@@ -10,6 +10,7 @@ whole conversation, or as much of its end as fits into the context.
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import codecs
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
     for number in itertools.count():
         try:
             text = input("user: ")
+            text.encode()  # under LANG=C.UTF-8 what cannot be decoded comes as lone surrogates
             if not text.strip():
                 continue
             context += encode_turns(tokenizer, [("user", text)]).tolist()
@@ -96,10 +98,8 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"the input is not {error.encoding} text ({error.reason}): convert it"
-            ) from error
+        except UnicodeError as error:
+            raise UserError(f"the input is not {sys.stdin.encoding} text: convert it") from error
 
 
 def write_on(
