@@ -27,7 +27,7 @@ from inputcodes.tasks import (
 )
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from tests.helpers import SMALL, Program
+from tests.helpers import SMALL, Program, write_data_set
 
 CPU = Processes(torch.device("cpu"))
 TOKENIZER = Tokenizer(256)
@@ -543,3 +543,6 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
             evaluate.main([f"--out_dir={out_dir}", argv])
     with pytest.raises(UserError, match=r"has 0 files boolq\*\.jsonl"):
         read_items("boolq", str(tmp_path), 0)
+    write_data_set(tmp_path / "other", *[[np.arange(99, dtype=np.uint16)]] * 2, vocab_size=300)
+    with pytest.raises(UserError, match=r"another tokenizer than .*best\.pt: pass a --dataset of"):
+        evaluate.main([f"--out_dir={out_dir}", f"--data_dir={tmp_path}", "--dataset=other"])
