@@ -146,9 +146,7 @@ def test_the_loss_by_document_is_that_of_its_targets(data, gpt):
     assert sum(n for n, _ in metrics["val_documents"]) == pytest.approx(nats.sum(), abs=0.01)
 
 
-def test_the_result_is_the_same_to_the_last_bit_however_many_share_the_work(
-    data, gpt, monkeypatch
-):
+def test_the_result_is_the_same_to_the_last_bit_however_many_share_the_work(data, gpt, monkeypatch):
     # Losses of as many bits as a sum has: added as they are, the order would matter.
     monkeypatch.setattr(validation, "token_nats", lambda x, w, targets: targets.double().sqrt())
 
