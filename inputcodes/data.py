@@ -83,7 +83,7 @@ class TextRows:
     def too_few(self, split: str) -> str:
         return (
             f"{self.tokens:,} {split} tokens are too few for block_size={self.block_size}:"
-            " make it smaller, or add text"
+            " add text, or train a new model with a smaller one"
         )
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:

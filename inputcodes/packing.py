@@ -80,7 +80,8 @@ class ChatRows:
     def too_few(self, split: str) -> str:
         return (
             f"in none of {self.left_out:,} {split} conversations does a reply begin within"
-            f" block_size={self.block_size} tokens: make it larger"
+            f" block_size={self.block_size} tokens: shorten their prompts, or train a new model"
+            " with a larger one"
         )
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:

@@ -163,14 +163,15 @@ def test_every_validation_target_has_its_document(tmp_path, max_tokens):
 
 
 def test_too_little_data_is_refused(data_dir):
-    with pytest.raises(UserError, match="15 training tokens are too few for block_size=8"):
+    few = "15 training tokens are too few for block_size=8: add text, or train a new model"
+    with pytest.raises(UserError, match=few):
         TrainingData(TextRows(stream_of(15), 8), batch_size=1, seed=0)
     with pytest.raises(UserError, match="validation tokens are too few for block_size=203"):
         next(validation_batches(DataSet(data_dir).rows("val", 203), 0, 1, Processes(CPU)))
     tokenizer = Tokenizer(256)
     ids = encode_turns(tokenizer, [("user", "what?"), ("assistant", "that")])
     rows = ChatRows(np.append(ids, tokenizer.end_of_text), tokenizer, 4)
-    with pytest.raises(UserError, match=r"none of 1 training conv.* block_size=4 .* larger"):
+    with pytest.raises(UserError, match=r"none of 1 training conv.* block_size=4 .* new model"):
         TrainingData(rows, batch_size=1, seed=0)
     with pytest.raises(UserError, match=r"none of 1 validation conv.* block_size=4 .* larger"):
         next(validation_batches(rows, 0, 1, Processes(CPU)))
