@@ -267,6 +267,8 @@ class _Preparation:
             self.val_below, note = find_threshold(self.corpus)
             if note:
                 say(f"note: {note}")
+        elif config.val_source and config.val_fraction not in (0, PrepareConfig.val_fraction):
+            say(f"note: val_fraction={config.val_fraction} has no effect beside --val_source")
         tokenizer = self.tokenizer()
         self.encode(tokenizer)
         self.check_splits()
@@ -357,7 +359,9 @@ class _Preparation:
         if counts["train"] and (counts["val"] or not (config.val_fraction or config.val_source)):
             return
         shards.discard(self.writer.folder)
-        side, advice = "training", "; ".join(self.notes[:1]) or "give more text"
+        unread = any(n for reason, n in progress["skipped"].items() if reason != "empty")
+        advice = "docs/data.md says what is read" if unread else "give more text"
+        side, advice = "training", "; ".join(self.notes[:1]) or advice
         if counts["train"]:
             ended = 0 < config.max_tokens <= progress["splits"]["train"]["tokens"]
             more = f"raise --max_tokens={config.max_tokens}" if ended else "give more text"

@@ -259,7 +259,8 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
         read = 0
         try:
             header = next(lines, "")
-            comma = max(",;\t", key=header.count)  # or what stands for it
+            names = {c: next(csv.reader([header], delimiter=c), []) for c in ",;\t"}
+            comma = max(names, key=lambda c: (column in names[c], len(names[c])))  # names hold some
             rows = csv.DictReader(itertools.chain([header], lines), delimiter=comma, strict=True)
             columns_of(rows.fieldnames or (), column, path)
             read = rows.line_num
@@ -327,7 +328,7 @@ def _scan(path: str) -> int:
                 latin = True
                 decoder.reset()
     if latin:
-        raise NotText(f"{path} is not UTF-8: {_conversion(path, 'LATIN1')}, if it is Latin-1")
+        raise NotText(f"{path} is not UTF-8: {_conversion(path, 'CP1252')}, if it is Windows-1252")
     return characters
 
 

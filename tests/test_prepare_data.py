@@ -191,9 +191,10 @@ def test_all_kinds_of_files(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text('id,body\n1,"a;b;c\td"\n')
     (tmp_path / "f.csv").write_text("id;body\n1;six, 7\n")
     (tmp_path / "g.csv").write_text("id\tbody\n1\tsix, 7\n")
+    (tmp_path / "h.csv").write_text('"id, old";new, or not;body\n1;2;six, 7\n')
     files = f"{tmp_path}/*.jsonl,{tmp_path}/*.txt, {tmp_path}/*.md,{tmp_path}/d*,{tmp_path}/*.csv"
     folder = prepare(prepare_config(tmp_path, files=files, text_column="body", val_fraction=0.0))
-    texts = ["drei", "vier", "one\r\ndocument", "# two", "fünf", "a;b;c\td", "six, 7", "six, 7"]
+    texts = ["drei", "vier", "one\r\ndocument", "# two", "fünf", "a;b;c\td", *["six, 7"] * 3]
     assert read_split(folder, "train")[0] == texts
     assert read_split(folder, "val") == ([], [])
 
@@ -664,7 +665,8 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.json", b'[{"text"', r"cannot read .*a\.json: JSONDecodeError"),
         ("a.txt.gz", gzip.compress(b"text")[:-6], r"cannot read .*a\.txt\.gz: OSError: Truncated"),
         ("a.jsonl.zst", b"text", r"cannot read .*a\.jsonl\.zst"),
-        ("a.txt", b"", r"no training document"),
+        ("a.txt", b"", r"no training document.*: give more text$"),
+        ("a.json", b'{"text": {"0": "x"}}', r"1 not_text\): docs/data.md says what is read$"),
         ("a.txt", b"1", r"no training document"),
         ("a.jsonl", b'{"text": "only one"}', r"no validation document"),
     ],

@@ -260,7 +260,9 @@ def test_overwrite_makes_a_set_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["files", "hub"])
-def test_the_validation_text_can_be_given(tmp_path: Path, kind: str) -> None:
+def test_the_validation_text_can_be_given(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = documents(30)
     for name, chosen in (("train", texts[:20]), ("validation", texts[20:])):
         (tmp_path / "own").mkdir(exist_ok=True)
@@ -271,6 +273,7 @@ def test_the_validation_text_can_be_given(tmp_path: Path, kind: str) -> None:
     made = prepare(prepare_config(tmp_path, **settings))
     assert texts_in(made, "train") == texts[:20]
     assert texts_in(made, "val") == texts[20:]
+    assert "note: val_fraction=0.1 has no effect beside --val_source" in capsys.readouterr().out
     if kind == "hub":  # of several splits
         write_json_lines(tmp_path / "own" / "test.jsonl", [{"text": "a test"}])
         settings |= {"val_source": "test,validation", "dataset": "both"}
@@ -492,26 +495,26 @@ def test_a_single_text_is_cut_at_a_line(
         assert train == before
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "cp1252"])
 @pytest.mark.parametrize("name", ["an old.txt", "an old.csv"])
 def test_text_in_another_encoding_is_one_line_whose_command_converts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mark = "\ufeff" if encoding == "utf-16-be" else ""
-    rows = "".join(f"café {n}\n" for n in range(500))
+    rows = "".join(f"café “{n}”\n" for n in range(500))
     Path(name).write_bytes(f"{mark}text\n{rows}".encode(encoding))
     with pytest.raises(UserError) as caught:
         prepare(prepare_config(tmp_path, files=name))
     (line,) = str(caught.value).splitlines()
-    if name.endswith("csv") and encoding == "latin-1":  # not known before the byte is read
+    if name.endswith("csv") and encoding == "cp1252":  # not known before the byte is read
         assert "an old.csv, line 2: not CSV in UTF-8: 'utf-8' codec" in line
         return
-    known = "" if encoding == "latin-1" else encoding[:6].upper() + ", "
+    known = "" if encoding == "cp1252" else encoding[:6].upper() + ", "
     assert f"{name} is {known}not UTF-8: convert it with `iconv " in line
     subprocess.run(line.split("`")[1], shell=True, check=True)
     folder = prepare(prepare_config(tmp_path, files=name.replace(".", "-utf8.")))
-    assert "café" in texts_in(folder, "train")[0]
+    assert "café “" in texts_in(folder, "train")[0]
 
 
 def test_off_a_terminal_progress_is_plain_lines(
