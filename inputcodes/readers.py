@@ -260,7 +260,7 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
         try:
             header = next(lines, "")
             names = {c: next(csv.reader([header], delimiter=c), []) for c in ",;\t"}
-            comma = max(names, key=lambda c: (column in names[c], len(names[c])))  # names hold some
+            comma = max(names, key=lambda c: (column in names[c], len(names[c])))
             rows = csv.DictReader(itertools.chain([header], lines), delimiter=comma, strict=True)
             columns_of(rows.fieldnames or (), column, path)
             read = rows.line_num
@@ -305,7 +305,7 @@ def _read_text(path: str, separator: str, cut: float) -> Iterator[Item]:
     except NotText as error:
         yield Item(error.bad, note=str(error))
         return
-    texts = _halves(path, int(characters * (1 - cut))) if cut else _documents(path, separator)
+    texts = _halves(path, characters, cut) if cut else _documents(path, separator)
     inside, first_hash = False, None
     for split, text, ends in texts:
         if not inside:
@@ -351,17 +351,17 @@ def _blocks(path: str) -> Iterator[tuple[str, bool]]:
         yield block, True
 
 
-def _halves(path: str, left: int) -> Iterator[tuple[str, str, bool]]:
-    """A text as two documents, the second from the start of the line with character `left` on.
+def _halves(path: str, characters: int, cut: float) -> Iterator[tuple[str, str, bool]]:
+    """A text as two documents, the second first, so that reading may stop within the training text.
 
-    The second comes first, so that reading may stop within the training text.
+    The cut is at the start of a line, unless that would more than double what is held out.
     """
     for wanted in ("val", "train"):
-        split, before, start = "train", "", 0
+        split, before, start, left = "train", "", 0, int(characters * (1 - cut))
         for block, is_last in _blocks(path):
             if split == "train" and start + len(block) > left:
                 at = block.rfind("\n", 0, left - start) + 1
-                if not at and not before.endswith("\n"):  # within a very long line
+                if (not at and before[-1:] != "\n") or start + at < 2 * left - characters:
                     at = left - start
                 if wanted == "train":
                     yield split, block[:at], True

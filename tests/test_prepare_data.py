@@ -217,6 +217,13 @@ def test_long_texts_in_parts_keep_every_character(
     assert train[0] + val[0] == whole
     assert val[0].startswith("línea")
     assert 0.1 <= len(val[0]) / len(whole) < 0.11
+    monkeypatch.setattr(readers, "PART", 5000)
+    for lines in (1, 2):  # the last one is half of the text, or nearly all
+        whole = "A title\n" + ("word " * 200 + "\n") * lines
+        (tmp_path / "long.txt").write_text(whole)
+        settings = {"files": f"{tmp_path}/long.txt", "dataset": f"long{lines}"}
+        val = read_split(prepare(prepare_config(tmp_path, **settings)), "val")[0]
+        assert 0.1 <= len(val[0]) / len(whole) < 0.11
 
 
 def two_folders(tmp_path: Path) -> tuple[list[str], list[str]]:
