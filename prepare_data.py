@@ -267,8 +267,14 @@ class _Preparation:
             self.val_below, note = find_threshold(self.corpus)
             if note:
                 say(f"note: {note}")
-        elif config.val_source and config.val_fraction not in (0, PrepareConfig.val_fraction):
-            say(f"note: val_fraction={config.val_fraction} has no effect beside --val_source")
+        idle = {
+            "val_fraction": config.val_source and "beside --val_source",
+            "seed": not config.chances and "without --probabilities",
+            "text_column": self.corpus.text_files and "on text files",
+        }
+        for name, where in idle.items():
+            if where and (value := getattr(config, name)) != getattr(PrepareConfig, name):
+                say(f"note: {name}={value} has no effect {where}")
         tokenizer = self.tokenizer()
         self.encode(tokenizer)
         self.check_splits()
