@@ -728,6 +728,7 @@ def main(argv: list[str]) -> None:
     config = configure(StudyConfig, argv)
     with replacing(Path(config.out)) as partial:
         partial.touch()  # an error now, not after the minutes that the study takes
+        partial.unlink()  # which a signal would leave
         try:
             record = make_study(config)
         except BrokenProcessPool as error:

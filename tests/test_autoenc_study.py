@@ -492,6 +492,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_study_runs():
 )
 def test_a_study_that_does_not_end_leaves_the_results_before(tmp_path, monkeypatch, error):
     def end(config):
+        assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
         raise error
 
     monkeypatch.setattr(study, "make_study", end)
