@@ -675,15 +675,16 @@ def note_at_chance(lines: Sequence[Line]) -> str:
     if not lines or not all("chance" in line.verdict for line in lines):
         return ""
     note = """\
-All losses lie within 1% of a uniform guess (ln V), as the paper's do: nothing was
-learned, and the methods must look alike. The paper's level is reproduced"""
+All losses in rows that the paper has lie within 1% of a uniform guess (ln V), as its own
+do: nothing was learned, and the methods must look alike.
+The paper's level is reproduced"""
     rows, different = len(lines), sum(line.paired_p < 0.05 for line in lines)
     if different:
         here = stats.mean([sd for line in lines for sd in (line.first_sd, line.second_sd)])
         paper = stats.mean([float(x) for x in re.findall(r"± ([\d.]+)", " ".join(PAPER.values()))])
-        note += f""", its differences are
-not: none of them was significant there, {different} of {rows} rows are here, because the standard
-deviation over seeds is {here:.4f} in the mean here and {paper:.4f} there"""
+        note += f""", its differences are not: none of them was
+significant there, {different} of {rows} rows are here, because the standard deviation over seeds
+is {here:.4f} in the mean here and {paper:.4f} there"""
     return f"{note}."
 
 
