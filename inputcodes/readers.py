@@ -272,7 +272,8 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
                 read = rows.line_num
                 yield read, row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {read + 1}: not CSV in UTF-8: {error}") from error
+            why = f"{error}: {_conversion(path)}" if isinstance(error, UnicodeError) else error
+            raise UserError(f"{path}, line {read + 1}: not CSV in UTF-8: {why}") from error
 
 
 def read_json(path: str, column: str | None = None) -> Iterator[tuple[int, Any]]:
@@ -328,17 +329,16 @@ def _scan(path: str) -> int:
                 latin = True
                 decoder.reset()
     if latin:
-        raise NotText(f"{path} is not UTF-8: {_conversion(path, 'CP1252')}, if it is Windows-1252")
+        raise NotText(f"{path} is not UTF-8: {_conversion(path)}")
     return characters
 
 
-def _conversion(path: str, encoding: str) -> str:
-    stem, suffix = os.path.splitext(path)
-    unpack = "unpack it and " if suffix.lower() in COMPRESSIONS else ""
-    if unpack:
-        path, (stem, suffix) = stem, os.path.splitext(stem)
-    convert = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", path])
-    return f"{unpack}convert it with `{convert} > {shlex.quote(f'{stem}-utf8{suffix}')}`"
+def _conversion(path: str, known: str = "") -> str:
+    unpack = "unpack it and " * (os.path.splitext(path.lower())[1] in COMPRESSIONS)
+    stem, suffix = os.path.splitext(os.path.splitext(path)[0] if unpack else path)
+    convert = shlex.join(["iconv", "-f", known or "CP1252", "-t", "UTF-8", stem + suffix])
+    convert = f"{unpack}convert it with `{convert} > {shlex.quote(f'{stem}-utf8{suffix}')}`"
+    return convert if known else f"{convert}, if it is Windows-1252"
 
 
 def _blocks(path: str) -> Iterator[tuple[str, bool]]:

@@ -512,9 +512,10 @@ def test_text_in_another_encoding_is_one_line_whose_command_converts_it(
     (line,) = str(caught.value).splitlines()
     if name.endswith("csv") and encoding == "cp1252":  # not known before the byte is read
         assert "an old.csv, line 2: not CSV in UTF-8: 'utf-8' codec" in line
-        return
-    known = "" if encoding == "cp1252" else encoding[:6].upper() + ", "
-    assert f"{name} is {known}not UTF-8: convert it with `iconv " in line
+    else:
+        known = "" if encoding == "cp1252" else encoding[:6].upper() + ", "
+        assert f"{name} is {known}not UTF-8: convert it with `iconv " in line
+    assert line.endswith("if it is Windows-1252") == (encoding == "cp1252")
     subprocess.run(line.split("`")[1], shell=True, check=True)
     folder = prepare(prepare_config(tmp_path, files=name.replace(".", "-utf8.")))
     assert "café “" in texts_in(folder, "train")[0]
