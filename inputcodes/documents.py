@@ -120,7 +120,7 @@ def _messages(row: dict[str, Any]) -> Any:
     if isinstance(prompt, str) and (more := row.get("input")):
         if not isinstance(more, str):
             raise LeftOut("not_text")
-        prompt = f"{prompt}\n\n{more}"
+        prompt = "\n\n".join(text for text in (prompt, more) if text.strip())
     answer = next(row[name] for name in ("response", "completion", "output") if name in row)
     messages: list[Any] = []
     history = row.get("history") or []

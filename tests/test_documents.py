@@ -73,7 +73,8 @@ PARTS = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hi"}]
         ({"prompt": "Say hi", "completion": "hi"}, HI),
         ({"prompt": [{"role": "user", "content": "Say hi"}],
           "completion": [{"role": "assistant", "content": "hi"}]}, HI),
-        ({"instruction": "Say hi", "input": "", "output": "hi"}, HI),
+        *(({"instruction": said, "input": more, "output": "hi"}, HI)
+          for said, more in (("Say hi", ""), ("Say hi", " \n"), ("", "Say hi"))),
         ({"instruction": "Say", "input": "it", "output": "hi"},
          [("user", "Say\n\nit"), ("assistant", "hi")]),
         ({"conversations": [{"from": "human", "value": "Say hi"}, {"from": "gpt", "value": "hi"}]},
