@@ -714,7 +714,9 @@ class StudyConfig(Settings):
     seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2, most=10_000)
     workers: int = setting(os.cpu_count() or 1, "processes", least=1)
     margin: float = setting(0.01, "of TOST, a share of the loss", above=0, below=1)
-    out: str = setting("", "JSON file; empty: out/autoenc_PROTOCOL[_SECTION][_quick].json")
+    out: str = setting(
+        "", "JSON file; empty: out/autoenc_PROTOCOL[_SECTION][_quick].json", is_path=True
+    )
     quick: bool = setting(False, "a look in half a minute: fewer seeds, sizes and sequences")
 
     @classmethod

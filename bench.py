@@ -57,13 +57,13 @@ TABLES = {
 
 @dataclass(frozen=True)
 class BenchConfig(TrainConfig):
-    nanogpt: str = setting("", "directory of a checkout of nanoGPT to measure beside; empty: none")
+    nanogpt: str = setting("", "checkout of nanoGPT to measure beside; empty: none", is_path=True)
     only: str = setting(",".join(TABLES), "tables to make, separated by commas")
     rounds: int = setting(10, "turns that count", least=1, most=100_000)
     warmup: int = setting(2, "turns before them; the first one compiles", least=1, most=100_000)
     turn_s: float = setting(0.3, "seconds of a turn, at least; it has one call at least", least=0)
     new_tokens: int = setting(256, "tokens that a generation writes", least=1)
-    out: str = setting("", "JSON file to add the result to; empty: none")
+    out: str = setting("", "JSON file to add the result to; empty: none", is_path=True)
 
     def problems(self) -> list[str]:
         problems = super().problems()

@@ -333,7 +333,7 @@ def draw_means(
 @dataclass(frozen=True)
 class CurveConfig(Settings):
     runs: tuple[str, ...] = setting((), "directories of runs", positional=True)
-    file: str = setting("curves.png", "where the picture goes: .png, .svg or .pdf")
+    file: str = setting("curves.png", "where it goes: .png, .svg or .pdf", is_path=True)
 
     def problems(self) -> list[str]:
         problems = super().problems()

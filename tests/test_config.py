@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from autoenc_study import StudyConfig
+from bench import BenchConfig
 from compare import CompareConfig, configure_study
 from evaluate import EvaluateConfig
 from export import ExportConfig
 from inputcodes.configurator import configure, given_values
+from inputcodes.figures import CurveConfig
 from prepare_data import PrepareConfig
 from sample import SampleConfig
 from train import TrainConfig
@@ -40,6 +43,10 @@ def test_every_file_loads(file):
         (CompareConfig, "table_of"),
         (EvaluateConfig, "data"),
         (PrepareConfig, "show"),
+        (BenchConfig, "nanogpt"),
+        (BenchConfig, "out"),
+        (StudyConfig, "out"),
+        (CurveConfig, "file"),
     ],
 )
 def test_a_tilde_is_the_home_and_no_new_folder(cls, name, monkeypatch):
