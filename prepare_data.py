@@ -168,7 +168,7 @@ def prepare(config: PrepareConfig) -> Path:
     If another process is making it, this one waits and then uses what is there.
     """
     folder = Path(config.data_dir) / config.name
-    entries = find_entries(config.kind, config.entries, split_list(config.val_source))
+    entries = find_entries(config.kind, config.entries, split_list(config.val_source), config.chat)
     column = None if config.chat else config.text_column
     how = config.separator, config.val_fraction, config.chances, config.seed
     corpus = Corpus(entries, column, *how)

@@ -218,11 +218,13 @@ def find_threshold(corpus: Corpus) -> tuple[int, str]:
     )
 
 
-def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()) -> list[Entry]:
+def find_entries(
+    kind: str, names: Sequence[str], val_source: Sequence[str], chat: bool
+) -> list[Entry]:
     """What to read, of kind stdlib, files or hub, validation documents first.
 
     `val_source` names their files, or the splits of each of the hub's data sets. A file counts
-    once, however many links and patterns lead to it.
+    once, however many links and patterns lead to it; of a folder's the texts are no `chat`.
     """
     if kind == "stdlib":
         version = f"{platform.python_implementation()} {platform.python_version()}"
@@ -233,12 +235,15 @@ def find_entries(kind: str, names: Sequence[str], val_source: Sequence[str] = ()
     if kind == "files":
         held_out = [Entry(name, "val") for name in val_source]
     entries = held_out + [Entry(name, side) for name in names]
+    suffixes = readers.ROW_SUFFIXES if chat else readers.SUFFIXES
     seen: set[tuple[int, int]] = set()
     for entry in entries:
         folder, config, _ = hub_name(entry.name)
         if kind == "files":
-            paths = readers.matching_files(entry.name)
-            entry.left_alone = readers.left_alone(entry.name)
+            paths = readers.matching_files(entry.name, suffixes)
+            entry.left_alone = readers.left_alone(
+                entry.name, lambda file: readers.suffix_of(file) in suffixes
+            )
         elif os.path.isdir(folder):
             paths, entry.left_alone = _hub_files(folder, config, entry.hub_split)
         else:

@@ -25,7 +25,8 @@ from inputcodes.documents import CHAT_COLUMNS, HASHED, MORE_CHAT_COLUMNS, Item, 
 from inputcodes.files import system_errors
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary",
               "dictionary<values=string,", "dictionary<values=large_string,")  # fmt: skip
@@ -78,12 +79,13 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def matching_files(name: str) -> list[str]:
+def matching_files(name: str, suffixes: Container[str] = SUFFIXES) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)
     if os.path.isdir(path):
-        known = filter(has_known_suffix, paths_below(path))
-        if paths := list(filter(os.path.isfile, known)):
+        if paths := [
+            p for p in paths_below(path) if suffix_of(p) in suffixes and os.path.isfile(p)
+        ]:
             return paths
         raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
     if paths := [path] if os.path.isfile(path) else list(filter(os.path.isfile, _expand(path))):
@@ -94,11 +96,7 @@ def matching_files(name: str) -> list[str]:
     raise UserError(f"no file matches {name!r}: check the path, and quote a pattern")
 
 
-def has_known_suffix(path: str) -> bool:
-    return suffix_of(path) in SUFFIXES
-
-
-def left_alone(name: str, is_read: Callable[[str], bool] = has_known_suffix) -> str:
+def left_alone(name: str, is_read: Callable[[str], bool]) -> str:
     """What a folder holds besides the files that are read, counted by ending; "" if nothing."""
     path, counts = local_path(name), Counter[str]()
     for file in paths_below(path) if os.path.isdir(path) else ():
@@ -206,7 +204,7 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
     import pyarrow.parquet
 
     for path in paths:
-        if not has_known_suffix(path):
+        if suffix_of(path) not in SUFFIXES:
             raise UserError(
                 f"cannot read {path}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
                 f"with {', '.join(COMPRESSIONS)}"

@@ -211,6 +211,21 @@ def test_conversations_without_their_columns_are_refused(tmp_path: Path) -> None
     assert PrepareConfig(chat=True).name == "docstrings"
 
 
+def test_the_texts_in_a_folder_are_no_conversations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    (folder / "README.md").write_text("A data set's card.")
+    files = write_json_lines(
+        folder / "a.jsonl", [{"prompt": f"{n}?", "response": "!"} for n in "ab"]
+    )
+    inside = prepare(prepare_config(tmp_path, files=str(folder), chat=True, dataset="folder"))
+    assert f"note: not read in {folder}: 1 .md\n" in capsys.readouterr().out
+    alone = prepare(prepare_config(tmp_path, files=files, chat=True, dataset="file"))
+    assert chats_of(inside) == chats_of(alone) != []
+
+
 def test_a_system_column_of_a_table_is_read(tmp_path: Path) -> None:
     table = {"system": ["Be kind", None], "prompt": ["a", "b"], "response": ["c", "d"]}
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
