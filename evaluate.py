@@ -101,8 +101,8 @@ def open_targets(config: EvaluateConfig, verify: bool) -> list[Target]:
             data = open_once(folder)
             if data.tokenizer.sha256 != record["tokenizer_sha256"]:
                 raise UserError(
-                    f"{data.path} has another tokenizer than {path}: pass a --dataset of the same"
-                    " one, or evaluate runs of other tokenizers apart"
+                    f"{data.path} has another tokenizer than {path}: pass a --dataset that was"
+                    " made with the same one, or evaluate runs of different tokenizers separately"
                 )
             # Raises UserError if there are too few tokens for one window.
             validation_numbers(data.rows("val", model.config.block_size), config.eval_tokens)

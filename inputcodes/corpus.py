@@ -224,7 +224,7 @@ def find_entries(
     """What to read, of kind stdlib, files or hub, validation documents first.
 
     `val_source` names their files, or the splits of each of the hub's data sets. A file counts
-    once, however many links and patterns lead to it; of a folder's the texts are no `chat`.
+    once, however many links and patterns lead to it. With `chat` a folder's texts are not read.
     """
     if kind == "stdlib":
         version = f"{platform.python_implementation()} {platform.python_version()}"
@@ -241,9 +241,7 @@ def find_entries(
         folder, config, _ = hub_name(entry.name)
         if kind == "files":
             paths = readers.matching_files(entry.name, suffixes)
-            entry.left_alone = readers.left_alone(
-                entry.name, lambda file: readers.suffix_of(file) in suffixes
-            )
+            entry.left_alone = readers.left_alone(entry.name, paths)
         elif os.path.isdir(folder):
             paths, entry.left_alone = _hub_files(folder, config, entry.hub_split)
         else:
@@ -362,7 +360,5 @@ def _hub_files(folder: str, config: str | None, split: str) -> tuple[list[str], 
         found = load_dataset_builder(folder, config).config.data_files or {}
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")
-    known = {os.path.realpath(path) for paths in found.values() for path in paths}
-    return [str(path) for path in found[split]], readers.left_alone(
-        folder, lambda file: os.path.realpath(file) in known
-    )
+    others = readers.left_alone(folder, itertools.chain.from_iterable(found.values()))
+    return [str(path) for path in found[split]], others

@@ -16,7 +16,7 @@ import re
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,8 @@ def matching_files(name: str, suffixes: Container[str] = SUFFIXES) -> list[str]:
     """The files of a path, a folder or, if neither is there, a pattern; UserError if none."""
     path = local_path(name)
     if os.path.isdir(path):
-        if paths := [
-            p for p in paths_below(path) if suffix_of(p) in suffixes and os.path.isfile(p)
-        ]:
+        known = (file for file in paths_below(path) if suffix_of(file) in suffixes)
+        if paths := list(filter(os.path.isfile, known)):
             return paths
         raise UserError(f"no text in folder {name!r}, data sets aside: check the path")
     if paths := [path] if os.path.isfile(path) else list(filter(os.path.isfile, _expand(path))):
@@ -96,13 +95,13 @@ def matching_files(name: str, suffixes: Container[str] = SUFFIXES) -> list[str]:
     raise UserError(f"no file matches {name!r}: check the path, and quote a pattern")
 
 
-def left_alone(name: str, is_read: Callable[[str], bool]) -> str:
-    """What a folder holds besides the files that are read, counted by ending; "" if nothing."""
-    path, counts = local_path(name), Counter[str]()
+def left_alone(name: str, read: Iterable[str]) -> str:
+    """What a folder holds besides the files `read`, counted by ending; "" if nothing."""
+    path, counts, known = local_path(name), Counter[str](), set(map(os.path.realpath, read))
     for file in paths_below(path) if os.path.isdir(path) else ():
         if not os.path.isfile(file):
             counts["not regular files"] += 1
-        elif not is_read(file):
+        elif os.path.realpath(file) not in known:
             counts[os.path.splitext(file)[1] or "without an ending"] += 1
     return ", ".join(f"{number:,} {ending}" for ending, number in sorted(counts.items()))
 
@@ -331,12 +330,13 @@ def _scan(path: str) -> int:
     return characters
 
 
-def _conversion(path: str, known: str = "") -> str:
+def _conversion(path: str, encoding: str = "") -> str:
+    """What to do about a file that is not UTF-8, most likely Windows-1252 if nothing is known."""
     unpack = "unpack it and " * (os.path.splitext(path.lower())[1] in COMPRESSIONS)
     stem, suffix = os.path.splitext(os.path.splitext(path)[0] if unpack else path)
-    convert = shlex.join(["iconv", "-f", known or "CP1252", "-t", "UTF-8", stem + suffix])
+    convert = shlex.join(["iconv", "-f", encoding or "CP1252", "-t", "UTF-8", stem + suffix])
     convert = f"{unpack}convert it with `{convert} > {shlex.quote(f'{stem}-utf8{suffix}')}`"
-    return convert if known else f"{convert}, if it is Windows-1252"
+    return convert if encoding else f"{convert}, if it is Windows-1252"
 
 
 def _blocks(path: str) -> Iterator[tuple[str, bool]]:
@@ -354,8 +354,9 @@ def _halves(path: str, characters: int, cut: float) -> Iterator[tuple[str, str, 
 
     The cut is at the start of a line, unless that would more than double what is held out.
     """
+    left = int(characters * (1 - cut))
     for wanted in ("val", "train"):
-        split, before, start, left = "train", "", 0, int(characters * (1 - cut))
+        split, before, start = "train", "", 0
         for block, is_last in _blocks(path):
             if split == "train" and start + len(block) > left:
                 at = block.rfind("\n", 0, left - start) + 1

@@ -344,7 +344,7 @@ def test_differences_at_chance_are_spoken_of_where_there_are_some():
     same, apart = (line_of(noise, second, 100) for second in (noise, [x - 0.01 for x in noise]))
     assert study.note_at_chance([same]).endswith("The paper's level is reproduced.")
     note = study.note_at_chance([same, apart])  # not of the controls, one of which learns
-    assert note.startswith("All losses in rows that the paper has lie within 1%")
+    assert note.startswith("In all rows that the paper has, too, the losses lie within 1%")
     assert "significant there, 1 of 2 rows are here" in note
     assert not study.note_at_chance([same, line_of([chance / 2] * 3, noise, 100)])
 

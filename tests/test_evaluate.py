@@ -544,5 +544,7 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
     with pytest.raises(UserError, match=r"has 0 files boolq\*\.jsonl"):
         read_items("boolq", str(tmp_path), 0)
     write_data_set(tmp_path / "other", *[[np.arange(99, dtype=np.uint16)]] * 2, vocab_size=300)
-    with pytest.raises(UserError, match=r"another tokenizer than .*best\.pt: pass a --dataset of"):
+    with pytest.raises(
+        UserError, match=r"another tokenizer than .*best\.pt: pass a --dataset that"
+    ):
         evaluate.main([f"--out_dir={out_dir}", f"--data_dir={tmp_path}", "--dataset=other"])
