@@ -1,6 +1,6 @@
 """Train a GPT: in one process, or one per GPU under torchrun.
 
-    python train.py                                             # 5 to 8 minutes on two CPU cores
+    python train.py                                             # 4 to 8 minutes on two CPU cores
     python train.py config/fixed32.py --seed=2 --out_dir=out/fixed32-s2
     torchrun --nproc_per_node=2 train.py config/fixed32.py      # the paper's run
     python train.py config/sft_default.py                       # fine-tune the first one
