@@ -38,8 +38,7 @@ from inputcodes.checkpoint import made_by
 from inputcodes.configurator import UserError, configure, end_with_parent, run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, autocast, peak_mb, setup_device
-from inputcodes.files import read_json, system_errors, write_json
-from inputcodes.readers import split_list
+from inputcodes.files import read_json, split_list, system_errors, write_json
 from inputcodes.resume import for_data
 from inputcodes.stats import markdown_table
 from model import GPT, INPUT_LAYERS, count_parameters

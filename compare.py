@@ -33,8 +33,7 @@ from inputcodes.configurator import UserError, build, given_values, recorded, ru
 from inputcodes.data import DataSet
 from inputcodes.distributed import stop_signals
 from inputcodes.figures import draw_study
-from inputcodes.files import damage_named, locked, read_json, write_json, write_text
-from inputcodes.readers import split_list
+from inputcodes.files import damage_named, locked, read_json, split_list, write_json, write_text
 from inputcodes.report import details_of, make_report, summary_of
 from inputcodes.resume import check_architecture, find_start, for_data, start_of, starting_table
 from model import GPTConfig

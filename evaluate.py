@@ -24,8 +24,7 @@ from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, local_path, run_main, setting
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.distributed import Processes, autocast, end_with_torchrun, join_processes, one_cause
-from inputcodes.files import read_json, system_errors, write_json
-from inputcodes.readers import split_list
+from inputcodes.files import read_json, split_list, system_errors, write_json
 from inputcodes.stats import markdown_table
 from inputcodes.tasks import TASKS, Item, TaskResult, read_items, score, summarize
 from inputcodes.tokenizer import Tokenizer

@@ -29,9 +29,9 @@ from inputcodes import configurator, shards
 from inputcodes.configurator import Settings, UserError, command, configure, run_main, setting
 from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold, hub_name
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
-from inputcodes.files import file_sha256, locked
+from inputcodes.files import file_sha256, locked, split_list
 from inputcodes.ngrams import ORDERS, choose_ngrams, merge_counts, ngram_places, read_ngrams
-from inputcodes.readers import SUFFIXES, split_list
+from inputcodes.readers import SUFFIXES
 from inputcodes.tokenizer import Tokenizer
 from inputcodes.workers import map_chunks, progress_bar
 

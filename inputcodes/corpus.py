@@ -27,6 +27,7 @@ from typing import Any
 from inputcodes import readers
 from inputcodes.configurator import UserError, local_path
 from inputcodes.documents import Item, LeftOut, read_item, split_hash
+from inputcodes.files import trying
 
 SMALL_SET = 100_000  # documents after which no side of the split is empty by chance
 # Distributions strip the tests; the others are not the library's own source.
@@ -172,7 +173,7 @@ class Stream:
         entry, rows = self._corpus.entries[number], self._rows[number]
         if entry.paths is None:
             rows = (readers.item_of(row, self._corpus.column, entry.name) for row in rows)
-        with readers.trying(f"read any further in {entry.name}"):
+        with trying(f"read any further in {entry.name}"):
             for item in itertools.islice(rows, self._places[number], None):
                 self._places[number] += 1
                 yield item._replace(split=entry.split or item.split)
@@ -187,7 +188,7 @@ def _open_hub(entry: Entry, column: str | None) -> Any:
 
     path, config, _ = hub_name(entry.name)
     split, revision = entry.hub_split, _revision(entry.name)
-    with readers.trying(f"open the data set {entry.name!r}"):
+    with trying(f"open the data set {entry.name!r}"):
         rows = load_dataset(path, config, split=split, streaming=True, revision=revision)
     if rows.features:
         schema = rows.features.arrow_schema
@@ -356,7 +357,7 @@ def _hub_files(folder: str, config: str | None, split: str) -> tuple[list[str], 
     frequent format; and what else is there."""
     from datasets import load_dataset_builder
 
-    with readers.trying(f"open the data set {folder!r}"):
+    with trying(f"open the data set {folder!r}"):
         found = load_dataset_builder(folder, config).config.data_files or {}
     if split not in found:
         raise UserError(f"{folder} has no split {split!r}; there are {', '.join(map(str, found))}")

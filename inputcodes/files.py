@@ -8,13 +8,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from inputcodes.configurator import UserError
+from inputcodes.configurator import UserError, local_path
 
 # The suffix of a file that is being written: no other program's, as such files are removed.
 PARTIAL = ".inputcodes.partial"
@@ -42,6 +44,20 @@ def damage_named(path: Path, advice: str, what: str = "is damaged") -> Iterator[
             RuntimeError) as error:  # fmt: skip
         why = str(error) if isinstance(error, ValueError) else f"{error!r:.100}"
         raise UserError(f"{path} {what} ({why}){advice and ': ' + advice}") from error
+
+
+@contextlib.contextmanager
+def trying(action: str) -> Iterator[None]:
+    """Turn whatever a library raises inside into UserError "cannot ACTION: reason", one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # `datasets` says which configurations there are, and how to name one in Python.
+        advised = re.sub(r"Example of usage:\s*`load_dataset.*`", "(--hub=PATH:CONFIG)", str(error))
+        reason = textwrap.shorten(f"{type(error).__name__}: {advised}", 300)
+        raise UserError(f"cannot {action}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -188,3 +204,10 @@ def file_sha256(path: Path) -> str:
 def sha256_of_all(hashes: Sequence[str]) -> str:
     """One hash of many, in their order: of a data set's tokenizer, then of all its shards."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def split_list(text: str) -> list[str]:
+    """The parts between commas; a path that exists is one part, commas, spaces and all."""
+    if os.path.exists(local_path(text)):
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -19,9 +19,8 @@ import torch
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
 from inputcodes.distributed import Processes, autocast, setup_device
-from inputcodes.files import write_json
+from inputcodes.files import split_list, trying, write_json
 from inputcodes.loss import token_nats
-from inputcodes.readers import split_list, trying
 from inputcodes.tasks import Prompt, fit, option_states, split_pair
 from inputcodes.tokenizer import Tokenizer
 from model import GPT

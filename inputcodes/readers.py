@@ -1,7 +1,7 @@
 """Files: which ones a path, a folder or a pattern names, and the documents in them.
 
-Read are texts, JSON lines, JSON arrays, CSV and Parquet, all but the last also compressed. A text
-file is read in parts of about a megabyte, so memory does not grow with its size.
+Read are texts, JSON lines, JSON arrays and CSV, also compressed, Parquet and Arrow. A text file is
+read in parts of about a megabyte, so memory does not grow with its size.
 """
 
 import codecs
@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shlex
-import textwrap
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import Any
 
 from inputcodes.configurator import UserError, local_path
 from inputcodes.documents import CHAT_COLUMNS, HASHED, MORE_CHAT_COLUMNS, Item, split_hash
-from inputcodes.files import system_errors
+from inputcodes.files import system_errors, trying
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+TABLE_SUFFIXES = (".parquet", ".arrow")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", *TABLE_SUFFIXES)
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # pyarrow reads them
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary",
@@ -65,18 +65,13 @@ def _folders_below(folder: str, skipped: Container[str] = ()) -> Iterator[tuple[
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
+        if {"dataset_info.json", "dataset_dict.json"} & set(names):  # what save_to_disk writes
+            names = [name for name in names if not name.endswith(".json")]
         yield where, sorted(names)
 
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-
-
-def split_list(text: str) -> list[str]:
-    """The parts between commas; a path that exists is one part, commas, spaces and all."""
-    if os.path.exists(local_path(text)):
-        return [text]
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def matching_files(name: str, suffixes: Container[str] = SUFFIXES) -> list[str]:
@@ -121,7 +116,7 @@ def suffix_of(path: str) -> str:
     """The suffix in lower case, without that of a compression."""
     stem, suffix = os.path.splitext(path.lower())
     inner = os.path.splitext(stem)[1]
-    return inner if suffix in COMPRESSIONS and inner != ".parquet" else suffix
+    return inner if suffix in COMPRESSIONS and inner not in TABLE_SUFFIXES else suffix
 
 
 def read_files(
@@ -140,20 +135,6 @@ def read_files(
                 continue
             for number, row in _READERS.get(suffix, read_json)(path, column):
                 yield item_of(row, column, f"{path}, {_COUNTED.get(suffix, 'line')} {number}")
-
-
-@contextlib.contextmanager
-def trying(action: str) -> Iterator[None]:
-    """Turn whatever a library raises inside into UserError "cannot ACTION: reason", one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # `datasets` says which configurations there are, and how to name one in Python.
-        advised = re.sub(r"Example of usage:\s*`load_dataset.*`", "(--hub=PATH:CONFIG)", str(error))
-        reason = textwrap.shorten(f"{type(error).__name__}: {advised}", 300)
-        raise UserError(f"cannot {action}: {reason}") from error
 
 
 def item_of(row: Any, column: str | None, where: str) -> Item:
@@ -200,22 +181,20 @@ def check_schema(schema: Any, column: str | None, where: str) -> list[str]:
 
 def check_files(paths: Sequence[str], column: str | None) -> None:
     """Raise UserError for what can be refused before anything is read."""
-    import pyarrow.parquet
-
     for path in paths:
         if suffix_of(path) not in SUFFIXES:
             raise UserError(
-                f"cannot read {path}: expected one of {', '.join(SUFFIXES)}; all but .parquet also "
-                f"with {', '.join(COMPRESSIONS)}"
+                f"cannot read {path}: expected one of {', '.join(SUFFIXES)}; all but the last two "
+                f"also with {', '.join(COMPRESSIONS)}"
             )
         if column is None and suffix_of(path) in TEXT_SUFFIXES:
             raise UserError(
                 f"{path} is a text and holds no conversations: expected JSON lines,"
                 " JSON, CSV or Parquet"
             )
-        if suffix_of(path) == ".parquet":
-            with trying(f"read {path}"):
-                check_schema(pyarrow.parquet.read_schema(path), column, path)
+        if suffix_of(path) in TABLE_SUFFIXES:
+            with trying(f"read {path}"), _open_table(path) as (schema, _):
+                check_schema(schema, column, path)
 
 
 def _open(path: str) -> io.BufferedReader:
@@ -235,17 +214,30 @@ def _open(path: str) -> io.BufferedReader:
     return file
 
 
-def _read_parquet(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
+@contextlib.contextmanager
+def _open_table(path: str) -> Iterator[tuple[Any, Any]]:
+    """The schema of a Parquet or Arrow file, and a function to its batches of some columns."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-        names = check_schema(file.schema_arrow, column, path)
-        batches = file.iter_batches(batch_size=256, columns=names)
-        rows: Iterator[Any] = (row for batch in batches for row in batch.to_pylist())
-        if "arrow.json" in str(file.schema_arrow):  # values of several types, as JSON in a string
+    if suffix_of(path) == ".parquet":
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file.schema_arrow, lambda columns: file.iter_batches(256, columns=columns)
+        return
+    with pyarrow.memory_map(path) as source:
+        has_index = source.read(6) == b"ARROW1"  # as Feather; save_to_disk writes a stream
+        source.seek(0)
+        reader = (pyarrow.ipc.open_file if has_index else pyarrow.ipc.open_stream)(source)
+        yield reader.schema, lambda columns: reader.read_all().select(columns).to_batches(256)
+
+
+def _read_table(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
+    with _open_table(path) as (schema, batches):
+        names = check_schema(schema, column, path)
+        rows: Iterator[Any] = (row for batch in batches(names) for row in batch.to_pylist())
+        if "arrow.json" in str(schema):  # values of several types, as JSON in a string
             from datasets import Features  # which writes them so
 
-            rows = map(Features.from_arrow_schema(file.schema_arrow).decode_example, rows)
+            rows = map(Features.from_arrow_schema(schema).decode_example, rows)
         yield from enumerate(rows, start=1)
 
 
@@ -292,8 +284,8 @@ def read_json(path: str, column: str | None = None) -> Iterator[tuple[int, Any]]
                 ) from error
 
 
-_READERS = {".csv": _read_csv, ".parquet": _read_parquet}  # the others: read_json
-_COUNTED = {".parquet": "row", ".json": "object"}
+_READERS = {".csv": _read_csv, **dict.fromkeys(TABLE_SUFFIXES, _read_table)}  # or read_json
+_COUNTED = {**dict.fromkeys(TABLE_SUFFIXES, "row"), ".json": "object"}
 
 
 def _read_text(path: str, separator: str, cut: float) -> Iterator[Item]:

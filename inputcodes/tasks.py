@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from inputcodes.configurator import UserError
 from inputcodes.distributed import Processes
+from inputcodes.files import trying
 from inputcodes.generate import attention_of_any_shape
 from inputcodes.loss import token_nats
 from inputcodes.packing import Layout, segment_layout
-from inputcodes.readers import read_json, trying
+from inputcodes.readers import read_json
 from inputcodes.tokenizer import Tokenizer
 from model import GPT
 

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 import prepare_data
 from inputcodes import corpus, documents, readers, shards, workers
@@ -666,6 +668,8 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
         ("a.parquet", b"", r"cannot read .*a\.parquet"),
         ("a.parquet", b"PAR1 not really PAR1", r"cannot read .*a\.parquet"),
+        ("a.arrow", b"", r"cannot read .*a\.arrow: ArrowInvalid"),
+        ("a.arrow", b"ARROW1 not really", r"cannot read .*a\.arrow: ArrowInvalid"),
         ("a.doc", b"text\nx\n", r"cannot read .*a\.doc: expected one of"),
         ("a.csv", b"body\nx\n", r"a\.csv: no column 'text'; there are body"),
         ("a.json", b'[{"text": "x"}, 5]', r"a\.json, object 2: expected an object, found int"),
@@ -809,3 +813,25 @@ def test_what_the_user_sees(
 
 def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_folder_of_save_to_disk_is_its_rows(tmp_path: Path) -> None:
+    splits = {"train": texts_of(300, seed=15), "validation": texts_of(20, seed=16)}
+    rows = {name: Dataset.from_dict({"text": texts}) for name, texts in splits.items()}
+    DatasetDict(rows).save_to_disk(tmp_path / "saved")
+    pyarrow.feather.write_feather(rows["train"].data.table, tmp_path / "a.arrow")
+    whole = [{"text": text} for texts in splits.values() for text in texts]
+    lines = write_json_lines(tmp_path / "a.jsonl", whole)
+    made = {
+        name: contents(prepare(prepare_config(tmp_path, dataset=name, **settings)))
+        for name, settings in {
+            "lines": {"files": lines},
+            "all": {"files": f"{tmp_path}/saved"},
+            "own": {"hub": f"{tmp_path}/saved", "source": "hub", "val_source": "validation"},
+            "feather": {"files": f"{tmp_path}/a.arrow", "val_fraction": 0.0},
+        }.items()
+    }
+    assert made["all"]["train_000000.bin"] == made["lines"]["train_000000.bin"]
+    assert made["all"]["val_000000.bin"] == made["lines"]["val_000000.bin"]
+    assert made["own"]["train_000000.bin"] == made["feather"]["train_000000.bin"]
+    assert read_split(tmp_path / "data" / "own", "val")[0] == splits["validation"]
