@@ -336,10 +336,11 @@ def run_missing(study: Study) -> list[str]:
 
 def main(argv: list[str]) -> None:
     failed: list[str] = []
-    with stop_signals(runs.stop), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if "report" in (given := given_values(CompareConfig, argv)):
             study = read_study(given)
         else:
+            stack.enter_context(stop_signals(runs.stop))
             study = configure_study(argv)
             check_before(study)
             for directory in sorted({study.directory.resolve(), study.runs_dir.resolve()}):

@@ -269,12 +269,13 @@ class Stop:
 
     def _parent_is_gone(self) -> bool:
         """Whether torchrun, or the program that PARENT names, no longer runs."""
-        watched = os.environ.get(PARENT)
+        watched = os.environ.get(PARENT, "")
+        watched *= watched.isdecimal()  # what is no number names no program
         gone = os.getppid() != STARTED_BY and (watched or TORCHRUN in os.environ)
         if watched and sys.platform != "win32":  # perhaps the grandparent, with torchrun between
             try:
                 os.kill(int(watched), 0)  # sends nothing
-            except ProcessLookupError:
+            except (OSError, OverflowError):  # there is none, or it is another user's
                 return True
         return bool(gone)
 

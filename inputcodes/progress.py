@@ -196,7 +196,9 @@ def next_commands(trainer: Any, argv: Sequence[str]) -> list[str]:
     matched = dataclasses.replace(config, input_layer=other)
     if config.init_from == "scratch" and not matched.problems():
         words = [word for word in argv if not word.startswith(("--input_layer=", "--out_dir="))]
-        commands.append(train_command(*words, f"--input_layer={other}", f"{out_dir}/{other}"))
+        place = Path(config.out_dir)
+        place = (place.parent if place.name == config.input_layer else place) / other
+        commands.append(train_command(*words, f"--input_layer={other}", f"--out_dir={place}"))
     return commands
 
 

@@ -25,7 +25,7 @@ DIVIDED = """\
 The losses divided, in nats per token: over targets that are new behind their token in the window,
 and over those that have followed it there before, which a model can copy."""
 NATS = """\
-Differences from the baseline, in nats per token. Intervals: judged with all variants of the study,
+Differences from the baseline, in nats per token. Intervals: judged with all variants of the group,
 with the two alone, and with the validation documents drawn again as well as the seeds. Seeds:
 how many would settle it in 4 studies of 5, from five seeds on."""
 UNEVEN = "\n(*) One of the two scatters more than the others: the verdict is of these two alone."
@@ -153,7 +153,7 @@ def details_of(report: Report) -> str:
 def short_count(n: float) -> str:
     """Tokens or parameters, short: 5.73 M."""
     for size, letter in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if n >= size:
+        if n >= 0.99995 * size:  # four digits of 999,990 are 1 M
             return f"{n / size:.4g}{letter}"
     return f"{n:.4g}"
 

@@ -381,6 +381,13 @@ def test_failed_runs_do_not_hide_an_error_of_the_report(tmp_path, monkeypatch, e
         compare.main([f"--study_dir={tmp_path}"])
 
 
+def test_control_c_of_a_report_speaks_of_no_runs(tmp_path, monkeypatch):
+    (tmp_path / "study.json").write_text('{"compare": {}, "variants": []}')
+    monkeypatch.setattr(compare.Study, "report", lambda study: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        compare.main([f"--report={tmp_path}"])
+
+
 def throw(error):
     raise error
 

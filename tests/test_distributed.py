@@ -175,6 +175,10 @@ def test_the_end_of_the_program_that_started_it_is_a_wish_to_stop(monkeypatch):
     stop = Stop(Processes(torch.device("cpu")))
     monkeypatch.setenv(PARENT, str(os.getppid()))
     assert not stop.asked()
+    for number, gone in (("abc", False), ("9" * 30, True)):
+        monkeypatch.setenv(PARENT, number)
+        assert bool(Stop(Processes(torch.device("cpu"))).asked()) == gone
+    monkeypatch.setenv(PARENT, str(os.getppid()))
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert stop.asked()
     monkeypatch.delenv(PARENT)  # a shell that ends takes nothing with it

@@ -112,6 +112,14 @@ def test_what_cannot_be_is_not_proposed(text_data, tmp_path, capsys):
         assert ("--input_layer=fixed" in capsys.readouterr().out) == proposed  # 8 bits need 8
 
 
+@pytest.mark.parametrize(("name", "other"), [("run", "run/learned"), ("fixed", "learned")])
+def test_a_run_in_a_folder_of_its_input_layer_has_the_matched_one_beside_it(
+    text_data, tmp_path, capsys, name, other
+):
+    run(text_data, tmp_path / name)
+    assert f"--input_layer=learned --out_dir={tmp_path / other}\n" in capsys.readouterr().out
+
+
 def test_what_torchrun_started_is_to_be_started_by_torchrun(
     text_data, tmp_path, monkeypatch, capsys
 ):

@@ -593,6 +593,12 @@ def test_a_run_without_an_evaluation_is_kept_without_losses_by_document(tmp_path
     assert json.loads((tmp_path / "kept" / "run.json").read_text()) == run.record
 
 
+def test_counts_are_short_and_rounded_before_their_letter_is_chosen():
+    counts = {0: "0", 999: "999", 12_345: "12.35 k", 999_949: "999.9 k", 999_950: "1 M"}
+    counts |= {999_999_990: "1 B"}
+    assert {n: report.short_count(n) for n in counts} == counts
+
+
 def test_labels_lack_the_words_that_all_have(tmp_path):
     ((gap,),) = by_hand(tmp_path, learned=[1.0], fixed=[2.0]).gaps
     for variant, baseline, label in (
