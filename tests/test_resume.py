@@ -87,6 +87,17 @@ def test_a_directory_without_a_checkpoint_is_free(words, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["max_steps"] == 5
 
 
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_found_before_the_first_step(
+    words, tmp_path, name
+):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    for init_from in ("scratch", "resume"):
+        with pytest.raises(UserError, match=rf"{name} is no file"):
+            train.main(words(**FIVE, init_from=init_from))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
 def test_what_was_decided_before_the_first_step_cannot_change(words, tmp_path):
     train.main(words(**FIVE))
     before = (tmp_path / "run" / "last.pt").read_bytes()
