@@ -20,6 +20,7 @@ import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while i
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -341,6 +342,9 @@ def main(argv: list[str]) -> None:
             study = read_study(given)
         else:
             stack.enter_context(stop_signals(runs.stop))
+            if {"RANK", "WORLD_SIZE"} <= os.environ.keys():  # which its runs would inherit
+                advice = "run it with python, and --nproc=2 for runs of two processes each"
+                raise UserError(f"torchrun, which sets RANK, starts runs, not compare.py: {advice}")
             study = configure_study(argv)
             check_before(study)
             for directory in sorted({study.directory.resolve(), study.runs_dir.resolve()}):

@@ -353,6 +353,7 @@ def _checked(
         if kind is None:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--help lists the known ones"
+            hint += "; a name of your own begins with _" * where.startswith("in ")
             problems.append(f"unknown setting {name!r} {where}: {cls.renamed.get(name, hint)}")
         elif any("\0" in text for text in parts if isinstance(text, str)):
             problems.append(f"{name}={value!r} {where}: expected no U+0000")

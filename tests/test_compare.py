@@ -381,6 +381,14 @@ def test_failed_runs_do_not_hide_an_error_of_the_report(tmp_path, monkeypatch, e
         compare.main([f"--study_dir={tmp_path}"])
 
 
+def test_torchrun_is_for_runs(monkeypatch):
+    """Its second process found the study locked by its first, and the runs had a RANK to join."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"run it with python, and --nproc=2"):
+        compare.main(["--variants=fixd"])
+
+
 def test_control_c_of_a_report_speaks_of_no_runs(tmp_path, monkeypatch):
     (tmp_path / "study.json").write_text('{"compare": {}, "variants": []}')
     monkeypatch.setattr(compare.Study, "report", lambda study: signal.raise_signal(signal.SIGINT))

@@ -156,6 +156,8 @@ def test_a_file_that_does_not_run_is_named(tmp_path):
 def test_a_file_may_import_and_keep_names_to_itself(tmp_path):
     file = write(tmp_path / "d.py", "import math\n_half = math.pi / 2\nlearning_rate = _half / 2\n")
     assert configure(Example, [file]).learning_rate == pytest.approx(0.785398, abs=1e-6)
+    (problem,) = problems_of(write(tmp_path / "e.py", "half = 0.5\nlearning_rate = half / 2\n"))
+    assert problem.endswith("; a name of your own begins with _")
 
 
 def test_help_names_every_setting_within_80_columns():
