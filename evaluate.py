@@ -51,8 +51,14 @@ class EvaluateConfig(Settings):
         problems = super().problems()
         for name in sorted(set(split_list(self.tasks)) - TASKS.keys()):
             problems.append(f"tasks: unknown {name!r}, expected some of {', '.join(TASKS)}")
-        if self.limit and not split_list(self.tasks):
-            problems.append(f"limit={self.limit} is for tasks: give --tasks=..., or leave it out")
+        for name, purpose, wanted, advice in (
+            ("limit", "tasks", split_list(self.tasks), "give --tasks=..."),
+            ("data", "tasks", split_list(self.tasks), "give --tasks=..."),
+            ("dataset", "the validation loss", self.validation, "leave out --validation=False"),
+            ("eval_tokens", "the validation loss", self.validation, "leave out --validation=False"),
+        ):
+            if (value := getattr(self, name)) and not wanted:
+                problems.append(f"{name}={value!r} is for {purpose}: {advice}, or leave it out")
         if not self.validation and not split_list(self.tasks):
             problems.append("nothing to do: give --tasks=... or leave out --validation=False")
         if not split_list(self.out_dir):

@@ -535,12 +535,16 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
         ("--tasks=arc,boolq", "tasks: unknown 'arc', expected some of arc_challenge"),
         ("--validation=False", "nothing to do"),
         ("--limit=3", "limit=3 is for tasks: give --tasks="),
+        ("--data=rows", "data='rows' is for tasks: give --tasks="),
         ("--checkpoint=x", "checkpoint='x'"),
         ("--limit=-1", "limit=-1: expected at least 0"),
         ("--dataset=nothing", r"no data set data.nothing to validate .*--validation=False"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate.main([f"--out_dir={out_dir}", argv])
+    for argv in ("--dataset=tiny", "--eval_tokens=64"):
+        with pytest.raises(UserError, match="is for the validation loss: leave out --valid"):
+            evaluate.main(["--tasks=boolq", "--validation=False", argv])
     with pytest.raises(UserError, match=r"has 0 files boolq\*\.jsonl"):
         read_items("boolq", str(tmp_path), 0)
     write_data_set(tmp_path / "other", *[[np.arange(99, dtype=np.uint16)]] * 2, vocab_size=300)
