@@ -217,6 +217,7 @@ def run_main(
     argv = sys.argv[1:]
     while os.open(os.devnull, os.O_RDWR) < 3:  # a file would take the number of a closed output
         pass
+    sys.stdin = sys.stdin or io.StringIO()  # of a closed one there is nothing to read
     out = Output(sys.stdout or io.StringIO(), output_needed)
     err = Output(sys.stderr or io.StringIO())
     try:

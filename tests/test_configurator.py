@@ -266,6 +266,14 @@ def test_output_that_cannot_be_written_is_lost_and_ends_nothing(monkeypatch):
     assert ascii_only.buffer.getvalue() == b"code ? 1\n"
 
 
+def test_a_closed_input_is_an_empty_one(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program"])
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with pytest.raises(EOFError):
+        run_main(lambda _: input(), Settings, "usage")
+
+
 def test_no_file_takes_the_number_of_a_closed_output(tmp_path):
     """What writes to standard error by its number, as a signal's handler does, wrote into it."""
     script = tmp_path / "number.py"
