@@ -14,6 +14,7 @@ GPT-NeoX. That format has no codes: the input layer is written out as its table,
 
 import inputcodes  # noqa: F401  # isort: skip  # before PyTorch: Ctrl-C while it loads
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from input_layers import INPUT_FIELDS
 from inputcodes import files, hf
 from inputcodes.checkpoint import load_model
 from inputcodes.configurator import Settings, UserError, configure, run_main, setting
-from inputcodes.gguf_file import write_gguf
+from inputcodes.gguf_file import refuse_unwritable, write_gguf
 from inputcodes.tokenizer import SPECIAL_NAMES, Tokenizer
 from model import GPT, count_parameters
 
@@ -96,6 +97,8 @@ def export(config: ExportConfig) -> None:
     del record["tokenizer"], record["checkpoint"]  # a file of its own; of the run alone
     record = without_places(record)
     card = model_card(config, model, record)
+    if config.format == "gguf":
+        refuse_unwritable(tokenizer)  # before there is a folder
     with files.locked(to, wait=False):
         # The card comes before what it describes: if that fails, the next export may replace it.
         if config.format == "gguf":
@@ -215,7 +218,8 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
         begins = "text begins after `<|endoftext|>`"
     front = ["library_name: transformers"] * (config.format == "hf")
     front += ["pipeline_tag: text-generation"]
-    front += [f"license: {config.license}"] * bool(config.license)
+    license_ = json.dumps(config.license, ensure_ascii=False)  # as YAML quotes a text
+    front += [f"license: {license_}"] * bool(config.license)
     return f"""\
 ---
 {chr(10).join(front)}

@@ -25,12 +25,10 @@ BLOCK = {  # modules of a block here and there
 }
 
 
-def write_gguf(
-    file: Path, model: GPT, tokenizer: Tokenizer, dtype: str, chat_template: str
-) -> None:
-    """Write the file, matrices in `dtype` (float32 or bfloat16)."""
+def refuse_unwritable(tokenizer: Tokenizer) -> None:
+    """Raise UserError if the package is missing, or llama.cpp would give other ids."""
     try:
-        import gguf
+        import gguf  # noqa: F401
     except ImportError as error:
         raise UserError("--format=gguf needs the package gguf: pip install gguf") from error
     if "ngrams" not in json.loads(tokenizer.to_json()):
@@ -38,6 +36,14 @@ def write_gguf(
             "--format=gguf: this run's tokenizer merges pairs, and llama.cpp's greedy one would"
             " give other ids; --format=hf is exact"
         )
+
+
+def write_gguf(
+    file: Path, model: GPT, tokenizer: Tokenizer, dtype: str, chat_template: str
+) -> None:
+    """Write the file, matrices in `dtype` (float32 or bfloat16)."""
+    import gguf
+
     writer = gguf.GGUFWriter(None, "gptneox")
     _add_shape(writer, model.config)
     _add_tokenizer(writer, tokenizer, chat_template)

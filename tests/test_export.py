@@ -15,6 +15,7 @@ import pytest
 import tiktoken
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
@@ -322,8 +323,11 @@ def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
     write_run(tmp_path, tokenizers["bytes"], input_layer="affine", code_seed=9)
     line = {"step": 7, "val_loss": 2.0, "val_bits_per_byte": 2.8854}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    card = (exported(tmp_path, "--license=apache-2.0") / "README.md").read_text()
-    for words in ("license: apache-2.0", "code_seed=9", "2.8854 bits per byte", "700 tokens in 7"):
+    names = "no", "apache-2.0", 'mine: "é" # all'
+    for name in names:
+        card = (exported(tmp_path, f"--license={name}") / "README.md").read_text(encoding="utf-8")
+        assert ModelCard(card).data.license == name
+    for words in ("code_seed=9", "2.8854 bits per byte", "700 tokens in 7"):
         assert words in card
     assert "affine (0 of" in card
     assert "compression" not in card  # which an affine code does not have
@@ -360,9 +364,12 @@ def test_the_card_has_the_tasks_of_this_very_checkpoint(tokenizers, tmp_path):
 
 def test_an_export_that_fails_leaves_the_one_before(tokenizers, tmp_path, monkeypatch):
     write_run(tmp_path, tokenizers["bytes"])
-    weights = exported(tmp_path) / "model.safetensors"
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "gguf", None)
+        with pytest.raises(UserError, match="pip install gguf"):
+            exported(tmp_path, "--format=gguf")
+        assert not (tmp_path / "hf").exists()
+        weights = exported(tmp_path) / "model.safetensors"
         with pytest.raises(UserError, match="pip install gguf"):
             exported(tmp_path, "--format=gguf")
     assert weights.is_file()
@@ -395,6 +402,7 @@ def test_no_weights_are_left_without_a_card_by_which_to_replace_them(
     tokenizers, tmp_path, monkeypatch
 ):
     write_run(tmp_path, tokenizers["bytes"])
+    monkeypatch.setattr(export, "refuse_unwritable", lambda _: None)  # gguf may not be there
     monkeypatch.setattr(export, "write_gguf", lambda file, *_: file.touch())
     monkeypatch.setattr("inputcodes.files.write_text", lambda *_: 1 / 0)
     for argv in ([], ["--format=gguf"]):
