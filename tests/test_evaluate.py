@@ -265,21 +265,21 @@ def test_tasks_of_earlier_calls_stay_while_the_checkpoint_is_the_same(
 ):
     run = tmp_path / "run"
     copy_run(out_dir, run, "best.pt", lambda weights, record: None)
-    argv = [f"--out_dir={run}", f"--data_dir={text_data}", f"--data={data}", "--device=cpu"]
+    argv = [f"--out_dir={run}", f"--data_dir={text_data}", "--device=cpu"]
 
     def limits(*words: str) -> dict[str, int]:
         evaluate.main([*argv, *words])
         tasks = json.loads((run / "evaluation.json").read_text())["tasks"]
         return {name: scores["limit"] for name, scores in tasks.items()}
 
-    assert limits("--tasks=boolq,squad", "--limit=2") == {"boolq": 2, "squad": 2}
+    assert limits(f"--data={data}", "--tasks=boolq,squad", "--limit=2") == {"boolq": 2, "squad": 2}
     assert limits("--eval_tokens=200") == {"boolq": 2, "squad": 2}
-    assert limits("--tasks=boolq", "--limit=1") == {"boolq": 1, "squad": 2}
+    assert limits(f"--data={data}", "--tasks=boolq", "--limit=1") == {"boolq": 1, "squad": 2}
     tensors, record = read_checkpoint(run / "best.pt")
     write_checkpoint(run / "best.pt", tensors, record | {"elapsed_s": 0.0})  # trained again
-    assert limits("--tasks=boolq", "--limit=3") == {"boolq": 3}
+    assert limits(f"--data={data}", "--tasks=boolq", "--limit=3") == {"boolq": 3}
     (run / "evaluation.json").write_text("{")
-    assert limits("--tasks=boolq", "--limit=4") == {"boolq": 4}
+    assert limits(f"--data={data}", "--tasks=boolq", "--limit=4") == {"boolq": 4}
 
 
 def test_two_evaluations_at_once_lose_nothing(out_dir, tmp_path, monkeypatch):
