@@ -343,8 +343,10 @@ def main(argv: list[str]) -> None:
         else:
             stack.enter_context(stop_signals(runs.stop))
             if {"RANK", "WORLD_SIZE"} <= os.environ.keys():  # which its runs would inherit
-                advice = "run it with python, and --nproc=2 for runs of two processes each"
-                raise UserError(f"torchrun, which sets RANK, starts runs, not compare.py: {advice}")
+                raise UserError(
+                    "RANK and WORLD_SIZE are set, as by torchrun: run compare.py with python and"
+                    " without them, and with --nproc=2 for runs of two processes each"
+                )
             study = configure_study(argv)
             check_before(study)
             for directory in sorted({study.directory.resolve(), study.runs_dir.resolve()}):

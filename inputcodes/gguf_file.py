@@ -4,6 +4,7 @@ llama.cpp's "rwkv" tokenizer takes the longest token at every byte: with the tex
 n-gram and 65,536 layouts that gives their ids.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,8 @@ BLOCK = {  # modules of a block here and there
 
 def refuse_unwritable(tokenizer: Tokenizer) -> None:
     """Raise UserError if the package is missing, or llama.cpp would give other ids."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UserError("--format=gguf needs the package gguf: pip install gguf") from error
+    if not importlib.util.find_spec("gguf"):
+        raise UserError("--format=gguf needs the package gguf: pip install gguf")
     if "ngrams" not in json.loads(tokenizer.to_json()):
         raise UserError(
             "--format=gguf: this run's tokenizer merges pairs, and llama.cpp's greedy one would"

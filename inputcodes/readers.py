@@ -190,7 +190,7 @@ def check_files(paths: Sequence[str], column: str | None) -> None:
         if column is None and suffix_of(path) in TEXT_SUFFIXES:
             raise UserError(
                 f"{path} is a text and holds no conversations: expected JSON lines,"
-                " JSON, CSV or Parquet"
+                " JSON, CSV, Parquet or Arrow"
             )
         if suffix_of(path) in TABLE_SUFFIXES:
             with trying(f"read {path}"), _open_table(path) as (schema, _):

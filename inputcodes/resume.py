@@ -245,7 +245,7 @@ def configure_run(cls: Any, argv: Sequence[str]) -> tuple[Any, Start | None]:
         given["out_dir"] = f"out/{Path(files[-1]).stem}" if files else "out"
     for path in (Path(given["out_dir"], name) for name in ("last.pt", "best.pt")):
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file: a run writes its checkpoint there; delete it")
+            raise UserError(f"{path} is no file: a run writes its checkpoint there; move it away")
     start = find_start(given.get("init_from", "scratch"), Path(given["out_dir"]))
     inherited: dict[str, Any] = {}
     if start:

@@ -385,7 +385,7 @@ def test_torchrun_is_for_runs(monkeypatch):
     """Its second process found the study locked by its first, and the runs had a RANK to join."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"run it with python, and --nproc=2"):
+    with pytest.raises(UserError, match=r"run compare\.py with python .* --nproc=2"):
         compare.main(["--variants=fixd"])
 
 
