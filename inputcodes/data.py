@@ -200,6 +200,11 @@ class DataSet:
 def show(data: DataSet, documents: int = 3, tokens: int = 100) -> str:
     """The counts of a data set and the beginnings of its first documents of each split."""
     lines = [summary(data.path, data.meta)]
+    counts = np.sort(np.bincount(data.train.shards[0][:10_000_000]))[::-1]
+    used, half = np.count_nonzero(counts), 1 + np.searchsorted(counts.cumsum(), counts.sum() / 2)
+    of = f"of the first {counts.sum():,} training tokens"
+    ids = f"{used:,} of {data.meta['vocab_size']:,} ids are in use"
+    lines.append(f"  {ids}, half {of} are one of {half:,}")
     for name, split in zip(SPLITS, (data.train, data.val), strict=True):
         for shard in split.shards[:1]:
             ends = np.flatnonzero(shard[:10_000_000] == data.tokenizer.end_of_text)[:documents]

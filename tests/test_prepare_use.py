@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,11 @@ def test_show_prints_counts_and_the_first_documents(
     main([f"--show={folder}"])
     shown = capsys.readouterr().out
     counts = json.loads((folder / "meta.json").read_text())["splits"]
+    tokens = np.fromfile(folder / "train_000000.bin", np.uint16).tolist()
+    common = Counter(tokens).most_common()
+    half = next(n for n in range(len(common)) if 2 * sum(c for _, c in common[:n]) >= len(tokens))
+    use = f"{len(common)} of 300 ids are in use, half of the first {len(tokens):,} training tokens"
+    assert f"{use} are one of {half}\n" in shown
     for split in ("train", "val"):
         assert re.search(f"{split} +{counts[split]['documents']} documents", shown)
         starts = [ast.literal_eval(line) for line in re.findall(f"{split}: (.*)", shown)]
