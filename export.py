@@ -210,6 +210,7 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
         **validation(Path(config.out_dir), record),
         "code": f"SHA-256 {record['code_sha256'][:16]}",
     }
+    table_rows = [f"| {k} | {v.replace('|', chr(92) + '|')} |" for k, v in rows.items() if v]
     table = "was trained"
     if not inputs:
         table = "holds the fixed vectors of the\ncode, which were not trained"
@@ -231,7 +232,7 @@ GPT-NeoX. The format asks for an embedding table; here it {table}.
 
 | | |
 |---|---|
-{chr(10).join(f"| {key} | {value} |" for key, value in rows.items() if value)}
+{chr(10).join(table_rows)}
 
 {GGUF_USE if config.format == "gguf" else HF_USE.format(name=config.push or config.to)}
 In training every {begins}. The context ends at {settings["block_size"]:,}

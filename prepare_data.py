@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from inputcodes import configurator, shards
-from inputcodes.configurator import Settings, UserError, command, configure, run_main, setting
+from inputcodes.configurator import Settings, UserError, command, run_main, setting
 from inputcodes.corpus import Corpus, Stream, describe, find_entries, find_threshold, hub_name
 from inputcodes.documents import SPLITS, chunks_of, count_chunk, encode_chunk, until
 from inputcodes.files import file_sha256, locked, split_list
@@ -173,8 +173,7 @@ def prepare(config: PrepareConfig) -> Path:
     how = config.separator, config.val_fraction, config.chances, config.seed
     corpus = Corpus(entries, column, *how)
     wanted = _wanted(config, corpus)
-    unfinished = (folder / shards.NEW).is_dir()
-    if config.overwrite or unfinished or not shards.is_finished(folder, wanted):
+    if config.overwrite or (folder / shards.NEW).is_dir() or not shards.is_finished(folder, wanted):
         shards.check_folder(folder)
         with locked(folder, wait=True):
             shards.take_over(folder)  # an earlier process may have died just before
@@ -267,10 +266,12 @@ class _Preparation:
             self.val_below, note = find_threshold(self.corpus)
             if note:
                 say(f"note: {note}")
+        is_given = config.ngram_file or config.vocab_size in (0, 256)  # as beside --tokenizer
         idle = {
             "val_fraction": config.val_source and "beside --val_source",
             "seed": not config.chances and "without --probabilities",
             "text_column": self.corpus.text_files and "on text files",
+            "count_characters": is_given and "where no n-grams are counted",
         }
         for name, where in idle.items():
             if where and (value := getattr(config, name)) != getattr(PrepareConfig, name):
@@ -379,7 +380,10 @@ class _Preparation:
 
 
 def main(argv: list[str]) -> None:
-    config = configure(PrepareConfig, argv)
+    given = configurator.given_values(PrepareConfig, argv)
+    if "" in (given.get("show"), given.get("hub")):  # else this would be the standard library
+        raise UserError("show='' or hub='': expected the name of what to show or read")
+    config = configurator.build(PrepareConfig, given)
     if config.show:
         from inputcodes.data import DataSet, show  # with torch, which takes seconds
 

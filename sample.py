@@ -86,7 +86,7 @@ def chat(model: GPT, tokenizer: Tokenizer, config: SampleConfig) -> None:
     context: list[int] = []
     for number in itertools.count():
         try:
-            text = input("user: ")
+            text = input("user: ").removeprefix("\ufeff")  # of a file with a byte order mark
             text.encode()  # under LANG=C.UTF-8 what cannot be decoded comes as lone surrogates
             if not text.strip():
                 continue

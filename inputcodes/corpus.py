@@ -239,11 +239,13 @@ def find_entries(
     suffixes = readers.ROW_SUFFIXES if chat else readers.SUFFIXES
     seen: set[tuple[int, int]] = set()
     for entry in entries:
-        folder, config, _ = hub_name(entry.name)
+        folder, config, revision = hub_name(entry.name)
         if kind == "files":
             paths = readers.matching_files(entry.name, suffixes)
             entry.left_alone = readers.left_alone(entry.name, paths)
         elif os.path.isdir(folder):
+            if revision:
+                raise UserError(f"{folder} is a folder and has no revision: leave out @{revision}")
             paths, entry.left_alone = _hub_files(folder, config, entry.hub_split)
         else:
             continue

@@ -75,7 +75,8 @@ class ChatRows:
         self.count = len(self._rows)
 
     def __str__(self) -> str:
-        return f"{self.examples:,} conversations ({self.cut:,} cut, {self.left_out:,} left out)"
+        noun = "conversation" if self.examples == 1 else "conversations"
+        return f"{self.examples:,} {noun} ({self.cut:,} cut, {self.left_out:,} left out)"
 
     def too_few(self, split: str) -> str:
         return (

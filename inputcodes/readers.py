@@ -34,6 +34,7 @@ TURNS = ("messages", "conversations")
 TURN_TYPES = ("list", "large_list", "fixed_size_list", "extension<arrow.json>", "null")
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # begin as UTF-16's
                codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
+SKIPPED = r'"?sep=."?\s*$|\s*$'  # lines before the header of a CSV
 PART = HASHED  # characters of a text that are read at a time, up to the end of a line
 
 
@@ -247,18 +248,20 @@ def _read_csv(path: str, column: str | None) -> Iterator[tuple[int, Any]]:
         lines = (line.encode("latin-1").decode() for line in file)  # singly: the bad one is known
         read = 0
         try:
-            header = next(lines, "")
-            names = {c: next(csv.reader([header], delimiter=c), []) for c in ",;\t"}
+            # Excel is told the delimiter in a line of its own, "sep=;".
+            starts = ((n, line) for n, line in enumerate(lines) if not re.match(SKIPPED, line))
+            before, header = next(starts, (0, ""))
+            names = {c: next(csv.reader([header], delimiter=c), []) for c in ",;\t|"}
             comma = max(names, key=lambda c: (column in names[c], len(names[c])))
             rows = csv.DictReader(itertools.chain([header], lines), delimiter=comma, strict=True)
             columns_of(rows.fieldnames or (), column, path)
-            read = rows.line_num
+            read = before + rows.line_num
             for row in rows:
+                read = before + rows.line_num
                 if None in row or None in row.values():  # parts of a text, as likely as not
                     fault, held = ("more", repr(comma)) if None in row else ("fewer", "line breaks")
-                    place, advice = f"{path}, line {rows.line_num}", f"quote texts that hold {held}"
-                    raise UserError(f"{place}: {fault} values than columns: {advice}")
-                read = rows.line_num
+                    advice = f"{fault} values than columns: quote texts that hold {held}"
+                    raise UserError(f"{path}, line {read}: {advice}")
                 yield read, row
         except (csv.Error, UnicodeDecodeError) as error:
             why = f"{error}: {_conversion(path)}" if isinstance(error, UnicodeError) else error
@@ -280,7 +283,7 @@ def read_json(path: str, column: str | None = None) -> Iterator[tuple[int, Any]]
                 yield number, json.loads(line.decode())
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{path}, line {number}: not JSON in UTF-8, a row per line: {error}"
+                    f"{path}, line {number}: not JSON in UTF-8, an array or a row per line: {error}"
                 ) from error
 
 

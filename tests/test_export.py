@@ -332,9 +332,9 @@ def test_the_card_says_what_made_the_model(tokenizers, tmp_path):
     assert "affine (0 of" in card
     assert "compression" not in card  # which an affine code does not have
     assert str(tmp_path) not in (tmp_path / "hf" / "config.json").read_text()
-    other = str(tmp_path / "other")
+    other = str(tmp_path / "o|her")
     write_run(tmp_path, tokenizers["bytes"], input_layer="compressed", table_of=other)
-    assert "table_of='other'" in (exported(tmp_path) / "README.md").read_text()
+    assert "table_of='o\\|her'" in (exported(tmp_path) / "README.md").read_text()
 
 
 def test_the_card_names_the_folder_whatever_its_name(tokenizers, tmp_path, monkeypatch):

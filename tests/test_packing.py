@@ -95,6 +95,7 @@ def test_long_examples_are_cut_and_those_without_a_response_left_out():
     rows = rows_of([fits, longer, no_response, fits])
     assert (rows.examples, rows.cut, rows.left_out) == (3, 1, 1)
     assert str(rows) == "3 conversations (1 cut, 1 left out)"
+    assert str(rows_of([fits])) == "1 conversation (0 cut, 0 left out)"
     x, y, *_ = rows.read(np.arange(3))
     ends = (y == TOKENIZER.special["<|endofturn|>"]).sum(axis=1)
     assert sorted(ends) == [0, 1, 1]  # the cut one is not taught to end

@@ -194,9 +194,10 @@ def test_all_kinds_of_files(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("id;body\n1;six, 7\n")
     (tmp_path / "g.csv").write_text("id\tbody\n1\tsix, 7\n")
     (tmp_path / "h.csv").write_text('"id, old";new, or not;body\n1;2;six, 7\n')
+    (tmp_path / "i.csv").write_bytes(b"\xef\xbb\xbfsep=|\r\n\r\nid|body\r\n1|six, 7\r\n")
     files = f"{tmp_path}/*.jsonl,{tmp_path}/*.txt, {tmp_path}/*.md,{tmp_path}/d*,{tmp_path}/*.csv"
     folder = prepare(prepare_config(tmp_path, files=files, text_column="body", val_fraction=0.0))
-    texts = ["drei", "vier", "one\r\ndocument", "# two", "fünf", "a;b;c\td", *["six, 7"] * 3]
+    texts = ["drei", "vier", "one\r\ndocument", "# two", "fünf", "a;b;c\td", *["six, 7"] * 4]
     assert read_split(folder, "train")[0] == texts
     assert read_split(folder, "val") == ([], [])
 
@@ -663,6 +664,7 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.csv", b"text,text\n1,2\n", r"a\.csv: several columns are called 'text'"),
         ("a.csv", b"text,id\nwell, yes,1\n", r"a\.csv, line 2: more values than columns"),
         ("a.csv", b"text,id\nit ends\nhere,1\n", r"a\.csv, line 2: fewer values than columns"),
+        ("a.csv", b"sep=,\n\ntext,id\nit ends\n", r"a\.csv, line 4: fewer values than columns"),
         ("a.csv", b'text\na\n"b\nc\n', r"a\.csv, line 3: not CSV in UTF-8: unexpected end of data"),
         ("a.csv", b"text\ra\rcaf\xe9\r", r"a\.csv, line 3: not CSV in UTF-8: 'utf-8' codec"),
         ("a.csv", b"", r"a\.csv: no column 'text'; there are none"),
@@ -673,6 +675,7 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
         ("a.doc", b"text\nx\n", r"cannot read .*a\.doc: expected one of"),
         ("a.csv", b"body\nx\n", r"a\.csv: no column 'text'; there are body"),
         ("a.json", b'[{"text": "x"}, 5]', r"a\.json, object 2: expected an object, found int"),
+        ("a.json", b'{\n"text": "x"}', r"line 1: not JSON in UTF-8, an array or a row per line"),
         ("a.json", b'[{"text"', r"cannot read .*a\.json: JSONDecodeError"),
         ("a.txt.gz", gzip.compress(b"text")[:-6], r"cannot read .*a\.txt\.gz: OSError: Truncated"),
         ("a.jsonl.zst", b"text", r"cannot read .*a\.jsonl\.zst"),
@@ -764,11 +767,13 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--max_tokens=-1"], "max_tokens=-1"),
         (["--dataset=../up"], "plain name"),
         (["--datset=x"], "did you mean 'dataset'"),
+        (["--show="], "show='' or hub='': expected the name"),
+        (["--source=hub", "--hub="], "show='' or hub='': expected the name"),
     ],
 )
 def test_impossible_settings_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        configure(PrepareConfig, words)
+        main(words)
 
 
 def test_a_tokenizer_can_be_used_again(tmp_path: Path) -> None:

@@ -467,10 +467,11 @@ def test_a_separator_that_divides_no_file_is_noted(
     (tmp_path / "s.txt").write_text("<|endoftext|>\n".join(documents(20)))
     words = [f"{tmp_path}/s.txt", f"--data_dir={tmp_path}/data", "--val_fraction=0", "--overwrite"]
     for separator, noted in (("<|endoftext|>", False), ("<|endoftxt|>", True)):
-        main([*words, f"--separator={separator}", "--text_column=body"])
+        main([*words, f"--separator={separator}", "--text_column=body", "--count_characters=9"])
         note = f"note: --separator={separator!r} divides no file: one document each"
         assert (note in (out := capsys.readouterr().out)) == noted
         assert "note: text_column=body has no effect on text files" in out
+        assert "note: count_characters=9 has no effect where no n-grams are counted" in out
     for rows in ([stories(tmp_path)], []):
         with pytest.raises(UserError, match=r"separator='#' divides text files, and none is read"):
             main([*rows, *words[1:], "--separator=#"])
@@ -661,6 +662,8 @@ def test_a_configuration_of_a_local_folder_is_read_as_its_files(tmp_path: Path) 
     settings = {"source": "hub", "val_fraction": 0.0}
     with pytest.raises(UserError, match=r"\['en', 'de'\] \(--hub=PATH:CONFIG\)$"):
         prepare(prepare_config(tmp_path, hub=str(folder), **settings))
+    with pytest.raises(UserError, match=r"own is a folder and has no revision: leave out @v1$"):
+        prepare(prepare_config(tmp_path, hub=f"{folder}:de@v1", **settings))
     made = prepare_config(tmp_path, hub=f"{folder}:de", **settings)
     assert texts_in(prepare(made), "train") == [f"de {n}" for n in range(60)]
     os.utime(folder / "de.jsonl", (1, 1))

@@ -252,7 +252,7 @@ def test_a_chat_goes_on_until_the_input_ends(words, tmp_path, capsys, monkeypatc
         context += [*said, special["<|endofturn|>"]]
         expected.append(f"assistant: {tokenizer.decode(said)}\n")
     assert expected[0] == "assistant: d\n"
-    lines = iter(["ab", "  ", "b"])
+    lines = iter(["ab", "\ufeff  ", "b"])  # as a file begins that has a byte order mark
 
     def read(prompt: str) -> str:
         assert prompt == "user: "
