@@ -2,7 +2,7 @@
 # their text, and at random: with K = 12 bits `random` deals all 4,096 codes out anew, and an affine
 # map does so linearly.
 # 39 runs of 1.6 M tokens, 30 to 60 minutes on two cores. All end behind the bigram:
-# docs/studies.md has 18 of them with 6 layers and 3 M tokens, an hour (--n_layer=6 --max_steps=3000).
+# docs/studies.md has 18 of them with 6 layers and 3 M tokens, an hour.
 #
 # The second data set is prepared first:
 #   python prepare_data.py --dataset=stdlib-4096-text --vocab_size=4096 --ngram_order=text
