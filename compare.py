@@ -277,8 +277,7 @@ def read_study(given: dict[str, Any]) -> Study:
         ]
         own = {**stored["compare"], "study_dir": str(file.parent)}
         config = configurator.from_record(CompareConfig, own | given, file)
-        if problems := config.problems():
-            raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
+        configurator.refuse([f"{file}: {problem}" for problem in config.problems()])
         if any(type(text) is not str for v in variants for text in (v.label, v.group, v.kind)):
             raise TypeError("label, group and kind of a variant are strings")
     return Study(config, variants)
@@ -356,8 +355,7 @@ def main(argv: list[str]) -> None:
             print(study.report())
         except UserError as error:
             failed.insert(0, str(error))  # the cause, a run that failed, comes last
-        if failed:
-            raise UserError("\n".join(failed))
+        configurator.refuse(failed)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ class UserError(ValueError):
     """
 
 
+def refuse(problems: Sequence[str]) -> None:
+    """Raise UserError with all the problems, if there are any."""
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def setting(
     default: Any,
     help: str,
@@ -138,8 +144,7 @@ def given_values(cls: type[Settings], argv: Sequence[str]) -> dict[str, Any]:
                 advice = f"{cls.folder_advice} --out_dir={shlex.quote(word)}"
             problems.append(f"cannot read {word!r}: {advice}")
     values |= _checked(cls, options, "on the command line", problems)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return values
 
 
@@ -151,8 +156,7 @@ def config_files(cls: type[Settings], argv: Sequence[str]) -> list[str]:
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
     """The defaults with `values`; UserError with all that is impossible about them."""
     config = cls(**cls.complete(values))
-    if problems := config.problems():
-        raise UserError("\n".join(problems))
+    refuse(config.problems())
     return config
 
 
@@ -168,8 +172,7 @@ def recorded(cls: type[Settings], record: Any, file: Path) -> dict[str, Any]:
     kinds, problems = _kinds(cls), list[str]()
     known = {name: value for name, value in record.items() if name in kinds}
     values = _checked(cls, known, f"in {file}", problems)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return values
 
 

@@ -26,7 +26,7 @@ from inputcodes.checkpoint import (
     other_checkpoint,
     read_checkpoint,
 )
-from inputcodes.configurator import S, UserError, build, given_values
+from inputcodes.configurator import S, UserError, build, given_values, refuse
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import file_sha256, read_json_lines
 from inputcodes.hf import TOKENIZER, read_export
@@ -131,8 +131,7 @@ class Start:
                     f" to change it from step {step:,} on"
                 )
             changes.append({"step": step, "name": name, "from": was[name], "to": now[name]})
-        if problems:
-            raise UserError("\n".join(problems))
+        refuse(problems)
         if config.tokens_per_step != before.tokens_per_step:
             raise UserError(
                 f"batch_size={config.batch_size} x gradient_accumulation_steps="
@@ -183,8 +182,7 @@ def check_architecture(path: Path, there: dict[str, Any], given: dict[str, Any])
         for name, value in there.items()
         if given.get(name, value) != value and (name, given[name]) != ("vocab_size", 0)
     ]
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
 
 
 def check_base(start: Start | None, data: DataSet, init_from: str) -> None:
@@ -275,8 +273,7 @@ def for_data(config: Any, data: DataSet, processes: int = 1) -> Any:
             f" make it a multiple of {processes}"
         )
     config = dataclasses.replace(config, vocab_size=data.vocab_size)
-    if problems := problems or config.problems():
-        raise UserError("\n".join(problems))
+    refuse(problems or config.problems())
     check_memory(config)
     # Both raise UserError if there are too few tokens for one window.
     TrainingData(data.rows("train", config.block_size), config.batch_size, config.seed)
