@@ -95,15 +95,13 @@ def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
 
 def _differences(ours: Sequence[float | None], base: Sequence[float | None]) -> BySeed:
     """By seed; None where one of the two has none."""
-    both = zip(ours, base, strict=True)
-    return [None if a is None or b is None else a - b for a, b in both]
+    return [None if a is None or b is None else a - b for a, b in zip(ours, base, strict=True)]
 
 
 def _scatters_more(table: Sequence[Sequence[float | None]], fit: Additive, i: int) -> bool:
     """Whether the residual is smaller without row `i` than chance explains, by an F-test at 5%."""
-    rest = [row for j, row in enumerate(table) if j != i]
-    without = additive(rest) if len(rest) > 1 else None
-    if without is None or without.df < 1 or without.df == fit.df:
+    without = additive([*table[:i], *table[i + 1 :]])
+    if without.df < 1 or without.df == fit.df:
         return False
     above = fit.df - without.df
     f = ratio((fit.rss - without.rss) / above, without.rss / without.df)
@@ -123,11 +121,10 @@ def verdicts(rows: Sequence[Contrast | None], margins: Sample) -> list[str]:
     differ = stats.holm([c.p for c, _ in known])
     said = []
     for (c, _), not_worse, equivalent, different in zip(known, below, within, differ, strict=True):
-        side = ("worse" if c.difference > 0 else "better") if different < ALPHA else ""
-        if equivalent < ALPHA:
-            said.append(f"equivalent, {side}" if side else "equivalent")
-        else:
-            said.append(side or ("not worse" if not_worse < ALPHA else "not resolved"))
+        words = ["equivalent"] * (equivalent < ALPHA)
+        words += ["worse" if c.difference > 0 else "better"] * (different < ALPHA)
+        words = words or ["not worse" if not_worse < ALPHA else "not resolved"]
+        said.append(", ".join(words))
     judged = iter(said)
     return [next(judged) if row else "one seed, no verdict" for row in rows]
 
@@ -338,13 +335,13 @@ def fits_of(points: list[GapPoint], margin: float) -> list[Fit]:
     seeds = [i for i, share in enumerate(points[-1].shares if points else []) if share is not None]
     if len(late) < 6 or late[0].share <= max(margin, late[-1].share):
         return []
+    tokens = [point.tokens for point in late]
+    shares = [[point.shares[i] or 0.0 for point in late] for i in seeds]
     fits = []
     for with_offset in (False, True):
-        tokens = [point.tokens for point in late]
-        shares = [[point.shares[i] or 0.0 for point in late] for i in seeds]
         laws = [stats.power_law(tokens, each, with_offset) for each in shares]
         crossings = [law.reaches(margin) for law in laws]
-        logs = [math.log(tokens) for tokens in crossings]
+        logs = [math.log(crossing) for crossing in crossings]
         crossing = math.exp(mean(logs)) if math.isfinite(sum(logs)) else None
         interval = None
         if crossing and len(logs) > 1:
