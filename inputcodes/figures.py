@@ -102,12 +102,13 @@ def curve_figure(runs: Sequence[Path]) -> Figure:
         if not lines:
             raise UserError(f"{path} holds no metrics: expected the directory of a run")
         name = f"{path if alike else path.name}: " if len(runs) > 1 else ""
-        drawn = [("train_loss", f"{name}training", style(i) | {"alpha": 0.35, "marker": ""})]
-        drawn += [("val_loss", f"{name}validation", style(i))]
-        if i == 0:
-            drawn += [("val_chance", "chance", {"color": "grey", "linestyle": ":"})]
-            drawn += [("val_bigram", COUNTED, {"color": "grey"})]
-        for key, label, look in drawn:
+        drawn = [
+            ("train_loss", f"{name}training", style(i) | {"alpha": 0.35, "marker": ""}),
+            ("val_loss", f"{name}validation", style(i)),
+            ("val_chance", "chance", {"color": "grey", "linestyle": ":"}),
+            ("val_bigram", COUNTED, {"color": "grey"}),
+        ]
+        for key, label, look in drawn if i == 0 else drawn[:2]:
             draw_line(axes, [(line["tokens"], line.get(key)) for line in lines], label, **look)
     axes.set_ylabel("loss (nats per token)")
     count_axis(axes)
@@ -252,10 +253,9 @@ def draw_fits(axes: Axes, gap: Gap, margin: float, color: str) -> None:
             axes.plot(ends, [100 * margin] * len(ends), color=color, marker="|", linewidth=1)
         xs = [start * (end / start) ** (i / 60) for i in range(61)]
         ys = [100 * mean([law.at(x) for law in fit.laws]) for x in xs]
-        name = "power law with offset" if fit.with_offset else "power law"
-        label = f"{gap.variant}: {name}"
-        axes.plot(xs, ys, color=color, linewidth=1, linestyle=":" if fit.with_offset else "--",
-                  label=label)  # fmt: skip
+        law, dash = ("power law with offset", ":") if fit.with_offset else ("power law", "--")
+        label = f"{gap.variant}: {law}"
+        axes.plot(xs, ys, color=color, linewidth=1, linestyle=dash, label=label)
 
 
 def length_figure(group: list[Row]) -> Figure:

@@ -158,10 +158,6 @@ def short_count(n: float) -> str:
     return f"{n:.4g}"
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _interval(ends: Interval | None) -> str:
     return f"[{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else "-"
 
@@ -193,9 +189,8 @@ def _references(base: Row) -> list[list[str]]:
 
 
 def main_table(groups: list[list[Row]], gaps: list[list[Gap]], margin: float) -> str:
-    seeds = " or ".join(
-        map(str, sorted({len(present(row.losses)) for rows in groups for row in rows}))
-    )
+    numbers = sorted({len(present(row.losses)) for rows in groups for row in rows})
+    seeds = " or ".join(map(str, numbers))
     lines: list[list[str]] = []
     for number, (rows, others) in enumerate(zip(groups, gaps, strict=True)):
         judged = [["", "", "baseline"], *(_judged(gap, rows[0]) for gap in others)]
@@ -221,7 +216,8 @@ def size_table(rows: list[Row]) -> str:
     for row in rows:
         cells = [row.variant, f"{row.input_parameters:,}", f"{row.parameters:,}"]
         cells += [short_count(row.tokens), f"{row.perplexity:.3f}"]
-        lines.append([*cells, _cell(row.perplexity_range, ".2%")])
+        spread = row.perplexity_range
+        lines.append([*cells, "-" if spread is None else f"{spread:.2%}"])
     return section(SIZES, "variant | at input | in all | tokens | perplexity | range", lines)
 
 
