@@ -52,17 +52,10 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))  # the largest that a float holds
 
     def as_metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = {
-            "val_loss": self.loss,
-            "val_perplexity": self.perplexity,
-            "val_bits_per_byte": self.bits_per_byte,
-            "val_chance": self.chance,
-            "val_bigram": self.bigram,
-            "val_new": self.new,
-            "val_again": self.again,
-        }
-        metrics = {name: value for name, value in metrics.items() if value is not None}
-        return metrics | {"val_documents": [[round(n, 3), count] for n, count in self.documents]}
+        names = ("loss", "perplexity", "bits_per_byte", "chance", "bigram", "new", "again")
+        values = {f"val_{name}": getattr(self, name) for name in names}
+        known = {name: value for name, value in values.items() if value is not None}
+        return known | {"val_documents": [[round(n, 3), count] for n, count in self.documents]}
 
     def __str__(self) -> str:
         counted = "" if self.bigram is None else f" (bigram {self.bigram:.4f})"
