@@ -76,9 +76,8 @@ class Corpus:
 
     def __post_init__(self) -> None:
         empty = [entry for entry in self.entries if entry.paths == []]
-        if empty and (
-            self.probabilities or all(e in empty or e.split == "val" for e in self.entries)
-        ):
+        none_left = all(e in empty or e.split == "val" for e in self.entries)
+        if empty and (self.probabilities or none_left):
             raise UserError(f"{empty[0].name}: its files are all named before it: leave it out")
         divided = [e for e in self.entries if not e.is_stdlib and any(map(_is_text, e.paths or ()))]
         if self.separator and not divided:

@@ -138,10 +138,8 @@ def setup_device(
             raise RuntimeError("expected cuda, mps or cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
-        raise UserError(
-            f"device={name!r} cannot be used here ({reason}): try auto or cpu"
-        ) from error
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise UserError(f"device={name!r} cannot be used here ({why}): try auto or cpu") from error
     torch.set_float32_matmul_precision(matmul_precision)
     if device.type == "cuda":
         torch.cuda.set_device(device)

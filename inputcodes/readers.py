@@ -153,10 +153,8 @@ def columns_of(known: Iterable[str], column: str | None, where: str) -> list[str
     for needed in CHAT_COLUMNS if column is None else ((column,),):
         names = [*needed, *more]
         if all(name in known for name in names):
-            if twice := next((name for name in names if known.count(name) > 1), ""):
-                raise UserError(
-                    f"{where}: several columns are called {twice!r}: rename all but one"
-                )
+            if same := next((name for name in names if known.count(name) > 1), ""):
+                raise UserError(f"{where}: several columns are called {same!r}: rename all but one")
             return names
     listed = ", ".join(map(str, known)) or "none"
     if column is not None:
