@@ -197,9 +197,7 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
     rows = {
         "input layer": f"{settings['input_layer']} ({inputs:,} of {total:,} trained numbers)",
         "settings of the input layer": codes,
-        "blocks, heads, width": ", ".join(
-            f"{settings[key]:,}" for key in ("n_layer", "n_head", "n_embd")
-        ),
+        "blocks, heads, width": "{n_layer:,}, {n_head:,}, {n_embd:,}".format_map(settings),
         "context": f"{settings['block_size']:,} tokens",
         "vocabulary": f"{model.config.vocab_size:,} tokens",
         "data": f"{settings['dataset']} (SHA-256 {record['data_sha256'][:16]})",

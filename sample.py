@@ -111,16 +111,11 @@ def write_on(
     generator = torch.Generator(device).manual_seed(config.seed + number)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
     ends = tokenizer.end_of_text, tokenizer.special[END_OF_TURN]
+    sampling = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     written: list[int] = []
     with autocast(config.dtype, device):
         for token in model.generate(
-            prompt,
-            config.max_new_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            generator=generator,
-            ends=ends,
+            prompt, config.max_new_tokens, **sampling, generator=generator, ends=ends
         ):
             written.append(int(token))
             print(decoder.decode(tokenizer.decode_bytes(written[-1:])), end="", flush=True)

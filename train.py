@@ -26,20 +26,11 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from inputcodes import resume
+from inputcodes import distributed, resume
 from inputcodes.checkpoint import Metrics, write_checkpoint, write_run_json
 from inputcodes.configurator import run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
-from inputcodes.distributed import (
-    Processes,
-    Stop,
-    Stopped,
-    autocast,
-    check_compiler,
-    join_processes,
-    one_cause,
-    peak_mb,
-)
+from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
 from inputcodes.files import locked
 from inputcodes.progress import Progress, close, describe, not_finite, open_dashboard
 from inputcodes.resume import Start
@@ -149,9 +140,8 @@ class Trainer:
         self.raw_model = GPT(config, config.seed, data.tokenizer.texts()).to(device)
         self.raw_model.recompute = config.recompute
         self.optimizer = make_optimizer(self.raw_model, config)
-        self.rows = TrainingData(
-            data.rows("train", config.block_size), config.batch_size, config.seed
-        )
+        rows = data.rows("train", config.block_size)
+        self.rows = TrainingData(rows, config.batch_size, config.seed)
         self.bigram = Bigram(self.rows, config.vocab_size)
         self.step, self.best_loss, self.result = 0, math.inf, Evaluation(math.nan, math.nan)
         self.started = self.saved_at = time.perf_counter()
@@ -165,7 +155,7 @@ class Trainer:
             self.origin = resume.ORIGIN | {"table_sha256": sha256}
             self.raw_model.input_layer.load_state_dict({"weight": table})
         if config.compile:
-            check_compiler(device)
+            distributed.check_compiler(device)
         self.model: Any = torch.compile(self.raw_model) if config.compile else self.raw_model
         if processes.world > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -307,7 +297,7 @@ class Trainer:
             self.owed = None
             progress.evaluated(self.step, self.result)
             line |= self.result.as_metrics()
-            line["peak_mb"] = round(peak_mb(self.processes.device), 1)
+            line["peak_mb"] = round(distributed.peak_mb(self.processes.device), 1)
         if metrics:
             metrics.write(line)
         if evaluating:
