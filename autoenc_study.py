@@ -50,15 +50,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from inputcodes import stats
-from inputcodes.configurator import (
-    Settings,
-    UserError,
-    configure,
-    end_with_parent,
-    run_main,
-    setting,
-)
+from inputcodes import configurator, stats
+from inputcodes.configurator import Settings, configure, end_with_parent, run_main, setting
 from inputcodes.files import replacing
 
 Row = tuple[float, ...]
@@ -111,9 +104,8 @@ class Protocol(NamedTuple):
         return [0.5 * peak * (1 + math.cos(math.pi * t / epochs)) for t in range(epochs)]
 
     def quick(self) -> "Protocol":
-        return self._replace(
-            train_sequences=1_250, heldout_sequences=250, max_epochs=max(25, self.max_epochs // 3)
-        )
+        epochs = max(25, self.max_epochs // 3)
+        return self._replace(train_sequences=1_250, heldout_sequences=250, max_epochs=epochs)
 
 
 PROTOCOLS = {
@@ -398,12 +390,7 @@ def run(condition: Condition, seed: int, protocol: Protocol) -> dict[str, Any]:
     train = bigram_frequencies(draw_sequences(task, protocol.train_sequences, rng), vocab)
     heldout = bigram_frequencies(draw_sequences(task, protocol.heldout_sequences, rng), vocab)
     layers = network(Random(f"{seed} task model {vocab} {ratio}"), d_code, HIDDEN, vocab)
-    result = {
-        **condition._asdict(),
-        "seed": seed,
-        "epochs": len(rates),
-        "task_model": count(layers),
-    }
+    sizes = {"seed": seed, "epochs": len(rates), "task_model": count(layers)}
     codes, facts = initial_codes(condition, seed, protocol, train)
     if method.startswith("learned") or method.endswith(TUNED):
         params = [codes, *layers]
@@ -412,7 +399,7 @@ def run(condition: Condition, seed: int, protocol: Protocol) -> dict[str, Any]:
     else:
         adam(layers, lambda p: task_loss(p, train, codes), rates)
     loss = softmax_loss(forward(layers, codes)[-1], heldout)[0]
-    return {**result, **facts, "codes": count([codes]), "loss": loss}
+    return {**condition._asdict(), **sizes, **facts, "codes": count([codes]), "loss": loss}
 
 
 def initial_codes(
@@ -651,13 +638,8 @@ def comparison_tables(section: str, lines: dict[str, Line]) -> str:
         paired, second = line.paired, line.second_mean
         difference, low, high = (x / second for x in (paired.difference, paired.low, paired.high))
         interval = f"{difference:+.2%} [{low * 100:+.2f}, {high * 100:+.2f}]"
-        result = [
-            label,
-            f"{line.first_mean:.4f}",
-            f"{second:.4f}",
-            interval,
-            line.verdict.split(":")[0],
-        ]
+        means = f"{line.first_mean:.4f}", f"{second:.4f}"
+        result = [label, *means, interval, line.verdict.split(":")[0]]
         row = [label, f"{line.first_sd:.4f}, {line.second_sd:.4f}", f"{line.cohens_d:+.2f}"]
         row += [f"{line.paired_p:.2g}", f"{line.tost_p:.2g}"]
         row += [f"{line.chance:.3f}", f"{line.floor:.3f}"]
@@ -712,9 +694,7 @@ class StudyConfig(Settings):
     seeds: int = setting(10, "how many, from 42 on; 3 with --quick", least=2, most=10_000)
     workers: int = setting(os.cpu_count() or 1, "processes", least=1)
     margin: float = setting(0.01, "of TOST, a share of the loss", above=0, below=1)
-    out: str = setting(
-        "", "JSON file; empty: out/autoenc_PROTOCOL[_SECTION][_quick].json", is_path=True
-    )
+    out: str = setting("", "JSON; empty: out/autoenc_PROTOCOL[_SECTION][_quick].json", is_path=True)
     quick: bool = setting(False, "a look in half a minute: fewer seeds, sizes and sequences")
 
     @classmethod
@@ -733,7 +713,8 @@ def main(argv: list[str]) -> None:
         try:
             record = make_study(config)
         except BrokenProcessPool as error:
-            raise UserError("a worker was killed (out of memory?): pass --workers=1") from error
+            why = "a worker was killed (out of memory?): pass --workers=1"
+            raise configurator.UserError(why) from error
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     workers = f"{config.workers} worker" + "s" * (config.workers > 1)
     print(
