@@ -140,10 +140,7 @@ def gaussian(rng: Random, rows: int, columns: int, sd: float) -> Matrix:
 
 def network(rng: Random, *sizes: int) -> list[Matrix]:
     """Dense layers from sizes[0] inputs to sizes[-1] outputs; the biases start at zero."""
-    return [
-        [(*row, 0.0) for row in gaussian(rng, sizes[k + 1], sizes[k], INIT_SD)]
-        for k in range(len(sizes) - 1)
-    ]
+    return [[(*row, 0.0) for row in gaussian(rng, m, n, INIT_SD)] for n, m in pairwise(sizes)]
 
 
 def minus(a: Matrix, b: Matrix) -> Matrix:
@@ -184,8 +181,7 @@ def backward(layers: list[Matrix], activations: list[Matrix], d: Matrix) -> tupl
 def softmax_loss(logits: Matrix, frequencies: Matrix) -> tuple[float, Matrix]:
     """Cross-entropy in nats and its gradient; frequencies[x][y] is the share of the bigram xy."""
     loss, gradient = 0.0, []
-    for i, row in enumerate(logits):
-        wanted = frequencies[i]
+    for row, wanted in zip(logits, frequencies, strict=True):
         top, mass = max(row), sum(wanted)
         exponentials = [math.exp(x - top) for x in row]
         total = sum(exponentials)
