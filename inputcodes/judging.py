@@ -82,8 +82,8 @@ def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
     noisy = [_scatters_more(table, fit, i) for i in range(len(table))]
     results: list[Contrast | None] = []
     for i, row in enumerate(table[1:], 1):
-        differences = present(_differences(row, table[0]))
-        alone = stats.t_test(differences) if len(differences) > 1 else None
+        pairs = present(differences(row, table[0]))
+        alone = stats.t_test(pairs) if len(pairs) > 1 else None
         V = fit.covariance
         variance = float(V[i, i] + V[0, 0] - 2 * V[i, 0]) * fit.rss / fit.df
         difference = float(fit.means[i] - fit.means[0])
@@ -93,7 +93,7 @@ def contrasts(table: Sequence[Sequence[float | None]]) -> list[Contrast | None]:
     return results
 
 
-def _differences(ours: Sequence[float | None], base: Sequence[float | None]) -> BySeed:
+def differences(ours: Sequence[float | None], base: Sequence[float | None]) -> BySeed:
     """By seed; None where one of the two has none."""
     return [None if a is None or b is None else a - b for a, b in zip(ours, base, strict=True)]
 
@@ -234,7 +234,7 @@ def gap_of(
 ) -> Gap:
     """The gap at the end of the runs, one of `rows` of the study, and its `points` on the way."""
     judged, alone = (test.judged, test.paired) if test else (None, None)
-    pairs = present(_differences(row.losses, base.losses))
+    pairs = present(differences(row.losses, base.losses))
     nats = judged.difference if judged else mean(pairs)
     needed = ""
     if judged and verdict == "not resolved":
@@ -315,7 +315,7 @@ def gap_points(rows: list[Row]) -> list[list[GapPoint]]:
         centre = mean(present(first.losses))
         table = contrasts([first.losses, *(point.losses for point in others)])
         for i, (point, contrast) in enumerate(zip(others, table, strict=True)):
-            nats = _differences(point.losses, first.losses)
+            nats = differences(point.losses, first.losses)
             shares = [None if one is None else one / centre for one in nats]
             judged = contrast.judged if contrast else None
             share = judged.difference / centre if judged else mean(present(shares))

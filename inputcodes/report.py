@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from input_layers import INPUT_FIELDS
+from inputcodes import judging
 from inputcodes.configurator import UserError
-from inputcodes.judging import Fit, Gap, Interval, Recodings, best_of_each, judge, recodings_of
+from inputcodes.judging import Fit, Gap, Interval, Recodings
 from inputcodes.runs import Row, Run, Variant, circumstances, measure, present, refuse_unmatched
 from inputcodes.stats import markdown_table, mean
 
@@ -86,9 +87,9 @@ def make_report(
         made_by=made_by,
         notes=notes + worse_than_counting(rows) + differing,
         groups=rows,
-        gaps=judge(rows, margin),
-        best=best_of_each(rows, margin),
-        recodings=[recodings for group in rows for recodings in recodings_of(group)],
+        gaps=judging.judge(rows, margin),
+        best=judging.best_of_each(rows, margin),
+        recodings=[recodings for group in rows for recodings in judging.recodings_of(group)],
     )
 
 
@@ -239,9 +240,7 @@ def division_table(groups: list[list[Row]]) -> str:
         for row in rows:
             cells = [row.variant]
             for losses, base in ((row.new, rows[0].new), (row.again, rows[0].again)):
-                pairs = zip(losses, base, strict=True)
-                gaps = [a - b for a, b in pairs if a is not None and b is not None]
-                if gaps:
+                if gaps := present(judging.differences(losses, base)):
                     cells += [f"{mean(present(losses)):.4f}", f"{mean(gaps):+.4f}"]
             if len(cells) == 5:
                 lines.append(cells)
