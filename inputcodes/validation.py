@@ -104,18 +104,15 @@ class Bigram:
 
     def nats(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
         """The sum of -log p(y | x) over pairs of tokens, each (N,)."""
-        return float(rounded(-np.log(self._p(x, y))).sum())
-
-    def _p(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-        """p(y | x) of pairs of tokens, (N,)."""
-        if not len(self._pairs):
-            return np.full(len(x), 1 / self.vocab_size)
-        pairs = x * self.vocab_size + y
-        places = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
-        counts = np.where(self._pairs[places] == pairs, self._counts[places], 0)
-        # (count + kinds * unigram) / (seen + kinds); an unseen context leaves the unigram.
-        kinds = np.maximum(self._kinds[x], 1)
-        return (counts + kinds * self._unigram[y]) / (self._seen[x] + kinds)
+        p = np.full(len(x), 1 / self.vocab_size)
+        if len(self._pairs):
+            pairs = x * self.vocab_size + y
+            places = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+            counts = np.where(self._pairs[places] == pairs, self._counts[places], 0)
+            # (count + kinds * unigram) / (seen + kinds); an unseen context leaves the unigram.
+            kinds = np.maximum(self._kinds[x], 1)
+            p = (counts + kinds * self._unigram[y]) / (self._seen[x] + kinds)
+        return float(rounded(-np.log(p)).sum())
 
 
 @torch.no_grad()
