@@ -120,10 +120,8 @@ class Adapter:
 def main(argv: list[str]) -> None:
     config = configure(HarnessConfig, argv)
     try:
-        lm_eval, api, tasks, utils = (
-            importlib.import_module(f"lm_eval{name}")
-            for name in ("", ".api.model", ".tasks", ".utils")
-        )
+        modules = ("lm_eval", "lm_eval.api.model", "lm_eval.tasks", "lm_eval.utils")
+        lm_eval, api, tasks, utils = map(importlib.import_module, modules)
     except ImportError as error:
         raise UserError(f"this needs the harness ({error}): pip install lm_eval") from error
     names = split_list(config.tasks)

@@ -122,9 +122,7 @@ def compare(config: InspectConfig) -> tuple[str, str, str]:
         )
     wanted = [os.fsencode(text) for text in config.tokens or EXAMPLES]
     rows = {text: texts.index(text) for text in wanted if text in texts}
-    alike: list[list[str]] = []
-    neighbours: list[list[str]] = []
-    copied: list[list[str]] = []
+    alike, neighbours, copied = list[list[str]](), list[list[str]](), list[list[str]]()
     table = token_states(models[0][0], ids, tokenizer.end_of_text)[0]
     table = table - table.mean(0)
     for run, (model, _, _) in zip(config.runs, models, strict=True):

@@ -253,13 +253,8 @@ def _wandb(out_dir: Path, made_by: dict[str, Any], last_step: int) -> Write:
     file = out_dir / "wandb_id"
     if not (last_step and file.is_file()):
         write_text(file, uuid.uuid4().hex[:8])
-    known = {
-        "id": file.read_text(encoding="utf-8"),
-        "resume": "allow",
-        "dir": out_dir,
-        "config": made_by,
-    }
-    run = wandb.init(project="input-codes", name=str(out_dir), **known)
+    known = {"id": file.read_text(encoding="utf-8"), "dir": out_dir, "config": made_by}
+    run = wandb.init(project="input-codes", name=str(out_dir), resume="allow", **known)
     return lambda line: run.log(line, step=line["step"])
 
 

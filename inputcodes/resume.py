@@ -18,14 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inputcodes import configurator
-from inputcodes.checkpoint import (
-    give_weights,
-    load_model,
-    or_last,
-    other_checkpoint,
-    read_checkpoint,
-)
+from inputcodes import checkpoint, configurator
+from inputcodes.checkpoint import load_model, other_checkpoint, read_checkpoint
 from inputcodes.configurator import S, UserError, build, given_values, refuse
 from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import file_sha256, read_json_lines
@@ -107,7 +101,7 @@ class Start:
         return None if "val_loss" in line and not best_lost else line
 
     def load_weights(self, model: torch.nn.Module) -> None:
-        give_weights(model, self.tensors["model"], self.path)
+        checkpoint.give_weights(model, self.tensors["model"], self.path)
 
     def settings(self, cls: type[S]) -> S:
         """The checkpoint's settings, or only its architecture, as `cls` says."""
@@ -164,7 +158,7 @@ def find_start(init_from: str, out_dir: Path) -> Start | None:
             raise UserError(f"there is no {path} to resume; {other_checkpoint(path)}")
     if base == "scratch" or (resumes and not base):
         return None
-    path = or_last(Path(configurator.local_path(base)) / "best.pt")
+    path = checkpoint.or_last(Path(configurator.local_path(base)) / "best.pt")
     if path.is_file():
         return Start(path, False, *read_checkpoint(path))
     if path.with_name("config.json").is_file():

@@ -210,11 +210,9 @@ class Runner:
 
     def start(self, path: Path) -> None:
         write_text(path / "config.py", self.plans[path][0])
-        command = [sys.executable]
-        if self.nproc > 1:
-            command += ["-m", "torch.distributed.run", "--standalone"]
-            command += [f"--nproc_per_node={self.nproc}"]
-        command += [str(ROOT / "train.py"), str(path / "config.py")]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.nproc}"]
+        script = [str(ROOT / "train.py"), str(path / "config.py")]
+        command = [sys.executable, *torchrun * (self.nproc > 1), *script]
         with open(path / "log.txt", "wb") as log:
             self.active[path] = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self.environment
