@@ -148,10 +148,8 @@ def nanogpt_step(config: BenchConfig, precision: str = "highest") -> Work:
     torch.set_float32_matmul_precision(precision)
     device = torch.device(config.device)
     batches, model = batches_of(config, device), load_nanogpt(config)
-    betas = (config.beta1, config.beta2)
-    optimizer = model.configure_optimizers(
-        config.weight_decay, config.learning_rate, betas, device.type
-    )
+    recipe = config.weight_decay, config.learning_rate, (config.beta1, config.beta2)
+    optimizer = model.configure_optimizers(*recipe, device.type)
     compiled = torch.compile(model) if config.compile else model
 
     def step() -> float:

@@ -127,9 +127,7 @@ def refuse_to_overwrite(to: Path, out_dir: Path) -> None:
         ours = card.is_file() and CARD_SIGN.encode() in card.read_bytes()
     there = [file for patterns in FILES.values() for name in patterns for file in to.glob(name)]
     if there and not ours:
-        raise UserError(
-            f"{there[0]} was not written by export.py: move it away, or choose another --to"
-        )
+        raise UserError(f"{there[0]} was not written by export.py: move it, or choose another --to")
 
 
 def write_hf(
@@ -263,9 +261,7 @@ def upload(folder: Path, written: Sequence[Path], repository: str) -> None:
         names = [file.name for file in written]
         api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
     except Exception as error:  # of the network, the account or the hub
-        raise UserError(
-            f"{folder} is written, but cannot be uploaded to {repository}: {error}"
-        ) from error
+        raise UserError(f"{folder} is written but not uploaded to {repository}: {error}") from error
 
 
 def main(argv: list[str]) -> None:

@@ -162,10 +162,8 @@ class Stream:
                 item = next(items[chosen])
             self._drawn += 1
             yield item
-        amounts = [f"{used[number]:,} documents of {name}" for number, name in enumerate(names)]
-        self.used_up = (
-            f"the mixture ends because {names[chosen]} is used up, after {', '.join(amounts)}"
-        )
+        amounts = ", ".join(f"{used[n]:,} documents of {name}" for n, name in enumerate(names))
+        self.used_up = f"the mixture ends because {names[chosen]} is used up, after {amounts}"
 
     def _items(self, number: int) -> Iterator[Item]:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""

@@ -310,9 +310,7 @@ class TrainingData:
 def validation_numbers(rows: Rows, max_targets: int) -> NDArray[np.int64]:
     """The rows with up to `max_targets` (0: all) targets, spread over the whole split."""
     if not rows.tokens:
-        raise UserError(
-            "the data set holds out no text to validate: prepare it with a val_fraction"
-        )
+        raise UserError("the data set has no text to validate: prepare it with a val_fraction")
     numbers = rows.validation(max_targets)
     if not len(numbers):
         if not len(rows.validation(0)):

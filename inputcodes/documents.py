@@ -124,9 +124,7 @@ def _messages(row: dict[str, Any]) -> Any:
     answer = next(row[name] for name in ("response", "completion", "output") if name in row)
     messages: list[Any] = []
     history = row.get("history") or []
-    if not (
-        isinstance(history, list) and all(isinstance(h, list) and len(h) == 2 for h in history)
-    ):
+    if not isinstance(history, list) or not all(type(h) is list and len(h) == 2 for h in history):
         raise LeftOut("not_chat")
     for pair in (*history, (prompt, answer)):
         for role, value in zip(("user", "assistant"), pair, strict=True):
