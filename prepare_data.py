@@ -11,8 +11,7 @@ uint32 for more than 65,536 ids; little-endian, no header), `tokenizer.json`, an
 written last. The bytes depend on the input and the settings alone, not on the number of workers
 nor on interruptions: `progress.json` says how far a run came, and the same command continues.
 
-An input that cannot be read is an error that names it; a document that is not text is left out and
-counted by reason (docs/data.md).
+Input that cannot be read is an error that names it; what is no text is left out and counted.
 """
 
 import contextlib
@@ -295,7 +294,7 @@ class _Preparation:
             tokenizer = load(config.tokenizer)
         else:
             vocab_size = config.vocab_size or 256
-            tokenizer = Tokenizer(vocab_size, self.ngrams(vocab_size))
+            tokenizer = Tokenizer(vocab_size, self.ngrams(vocab_size) if vocab_size > 256 else [])
         tokenizer.save(path)
         writer.progress |= {"tokenizer_sha256": tokenizer.sha256, "dtype": tokenizer.dtype.name}
         writer.save(None)
@@ -306,8 +305,6 @@ class _Preparation:
         config = self.config
         if config.ngram_file:
             return read_ngrams(Path(config.ngram_file), vocab_size, config.ngrams)
-        if vocab_size == 256:
-            return []
         job = functools.partial(count_chunk, config.max_ngram, self.val_below, config.chat)
         total, characters, state = self.writer.load_counts()
         results = map_chunks(job, chunks_of(Stream(self.corpus, state)), config.workers)
@@ -368,6 +365,8 @@ class _Preparation:
         shards.discard(self.writer.folder)
         unread = any(n for reason, n in progress["skipped"].items() if reason != "empty")
         advice = "docs/data.md says what is read" if unread else "give more text"
+        if counts["val"] and not config.val_source:
+            advice = f"lower --val_fraction={config.val_fraction}"
         side, advice = "training", "; ".join(self.notes[:1]) or advice
         if counts["train"]:
             ended = 0 < config.max_tokens <= progress["splits"]["train"]["tokens"]

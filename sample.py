@@ -66,7 +66,7 @@ def prompt_text(prompt: str) -> str:
         try:
             text = path.read_bytes().decode("utf-8-sig")  # its line ends as they are
         except UnicodeDecodeError as error:
-            raise UserError(f"the prompt {path} is not UTF-8 text") from error
+            raise UserError(f"the prompt {path} is not UTF-8 text: convert it") from error
     if not text:
         raise UserError(f"the prompt {path} is empty: expected at least one character")
     return text

@@ -162,8 +162,11 @@ class Stream:
                 item = next(items[chosen])
             self._drawn += 1
             yield item
-        amounts = ", ".join(f"{used[n]:,} documents of {name}" for n, name in enumerate(names))
-        self.used_up = f"the mixture ends because {names[chosen]} is used up, after {amounts}"
+        amounts = [
+            f"{used[n]:,} document{'s' * (used[n] != 1)} of {name}" for n, name in enumerate(names)
+        ]
+        after = ", ".join(amounts)
+        self.used_up = f"the mixture ends because {names[chosen]} is used up, after {after}"
 
     def _items(self, number: int) -> Iterator[Item]:
         """The items of an entry; what goes wrong on the way (network, damage) is a UserError."""

@@ -62,6 +62,8 @@ class Tokenizer:
         """A tiktoken encoding such as `gpt2`, with the role marks it lacks as further ids."""
         if name not in tiktoken.list_encoding_names():
             known = ", ".join(tiktoken.list_encoding_names())
+            if (file := Path(name) / "tokenizer.json").is_file():
+                raise UserError(f"tokenizer={name!r} is a folder: pass --tokenizer={file}")
             raise UserError(f"no tiktoken encoding is called {name!r}; there are {known}")
         try:
             encoding = tiktoken.get_encoding(name)

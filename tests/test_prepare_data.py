@@ -299,6 +299,9 @@ def test_a_limit_that_leaves_no_validation_is_named(tmp_path: Path) -> None:
     files = write_parquet(tmp_path / "a.parquet", texts_of(300, seed=5))
     with pytest.raises(UserError, match=r"no validation document .* raise --max_tokens=1, or"):
         prepare(prepare_config(tmp_path, files=files, max_tokens=1))
+    (tmp_path / "a.txt").write_text("a few words")
+    with pytest.raises(UserError, match=r"no training document .*: lower --val_fraction=0\.999$"):
+        prepare(prepare_config(tmp_path, files=str(tmp_path / "a.txt"), val_fraction=0.999))
 
 
 def test_max_tokens_ends_after_a_whole_document(tmp_path: Path) -> None:

@@ -321,6 +321,10 @@ def test_a_mixture_says_which_source_ended_it(
     assert len(texts) == used + 20
     sentence = f"the mixture ends because {short} is used up, after {used} documents of {long}, "
     assert sentence + f"20 documents of {short}" in capsys.readouterr().out
+    one = write_parquet(tmp_path / "one.parquet", ["only one"])
+    settings = {"probabilities": "0.5,0.5", "dataset": "few", "val_fraction": 0.0}
+    prepare(prepare_config(tmp_path, files=f"{long},{one}", **settings))
+    assert f" 1 document of {one}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sep", ["/", "\\"])

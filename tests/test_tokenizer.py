@@ -6,6 +6,7 @@ import random
 import re
 import string
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,9 +298,14 @@ def test_a_file_without_ranks_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
         Tokenizer.from_json(text)
 
 
-def test_named_encodings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_encodings_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="no tiktoken encoding is called 'gpt5000'"):
         Tokenizer.named("gpt5000")
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(UserError, match=r"' is a folder: pass --tokenizer=.*tokenizer\.json$"):
+        Tokenizer.named(str(tmp_path))
     monkeypatch.setattr(tiktoken, "get_encoding", no_lookup)
     with pytest.raises(UserError, match=r"cannot load 'gpt2' \(ConnectionError\).*network"):
         Tokenizer.named("gpt2")
