@@ -86,8 +86,9 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
     """One legend for all axes, at the right of them, in the order in which the lines end."""
     handles: dict[str, Any] = {}
     for one in axes:
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+        for handle in one.lines:  # Matplotlib's own list lacks names that begin with _
+            if not re.fullmatch(r"(_child\d+|_nolegend_)?", label := str(handle.get_label())):
+                handles.setdefault(label, handle)
     names = sorted(handles, key=lambda name: -handles[name].get_ydata()[-1])
     lines = [handles[name] for name in names]
     figure.legend(lines, names, loc="outside right center", fontsize="small")

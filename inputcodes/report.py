@@ -70,6 +70,10 @@ def make_report(
             notes.append(f"Nothing to compare with: {group[0][0].label} has no complete run.")
             continue
         by_label = {variant.label: [run for run in runs if run] for variant, runs in used}
+        done = [v.label for v, runs in group if any(run and run.complete for run in runs)]
+        if apart := [label for label in done if label not in by_label]:
+            why = f"no seed in common with {used[0][0].label}"
+            notes.append(f"Left out, {why}: {'; '.join(apart)}.")
         refuse_unmatched(by_label, may_differ)
         rows.append([measure(variant, runs) for variant, runs in used])
         if len(group) == 1 < len(groups):

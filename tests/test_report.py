@@ -132,6 +132,7 @@ def test_a_run_that_is_missing_leaves_the_others_in_the_comparison(tmp_path):
     apart = by_hand(tmp_path / "a", learned=[1.0, None], fixed=[1.1, 1.2], affine=[None, 1.0])
     assert [row.variant for row in apart.groups[0]] == ["learned", "fixed"]
     assert "Left out, not complete: learned (seed 2); affine (seed 1)." in apart.notes
+    assert "Left out, no seed in common with learned: affine." in apart.notes
     with pytest.raises(UserError, match="Nothing to compare with: learned has no complete run"):
         by_hand(tmp_path / "b", learned=[None], fixed=[1.0])
 
@@ -525,9 +526,10 @@ def test_the_curves_of_runs(tmp_path):
     text = (tmp_path / "both.svg").read_text()
     assert text.startswith("<?xml")
     write_run(tmp_path / "c" / "a", falling(1.0), {})
-    paths = [tmp_path / "a", tmp_path / "c" / "a"]  # two names, and chance and counts
-    labels = figures.curve_figure(paths).axes[0].get_legend_handles_labels()[1]
-    assert len(set(labels)) == 6
+    write_run(tmp_path / "_a", falling(1.0), {})
+    for second in (tmp_path / "c" / "a", tmp_path / "_a"):  # two names, and chance and counts
+        shown = figures.curve_figure([tmp_path / "a", second]).legends[0].get_texts()
+        assert len({text.get_text() for text in shown}) == 6
     with pytest.raises(UserError, match="holds no metrics"):
         figures.main([str(tmp_path)])
     for name in ("c", "c.jpeg2", ".svg"):
