@@ -228,8 +228,11 @@ def rows_of(config: BenchConfig) -> list[Row]:
     rows: list[Row] = []
 
     def add(table: str, name: str, build: Callable[[BenchConfig], Work], **changes: Any) -> None:
+        own = dataclasses.replace(config, **changes)
         if table in split_list(config.only):
-            rows.append(Row(table, name, build, dataclasses.replace(config, **changes)))
+            if problems := own.problems():  # of a layer that is not the configuration's
+                raise UserError(f"{name}: {problems[0]}; --only leaves the table {table!r} out")
+            rows.append(Row(table, name, build, own))
 
     if config.nanogpt:
         # On a CPU its loop has no bfloat16; on a GPU it takes the configuration's type.
@@ -386,9 +389,7 @@ def main(argv: list[str]) -> None:
         print(f"\n{TABLES[name]} (ratios to the first row)\n")
         print(markdown(tables[name]), flush=True)
     if config.out:
-        lines = {
-            name: [dataclasses.asdict(line) for line in table] for name, table in tables.items()
-        }
+        lines = {k: [dataclasses.asdict(line) for line in v] for k, v in tables.items()}
         record = {"made_by": facts, "config": dataclasses.asdict(config), "tables": lines}
         add_record(Path(config.out), record)
 
