@@ -73,7 +73,8 @@ def join_processes(name: str, **arithmetic: Any) -> Iterator[Processes]:
     joined = threading.Event()  # which gloo tries for half an hour
     end_with_torchrun(Processes(torch.device("cpu")), until=joined)
     try:
-        processes = _join(name, **arithmetic)
+        with stop_signals(signal.SIG_DFL):  # no handler of Python's is run while gloo waits
+            processes = _join(name, **arithmetic)
         joined.set()
     except UserError:
         raise
@@ -197,7 +198,9 @@ def peak_mb(device: torch.device) -> float:
 
 
 @contextlib.contextmanager
-def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def stop_signals(
+    handle: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> Iterator[None]:
     """Let `handle` take the signals that end a program."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():

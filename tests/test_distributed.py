@@ -191,6 +191,7 @@ def test_what_waits_to_join_ends_with_torchrun(monkeypatch):
     statuses = queue.SimpleQueue()
 
     def wait_for_the_others(*_, **__):
+        assert not callable(signal.getsignal(signal.SIGINT))  # Ctrl-C ends it, as gloo lets none
         sys.exit(statuses.get(timeout=60))
 
     monkeypatch.setattr(distributed, "_join", wait_for_the_others)
