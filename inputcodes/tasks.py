@@ -170,6 +170,8 @@ def read_items(name: str, data: str, limit: int) -> list[Item]:
 def _local_rows(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     """The rows of the one file NAME*.jsonl or NAME*.parquet of a folder, and where each is."""
     files = [path for suffix in ("jsonl", "parquet") for path in folder.glob(f"{name}*.{suffix}")]
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: --data is the one that {name}'s file is in")
     if (number := len(files)) != 1:
         raise UserError(f"{folder} has {number} files {name}*.jsonl or {name}*.parquet, expected 1")
     path = str(files[0])

@@ -547,6 +547,8 @@ def test_bad_requests_are_refused(out_dir, tmp_path):
             evaluate.main(["--tasks=boolq", "--validation=False", argv])
     with pytest.raises(UserError, match=r"has 0 files boolq\*\.jsonl"):
         read_items("boolq", str(tmp_path), 0)
+    with pytest.raises(UserError, match=r"\.py is no folder: --data is the one that boolq's file"):
+        read_items("boolq", __file__, 0)
     write_data_set(tmp_path / "other", *[[np.arange(99, dtype=np.uint16)]] * 2, vocab_size=300)
     with pytest.raises(
         UserError, match=r"another tokenizer than .*best\.pt: pass a --dataset that"
