@@ -129,7 +129,7 @@ class Study:
 
     def run_config(self, variant: runs.Variant, seed: int) -> TrainConfig:
         base, settings = base_of(variant), self.run_settings(variant, seed)
-        there = architecture_of(base)
+        there, _ = read_base(base)
         check_architecture(Path(base), there, settings)
         return build(TrainConfig, there | settings)
 
@@ -196,10 +196,15 @@ def base_of(variant: runs.Variant) -> str:
 
 
 @functools.cache
-def architecture_of(base: str) -> dict[str, Any]:
-    """The settings that the run or export to fine-tune decides; UserError if there is none."""
-    start = find_start(base, Path())
-    return dataclasses.asdict(start.settings(GPTConfig)) if start else {}
+def read_base(base: str) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """The settings that the run or export to fine-tune decides, and its step and data.
+
+    UserError if there is none.
+    """
+    if start := find_start(base, Path()):
+        settings, record = dataclasses.asdict(start.settings(GPTConfig)), start.record
+        return settings, (record["step"], record["data_sha256"])
+    return {}, (None, None)
 
 
 def configure_study(argv: Sequence[str]) -> Study:
@@ -218,7 +223,7 @@ def configure_study(argv: Sequence[str]) -> Study:
         raise UserError(f"{', '.join(unlike)}: set alike in all files, or on the command line")
     stems = [Path(file).stem for file in files]
     own[0]["study_dir"] = own[0].get("study_dir") or f"out/studies/{'-'.join(stems)}"
-    base = architecture_of(base_of(runs.Variant("", recipes[0])))
+    base, _ = read_base(base_of(runs.Variant("", recipes[0])))
     config = build(CompareConfig, base | recipes[0] | own[0])
     variants = variants_of(config.variants, recipes[0], config.may_differ)
     if len(files) > 1:
@@ -304,7 +309,9 @@ def check_before(study: Study) -> None:
                     raise study.another_run(run, [f"{data.path} has been made again since"])
             fact = dataclasses.asdict(config)
             fact |= {"tokenizer": data.tokenizer.sha256[:12], "data": data.sha256[:12]}
-            facts[variant.label] = [fact | {"fine-tuned": base_of(variant) != "scratch"}]
+            begun = next((run for run in stored if run and run.evaluations), None)
+            base = begun.facts["fine-tuned from"] if begun else read_base(base_of(variant))[1]
+            facts[variant.label] = [fact | {"fine-tuned from": base}]
         free = runs.FREE_FIELDS | study.config.may_differ
         runs.refuse_differences(runs.differences(facts, free))
 

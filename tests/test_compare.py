@@ -16,6 +16,7 @@ import export
 import prepare_data
 import train
 from inputcodes import runs
+from inputcodes.checkpoint import read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.files import locked, read_json_lines
 from inputcodes.tokenizer import Tokenizer
@@ -324,6 +325,21 @@ def test_an_export_is_a_base_like_a_run(tmp_path, monkeypatch):
         study.run_config(study.variants[0], 1)
     with pytest.raises(UserError, match="expected scratch, resume or the directory of a run"):
         compare.main(["--variants=fixed", f"--init_from={tmp_path / 'nowhere'}"])
+
+
+def test_bases_of_different_steps_are_refused_before_training(text_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    files = []
+    for step, name in enumerate(("a", "b"), 7):
+        base = tmp_path / name / "best.pt"
+        write_run(base.parent, Tokenizer(256))
+        tensors, record = read_checkpoint(base)
+        write_checkpoint(base, tensors, record | {"step": step})
+        files.append(tmp_path / f"{name}.py")
+        settings = {"dataset": "tiny", "data_dir": str(text_data), "init_from": str(base.parent)}
+        files[-1].write_text("".join(f"{k} = {v!r}\n" for k, v in settings.items()))
+    with pytest.raises(UserError, match=r"fine-tuned from: \(7, 'd+'\) \(a\), \(8, 'd+'\) \(b\)"):
+        compare.main([*map(str, files), "--max_steps=2", f"--study_dir={tmp_path / 'study'}"])
 
 
 def test_missing_cores_of_a_platform_do_not_matter(monkeypatch):
