@@ -1,5 +1,5 @@
 # config/studies/codes.py at 6 layers, where depth may do what a table does.
-# 15 runs of 3 M tokens, 45 minutes on two cores.
+# 15 runs of 3 M tokens, 45 to 75 minutes on two cores.
 from config.studies.codes import *
 
 variants = [

@@ -1,6 +1,6 @@
 # Each input layer at four peak learning rates: the paper tuned none. The other studies have other
 # seeds, and the default rate whatever comes out here.
-# 48 runs of 1.6 M tokens, 35 minutes on two cores.
+# 48 runs of 1.6 M tokens, 35 to 70 minutes on two cores.
 _rates = (1.25e-3, 2.5e-3, 5e-3, 1e-2)
 _layers = ("learned table_std=0.1", "learned", "fixed", "spelling")
 variants = [f"{layer} learning_rate={rate}" for rate in _rates for layer in _layers]

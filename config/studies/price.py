@@ -1,7 +1,7 @@
 # What codes cost against the table by tokens, each token seen once. Predicted from runs of 6.6 M
 # tokens of another text: fixed within 1% of the table at 14 M tokens [9, 20]; spelling ahead from
 # 1 M tokens on and not behind at 16 M.
-# 9 runs of 15 M tokens, 3 to 4 hours on two cores.
+# 9 runs of 15 M tokens, 4 hours on two cores.
 #
 # The text is the documentation of C++ and of Windows drivers (github.com/MicrosoftDocs: cpp-docs,
 # windows-driver-docs) and the Python Enhancement Proposals (github.com/python/peps), a document

@@ -1,5 +1,5 @@
 # The standard library in four vocabularies (K = 8, 10, 12 and 14 bits); compare bits per byte.
-# 36 runs of 3 M tokens, 75 minutes on two cores.
+# 36 runs of 3 M tokens, 75 to 90 minutes on two cores.
 _layers = ("learned table_std=0.1", "fixed", "spelling")
 variants = [f"{layer} dataset=stdlib-{V}" for V in (256, 1024, 4096, 16_384) for layer in _layers]
 seeds = "11,12,13"
