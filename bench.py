@@ -231,7 +231,7 @@ def rows_of(config: BenchConfig) -> list[Row]:
         own = dataclasses.replace(config, **changes)
         if table in split_list(config.only):
             if problems := own.problems():  # of a layer that is not the configuration's
-                raise UserError(f"{name}: {problems[0]}; --only leaves the table {table!r} out")
+                raise UserError(f"{name}: {problems[0]}; or name other tables with --only")
             rows.append(Row(table, name, build, own))
 
     if config.nanogpt:

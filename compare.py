@@ -63,7 +63,9 @@ class CompareConfig(TrainConfig):
         0.01, "equivalent: closer than this share of the baseline's loss", above=0, below=1
     )
     study_dir: str = setting("", "folder of the report; empty: out/studies/NAME", is_path=True)
-    runs_dir: str = setting("", "of the runs; studies may share it; empty: study_dir", is_path=True)
+    runs_dir: str = setting(
+        "", "folder of the runs; studies may share it; empty: study_dir", is_path=True
+    )
     nproc: int = setting(1, "processes per run, under torchrun if there are several", least=1)
     jobs: int = setting(0, "runs at a time; 0: one on a GPU, on a CPU what fits", least=0)
     report: str = setting("", "folder of a study to report again, running nothing", is_path=True)

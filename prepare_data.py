@@ -380,8 +380,9 @@ class _Preparation:
 
 def main(argv: list[str]) -> None:
     given = configurator.given_values(PrepareConfig, argv)
-    if "" in (given.get("show"), given.get("hub")):  # else this would be the standard library
-        raise UserError("show='' or hub='': expected the name of what to show or read")
+    for name in ("show", "hub"):
+        if given.get(name) == "":  # as of a shell's unset variable: not the standard library
+            raise UserError(f"{name}='': expected a name, or no --{name}")
     config = configurator.build(PrepareConfig, given)
     if config.show:
         from inputcodes.data import DataSet, show  # with torch, which takes seconds

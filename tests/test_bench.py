@@ -204,7 +204,7 @@ def test_flops_of_the_papers_model():
         ({"nanogpt": "/nowhere"}, "nanogpt='/nowhere'"),
         ({"nanogpt": "."}, r"nanogpt='\.': no model\.py of nanoGPT there"),  # but this program's
         ({"dataset": "nothing"}, "there is no data set"),
-        ({"compression": 5}, r"compressed: compression=5 does not divide .*; --only leaves"),
+        ({"compression": 5}, r"compressed: compression=5 does not divide .*with --only"),
         ({"input_layer": "fixed", "code_length": 99}, r"^codeword: code_length=99: expected"),
     ],
 )

@@ -770,8 +770,8 @@ def test_wrong_columns_and_missing_data_sets_are_named(tmp_path: Path) -> None:
         (["--max_tokens=-1"], "max_tokens=-1"),
         (["--dataset=../up"], "plain name"),
         (["--datset=x"], "did you mean 'dataset'"),
-        (["--show="], "show='' or hub='': expected the name"),
-        (["--source=hub", "--hub="], "show='' or hub='': expected the name"),
+        (["--show="], "show='': expected a name, or no --show"),
+        (["--source=hub", "--hub="], "hub='': expected a name, or no --hub"),
     ],
 )
 def test_impossible_settings_are_refused(words: list[str], message: str) -> None:
