@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 
 from inputcodes import configurator, stats
 from inputcodes.configurator import Settings, configure, end_with_parent, run_main, setting
-from inputcodes.files import replacing
+from inputcodes.files import git_commit, replacing
 
 Row = tuple[float, ...]
 Matrix = list[Row]
@@ -744,7 +744,11 @@ def make_study(config: StudyConfig) -> dict[str, Any]:
     asked = {name: value for name, value in asdict(config).items() if name != "out"}
     return {
         "settings": {**asked, **protocol._asdict(), "seeds": list(seeds)},
-        "versions": {"python": platform.python_version(), "machine": platform.machine()},
+        "versions": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "commit": git_commit(),
+        },
         "elapsed_s": time.perf_counter() - start,
         "cpu_s": sum(os.times()[:4]),
         "sections": {

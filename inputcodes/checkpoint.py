@@ -14,7 +14,6 @@ import os
 import pickle
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -193,7 +192,7 @@ def made_by(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "commit": git_commit(),
+        "commit": files.git_commit(),
         "code_sha256": code_sha256(),
         "platform": platform.platform(),
         "processor": processor(),
@@ -211,15 +210,6 @@ def processor() -> str:
     if not name:
         return platform.processor()
     return f"{name[1]}, {'with' if 'amx_bf16' in text else 'without'} AMX"
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, with "-dirty" if files differ; None outside git."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: one atomic write, one lock, one hash, readers of JSON.
+"""Files that are whole or not there: one atomic write, lock and hash, readers of JSON; the commit.
 
 Every error of the system (full disk, read-only folder, a file where a folder should be) becomes a
 UserError of one line that names the path.
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import textwrap
 from collections import Counter
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from inputcodes.configurator import UserError, local_path
+from inputcodes.configurator import ROOT, UserError, local_path
 
 # The suffix of a file that is being written: no other program's, as such files are removed.
 PARTIAL = ".inputcodes.partial"
@@ -211,3 +212,12 @@ def split_list(text: str) -> list[str]:
     if os.path.exists(local_path(text)):
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "-dirty" if files differ; None outside git."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
