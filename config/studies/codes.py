@@ -1,7 +1,7 @@
 # What is the least that an input layer must have? From the paper's K = 12 bits to a table.
 # 55 runs of 3 M tokens, an hour on two cores. On seeds 1 to 3 table_std=0.1 was the best of three
 # in a first look, and the rate the best of four for table, fixed and spelling (learning_rate.py;
-# with 6 layers on seed 1): the seeds here are others.
+# with 6 layers table and spelling, on seed 1): the seeds here are others.
 variants = [
     "learned table_std=0.1",
     "learned",
