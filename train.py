@@ -49,7 +49,7 @@ class TrainConfig(GPTConfig):
     """A training run. Batch sizes are global: the number of processes divides them."""
 
     # data and places
-    dataset: str = setting("stdlib", "folder under data_dir made by prepare_data.py")
+    dataset: str = setting("stdlib", "folder in data_dir made by prepare_data.py", is_path=True)
     data_dir: str = free("data", "folder of all data sets", is_path=True)
     out_dir: str = free("", "its folder; empty: out, or out/NAME of config/NAME.py", is_path=True)
     init_from: str = free(

@@ -68,7 +68,8 @@ def setting(
     of a setting that is `free_on_resume`, and another one of an `explicit_on_resume` setting if the
     command line says so; the others are fixed. Words without a name join the list that is
     `positional`, before what a config file has. The command line's parts of a list lose the spaces
-    around them unless `spaces_count`. In one that `is_path` a `~` is the home, as in a shell.
+    around them unless `spaces_count`. In one that `is_path` a `~` is the home, as in a shell, and a
+    slash at the end does not count.
     """
     return dataclasses.field(default=default, metadata=locals())  # all that was said of it
 
@@ -376,8 +377,9 @@ def _checked(
 
 
 def local_path(name: str) -> str:
-    """What is there under this very name, else what a shell makes of a `~` in it."""
-    return name if os.path.exists(name) else os.path.expanduser(name)
+    """What is there under this very name, else what a shell makes of a `~` in it; "a" for "a/"."""
+    path = name if os.path.exists(name) else os.path.expanduser(name)
+    return path.rstrip("/") or path
 
 
 def _kinds(cls: type[Settings]) -> dict[str, type]:

@@ -41,6 +41,7 @@ def test_every_file_loads(file):
         (CompareConfig, "study_dir"),
         (CompareConfig, "runs_dir"),
         (CompareConfig, "table_of"),
+        (CompareConfig, "dataset"),
         (EvaluateConfig, "data"),
         (PrepareConfig, "show"),
         (BenchConfig, "nanogpt"),
@@ -49,9 +50,11 @@ def test_every_file_loads(file):
         (CurveConfig, "file"),
     ],
 )
-def test_a_tilde_is_the_home_and_no_new_folder(cls, name, monkeypatch):
+def test_a_tilde_is_the_home_and_a_last_slash_is_nothing(cls, name, monkeypatch):
+    """`--dataset=t/`, as a shell completes it, is recorded as t: not as another data set."""
     monkeypatch.setenv("HOME", "/home/me")
-    assert given_values(cls, [f"--{name}=~/x"])[name] == "/home/me/x"
+    for given in ("~/x", "~/x/"):
+        assert given_values(cls, [f"--{name}={given}"])[name] == "/home/me/x"
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
