@@ -15,7 +15,7 @@ import pickle
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ FORMAT = 2  # 1 had no SHA-256 at the end, and is not read
 SEAL = b"\nsha256 "  # begins the last line of a checkpoint
 SEAL_BYTES = len(SEAL) + 64 + 1
 UNFIT = "is damaged: weights and settings differ"
+# What a record says; the last two are not in every one. run.json leaves out what changes while
+# the run goes on, and the tokenizer, a long text.
+CHANGING = {"step": int, "tokens": int, "best_val_loss": float, "elapsed_s": float}
+LASTING = dict.fromkeys(("tokenizer_sha256", "data_sha256", "code_sha256"), str)
+RECORD_PARTS: dict[str, Any] = {**CHANGING, "tokenizer": str, **LASTING, "config": dict}
+RECORD_PARTS |= {"table_sha256": str | None, "changes": list | None}
+NOT_IN_RUN_JSON = {*CHANGING, "tokenizer"}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -68,6 +75,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         checked, sha256 = path.stat(), check_bytes(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         record: dict[str, Any] = json.loads(state.pop("record"))
+        check_record(record)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -78,6 +86,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not os.path.samestat(checked, path.stat()):  # a run has replaced what was checked
         return read_checkpoint(path)
     return state, record | {"checkpoint": path.stem, "checkpoint_sha256": sha256}
+
+
+def check_record(record: dict[str, Any], elsewhere: Container[str] = ()) -> None:
+    """Raise ValueError if the record lacks a part, those that are kept `elsewhere` aside."""
+    parts = {name: kind for name, kind in RECORD_PARTS.items() if name not in elsewhere}
+    wrong = [name for name, kind in parts.items() if not isinstance(record.get(name), kind)]
+    base = record.get("base") or {"out_dir": "scratch", "sha256": ""}
+    if not isinstance(base, dict) or {type(base.get(k)) for k in ("out_dir", "sha256")} != {str}:
+        wrong.append("base")
+    if wrong:
+        raise ValueError(f"it lacks {', '.join(wrong)}")
 
 
 def check_bytes(path: Path) -> str:
@@ -180,9 +199,7 @@ def write_run_json(
     with contextlib.suppress(UserError):
         if mend and files.read_json(out_dir / "run.json"):
             return
-    # Without the tokenizer, a long text, and what changes while the run goes on.
-    left_out = {"tokenizer", "step", "tokens", "best_val_loss", "elapsed_s"}
-    shown = {name: value for name, value in record.items() if name not in left_out}
+    shown = {name: value for name, value in record.items() if name not in NOT_IN_RUN_JSON}
     started = {"started_at_step": record["step"]}
     files.write_json(out_dir / "run.json", started | shown | made_by(device))
 

@@ -23,16 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from inputcodes.checkpoint import check_record
 from inputcodes.configurator import UserError, from_record
-from inputcodes.files import file_sha256, read_json, sha256_of_all
+from inputcodes.files import damage_named, file_sha256, read_json, sha256_of_all
 from inputcodes.tokenizer import Tokenizer, byte_alphabet
 from model import GPT, ROPE_BASE, GPTConfig
 
 RECORD = "input_codes"  # the key of config.json with what made the model
 TOKENIZER = "input_codes_tokenizer.json"  # this project's own form, for the import
-# What a run takes from the record of the export that it starts from.
-RECORD_PARTS: dict[str, type] = {"step": int, "best_val_loss": float, "config": dict}
-RECORD_PARTS |= dict.fromkeys(("tokenizer_sha256", "data_sha256", "code_sha256"), str)
 BLOCK = {  # modules of a block here and there
     "norm_1": "input_layernorm",
     "attention.qkv": "attention.query_key_value",
@@ -166,9 +164,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             " saved them again, or they are damaged",
             file=sys.stderr,
         )
-    wrong = [name for name, kind in RECORD_PARTS.items() if type(record.get(name)) is not kind]
-    if lacking := ", ".join(sorted(wrong)):
-        raise UserError(f"{folder / 'config.json'} is damaged: it lacks {lacking}")
+    with damage_named(folder / "config.json", "export the run again"):
+        check_record(record, elsewhere={"tokenizer"})
     config = from_record(GPTConfig, record["config"], folder / "config.json")
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.sha256 != record["tokenizer_sha256"]:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from inputcodes.checkpoint import ROOT
+from inputcodes.checkpoint import NOT_IN_RUN_JSON, ROOT, check_record
 from inputcodes.configurator import Settings, UserError, from_record
 from inputcodes.distributed import PARENT
-from inputcodes.files import read_json, read_json_lines, write_json, write_text
+from inputcodes.files import damage_named, read_json, read_json_lines, write_json, write_text
 from inputcodes.stats import mean
 from inputcodes.workers import cores, progress_bar
 from model import GPTConfig, count_parameters
@@ -82,14 +82,8 @@ def read_run(path: Path, settings: type[Settings]) -> Run | None:
         return None
     advice = "delete the directory and run the command again"
     record = read_json(path / "run.json", advice)
-    kinds: dict[str, Any] = {"config": dict, "tokenizer_sha256": str, "data_sha256": str}
-    kinds["table_sha256"] = str | None
-    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
-    base = record.get("base") or {"out_dir": "scratch", "sha256": ""}
-    if not isinstance(base, dict) or {type(base.get(k)) for k in ("out_dir", "sha256")} != {str}:
-        wrong.append("base")
-    if wrong:
-        raise UserError(f"{path / 'run.json'} is damaged (no {', '.join(wrong)}): {advice}")
+    with damage_named(path / "run.json", advice):
+        check_record(record, elsewhere=NOT_IN_RUN_JSON)
     config = from_record(settings, record["config"], path / "run.json")
     lines = read_json_lines(path / "metrics.jsonl")
     for line in lines:

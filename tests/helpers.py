@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from inputcodes.checkpoint import read_checkpoint, write_checkpoint
+from inputcodes.checkpoint import RECORD_PARTS, read_checkpoint, write_checkpoint
 from inputcodes.ngrams import choose_ngrams, count_ngrams
 from inputcodes.tokenizer import Tokenizer
 from model import GPT, GPTConfig
@@ -43,6 +43,9 @@ SMALL = {
     "eval_interval": 5,
     "log_interval": 1,
 }
+# What no part of a record can be.
+WRONG_PARTS = [(name, {} if kind is not dict else []) for name, kind in RECORD_PARTS.items()]
+WRONG_PARTS += [("step", None), ("elapsed_s", 10**400), ("base", "x"), ("base", {"out_dir": 5})]
 
 
 def metrics_of(out_dir: Path) -> list[dict]:

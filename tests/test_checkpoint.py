@@ -24,7 +24,7 @@ from inputcodes.files import (
 )
 from inputcodes.resume import find_start
 from model import GPT, GPTConfig
-from tests.helpers import record_of
+from tests.helpers import WRONG_PARTS, record_of
 
 CONFIG = {"vocab_size": 16, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
 CONFIG["input_layer"] = "learned"
@@ -199,6 +199,15 @@ def test_a_metrics_line_of_other_types_is_named(tmp_path):
         path.write_text(f'{{"step": 1, "val_documents": {documents}}}\n')
         with pytest.raises(UserError, match=r"line 1 is damaged: val_documents has .*: delete"):
             read_json_lines(path)
+
+
+def test_a_record_that_lacks_a_part_is_one_line(checkpoint):
+    """Whatever program sealed it: resuming, sampling and evaluating were tracebacks."""
+    tensors, record = {"model": {}}, record_of(CONFIG)
+    for name, damage in WRONG_PARTS:
+        write_checkpoint(checkpoint, tensors, record | {name: damage})
+        with pytest.raises(UserError, match=rf"last\.pt is damaged \(it lacks {name}\); there is"):
+            read_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_without_a_seal_is_refused(tmp_path):
