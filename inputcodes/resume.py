@@ -25,7 +25,7 @@ from inputcodes.data import DataSet, TrainingData, validation_numbers
 from inputcodes.files import file_sha256, read_json_lines
 from inputcodes.hf import TOKENIZER, read_export
 from inputcodes.loss import LOGITS_BYTES
-from model import GPTConfig, count_parameters
+from model import GPT, GPTConfig, count_parameters
 
 # Settings of nanoGPT, and of this program before: what to use instead.
 OTHER_NAMES = {
@@ -306,10 +306,14 @@ def memory_needed(config: Any, processes: int = 1) -> int:
 
     An estimate for GPUs, within a tenth. With `recompute` a layer keeps its input alone.
     """
-    parameters, _ = count_parameters(config)
+    with torch.device("meta"):
+        model = GPT(config)
+    tensors = [*model.parameters(), *model.buffers()]
+    trained = sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
+    stored = sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad)  # as by `frozen`
     half = config.dtype == "bfloat16"
     # weight, gradient and AdamW's two moments; what DDP adds; the copy that autocast makes
-    weights = parameters * (16 + 4 * (processes > 1) + 2 * half)
+    weights = stored + trained * (16 + 4 * (processes > 1) + 2 * half)
     # In a layer, for each token and position of the width: the states before and after each norm,
     # queries, keys, values and their mix, and the four times wider states of the MLP.
     tokens = config.batch_size // processes * config.block_size

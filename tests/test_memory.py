@@ -84,6 +84,15 @@ def test_the_peaks_of_the_papers_model(words, processes, peak):
     )
 
 
+def test_a_table_that_is_stored_and_not_trained_is_in_the_estimate():
+    words = ["config/fixed32.py", "--n_layer=1", "--vocab_size=50000", "--n_embd=512"]
+    fixed, *stored = (
+        memory_needed(configure(TrainConfig, [*words, *more]))
+        for more in ([], ["--input_layer=frozen"], ["--input_layer=learned", "--train_table=False"])
+    )
+    assert stored == pytest.approx([fixed + 4 * 50_000 * 512] * 2, rel=1e-4)
+
+
 def test_a_gpu_that_is_too_small_is_told_the_split_that_fits(monkeypatch):
     config = configure(TrainConfig, ["config/fixed32.py"])
     pair = Processes(torch.device("cuda:0"), 0, 2)
