@@ -346,7 +346,7 @@ def main(argv: list[str]) -> None:
         if start and trainer.step >= config.max_steps and not trainer.owed:
             if first:
                 late = "".join(f"; {c['name']}={c['to']} comes too late" for c in start.changes)
-                print(f"{config.out_dir} holds this run already, all {trainer.step:,} steps{late}")
+                print(f"{config.out_dir} holds this run already, up to step {trainer.step:,}{late}")
                 write_run_json(trainer.out_dir, trainer.record(), processes.device, mend=True)
             return
         advice = "wait for it to end, or choose another --out_dir"

@@ -71,6 +71,7 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
     config, data, files = trainer.config, trainer.data, config_files(type(trainer.config), argv)
     total, inputs = count_parameters(config)
     tokens = config.max_steps * config.tokens_per_step
+    steps = f"{config.max_steps:,} step{'s' * (config.max_steps > 1)}"
     epochs = tokens / config.block_size / trainer.rows.rows.count
     doing, source = "writing to", "the defaults"
     if trainer.resuming:
@@ -87,8 +88,7 @@ def describe(trainer: Any, argv: Sequence[str]) -> str:
         f"data:   {data.path}, V={data.vocab_size:,}",
         f"        {trainer.rows.rows} to train on",
         f"        {data.rows('val', config.block_size)} to validate",
-        f"recipe: {config.max_steps:,} steps x {config.tokens_per_step:,} tokens = {tokens:,}"
-        f" ({epochs:.2f} epochs)",
+        f"recipe: {steps} x {config.tokens_per_step:,} tokens = {tokens:,} ({epochs:.2f} epochs)",
         memory_report(config, trainer.processes),
     ]
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
@@ -136,7 +136,7 @@ def not_finite(trainer: Any, loss: float, grad_norm: float) -> UserError:
     what, path = "gradient" if math.isfinite(loss) else "loss", trainer.out_dir / "last.pt"
     cause = "no update came before: check init_from, table_std and code_scale"
     if trainer.step:
-        cause = "a lower learning_rate may help"
+        cause = "a lower learning_rate or weight_decay may help"
     return UserError(
         f"step {trainer.step + 1}: the {what} is not finite (loss {loss}, gradient norm"
         f" {grad_norm}): stopped before the update; {cause};"

@@ -167,7 +167,7 @@ def validate(
     if not math.isfinite(total_nats):
         raise UserError(
             f"the validation loss on {data.path} is {total_nats / total_tokens}: the weights are"
-            " damaged, or training has diverged (a lower learning_rate may help)"
+            " damaged, or training has diverged (a lower learning_rate or weight_decay may help)"
         )
     return Evaluation(
         loss=total_nats / total_tokens,

@@ -395,8 +395,8 @@ def test_resuming_a_finished_run_leaves_it_alone(words, tmp_path, capsys):
     train.main(words(**FIVE, init_from="resume"))
     train.main(words(**FIVE, init_from="resume", eval_tokens=64))
     shown = capsys.readouterr().out
-    assert "holds this run already, all 5 steps\n" in shown
-    assert "holds this run already, all 5 steps; eval_tokens=64 comes too late\n" in shown
+    assert "holds this run already, up to step 5\n" in shown
+    assert "holds this run already, up to step 5; eval_tokens=64 comes too late\n" in shown
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     (tmp_path / "run" / "run.json").write_text("{")
     train.main(words(**FIVE, init_from="resume"))
