@@ -235,7 +235,8 @@ def check_meta(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
             check(f"tokens of {entry['name']}", entry["tokens"], max(1, int(entry["tokens"])))
             hashes.append(entry["sha256"])
         for name in ("documents", "bytes"):
-            check(f"{name} of {split}", value := meta["splits"][split][name], max(0, int(value)))
+            value = meta["splits"][split][name]
+            check(f"{name} of {split}", value, min(max(0, int(value)), 2**63 - 1))
         total = sum(entry["tokens"] for entry in entries)
         check(f"tokens of {split}", meta["splits"][split]["tokens"], total)
     for reason, number in meta.get("skipped", {}).items():

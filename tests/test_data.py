@@ -15,6 +15,7 @@ from inputcodes.distributed import Processes
 from inputcodes.documents import encode_turns
 from inputcodes.files import file_sha256
 from inputcodes.packing import ChatRows
+from inputcodes.shards import summary
 from inputcodes.tokenizer import Tokenizer
 from tests.helpers import write_data_set
 
@@ -252,7 +253,7 @@ def places_in(value, path=()):
             yield from places_in(inner, (*path, key))
 
 
-DAMAGES = (None, True, -1, 10**30, float("inf"), "", "x\0", "a" * 300, [], {}, [{}], "left out")
+DAMAGES = (None, True, -1, 10**400, float("inf"), "", "x\0", "a" * 300, [], {}, [{}], "left out")
 
 
 def damaged(text: str, parents: list, last: str | int, value: object) -> str:
@@ -277,6 +278,7 @@ def test_every_damage_to_meta_is_one_line(data_dir):
             except UserError as error:
                 message = str(error)
             if data:
+                summary(data.path, data.meta)
                 assert (data.vocab_size, data.chat) == (whole.vocab_size, whole.chat)
                 assert (data.sha256, data.train.tokens) == (whole.sha256, whole.train.tokens)
             else:
