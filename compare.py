@@ -282,7 +282,10 @@ def read_study(given: dict[str, Any]) -> Study:
         ]
         own = {**stored["compare"], "study_dir": str(file.parent)}
         config = configurator.from_record(CompareConfig, own | given, file)
-        configurator.refuse([f"{file}: {problem}" for problem in config.problems()])
+        problems = config.problems()
+        for variant in variants:
+            problems += configurator.Settings.problems(TrainConfig(**variant.settings))
+        configurator.refuse([f"{file}: {problem}" for problem in dict.fromkeys(problems)])
         if any(type(text) is not str for v in variants for text in (v.label, v.group, v.kind)):
             raise TypeError("label, group and kind of a variant are strings")
     return Study(config, variants)

@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import operator
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -30,6 +31,7 @@ LARGEST = sys.float_info.max  # of a setting, whole numbers included: arithmetic
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
 NOUNS[tuple] = "a list of strings"
+NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates are bytes of paths
 
 
 class UserError(ValueError):
@@ -360,8 +362,8 @@ def _checked(
             hint = f"did you mean {near[0]!r}?" if near else "--help lists the known ones"
             hint += "; a name of your own begins with _" * where.startswith("in ")
             problems.append(f"unknown setting {name!r} {where}: {cls.renamed.get(name, hint)}")
-        elif any("\0" in text for text in parts if isinstance(text, str)):
-            problems.append(f"{name}={value!r} {where}: expected no U+0000")
+        elif any(NO_PATH.search(text) for text in parts if isinstance(text, str)):
+            problems.append(f"{name}={value!r} {where}: expected no U+0000 or lone surrogate")
         elif type(value) is kind:
             is_path = name in names_where(cls, "is_path")
             good[name] = local_path(str(value)) if is_path else value

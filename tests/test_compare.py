@@ -426,6 +426,8 @@ def test_a_damaged_study_is_refused_by_its_report_in_one_line(tmp_path):
         {"variants": [{"label": "fixed", "settings": {}, "group": []}]},
         {"compare": {"seeds": "x"}},
         {"compare": {"seeds": 1}},
+        {"compare": {"runs_dir": "\ud800"}},
+        {"variants": [{"label": "fixed", "settings": {"n_embd": 0}}] * 2},
     )
     for damage in damages:
         (tmp_path / "study.json").write_text(json.dumps(whole | damage))

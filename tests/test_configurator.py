@@ -118,13 +118,13 @@ def test_functions_and_classes_in_a_config_file_are_no_settings(tmp_path):
 
 
 def test_an_empty_list_and_paths_that_cannot_be_are_refused(tmp_path):
-    file = write(tmp_path / "c.py", "files = ['a\\0b']\ntokens = 'a\\0b'\n")
+    file = write(tmp_path / "c.py", "files = ['a\\0b']\ntokens = '\\ud800'\n")
     with pytest.raises(UserError) as caught:
         configure(Lists, [file, "--files= ;"])
     assert str(caught.value).splitlines() == [
         "files=' ;' on the command line: expected one or more",
-        f"files=['a\\x00b'] in {file}: expected no U+0000",
-        f"tokens='a\\x00b' in {file}: expected no U+0000",
+        f"files=['a\\x00b'] in {file}: expected no U+0000 or lone surrogate",
+        f"tokens='\\ud800' in {file}: expected no U+0000 or lone surrogate",
     ]
 
 
