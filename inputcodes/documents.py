@@ -36,6 +36,7 @@ ROLES = ("system", "user", "assistant")
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "developer": "system", "tool": "user",
               "function": "user", "observation": "user", "function_call": "assistant"}  # fmt: skip
 END_OF_TURN = "<|endofturn|>"
+UNLEARNED = ("0", "0.0", "False")  # weights, which a column of a table may hold as strings
 # The first set of columns that a row has is read: chat messages, ShareGPT, pairs, Alpaca.
 CHAT_COLUMNS = (
     ("messages",),
@@ -152,7 +153,8 @@ def _turn(message: Any) -> Turn:
     if isinstance(content, list) or message.get("tool_calls") or message.get("function_call"):
         raise LeftOut("not_only_text")
     empty = role == "system" and not str(content or "").strip()
-    return Turn(role, "" if empty else read_text(content), message.get("weight") != 0)
+    learned = str(message.get("weight")) not in UNLEARNED
+    return Turn(role, "" if empty else read_text(content), learned)
 
 
 def split_hash(utf8: bytes) -> int:

@@ -108,7 +108,7 @@ def test_other_formats_are_the_same_conversations(row: dict, turns: list) -> Non
 
 @pytest.mark.parametrize("tokenizer", [Tokenizer(256), UNICODE], ids=["bytes", "unicode"])
 def test_turns_of_weight_zero_are_context_only(tokenizer: Tokenizer) -> None:
-    weights = [None, 0, 1, 0]
+    weights = [None, 0, 1, "0"]  # a column of a table may have strings
     messages = [{"role": "user", "content": "q"}]
     messages += [
         {"role": "assistant", "content": f"a{n}"} | ({} if weight is None else {"weight": weight})
