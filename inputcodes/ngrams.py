@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inputcodes.configurator import UserError
-from inputcodes.files import system_errors
+from inputcodes.files import damage_named, system_errors
 
 UNICODE_SIZE = 65536
 BYTE_SPECIALS = range(255, 0xF4, -1)
@@ -125,7 +125,10 @@ def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
         raise UserError(f"{path}: expected a JSON list of strings, or one n-gram per line")
     if len(ngrams) < max(number, 1):
         raise UserError(f"{path} has {len(ngrams):,} n-grams, expected at least {max(number, 1):,}")
-    return ngrams[: number or len(ngram_places(vocab_size))]
+    ngrams = ngrams[: number or len(ngram_places(vocab_size))]
+    with damage_named(path, "mend or remove it", "cannot be used"):
+        lay_out(vocab_size, ngrams)
+    return ngrams
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ def lay_out(vocab_size: int, ngrams: Sequence[str]) -> tuple[dict[bytes, int], l
         utf8 = ngram.encode(errors="surrogatepass")
         broken = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in ngram)
         if not shortest <= len(ngram) <= MAX_NGRAM or utf8 in ranks or broken:
-            raise UserError(
+            raise ValueError(
                 f"n-gram {ngram!r}: expected {shortest} to {MAX_NGRAM} characters, none U+0000 or a"
                 " surrogate, that have no other id"
             )

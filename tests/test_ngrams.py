@@ -94,6 +94,7 @@ def test_a_list_is_taken_in_its_order(name: str, raw: bytes, tmp_path) -> None:
         (b'["a\xff"]', "not UTF-8"),
         (b"[]", "has 0 n-grams, expected at least 2"),
         (b'["ab"]', "has 1 n-grams, expected at least 2"),
+        (b'["ab", "ab"]', "n-gram 'ab': expected 1 to 3 characters"),
         (None, "cannot read"),
     ],
 )
