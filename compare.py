@@ -282,10 +282,7 @@ def read_study(given: dict[str, Any]) -> Study:
         ]
         own = {**stored["compare"], "study_dir": str(file.parent)}
         config = configurator.from_record(CompareConfig, own | given, file)
-        problems = config.problems()
-        for variant in variants:
-            problems += configurator.Settings.problems(TrainConfig(**variant.settings))
-        configurator.refuse([f"{file}: {problem}" for problem in dict.fromkeys(problems)])
+        configurator.refuse([f"{file}: {problem}" for problem in config.problems()])
         if any(type(text) is not str for v in variants for text in (v.label, v.group, v.kind)):
             raise TypeError("label, group and kind of a variant are strings")
     return Study(config, variants)

@@ -176,6 +176,7 @@ def recorded(cls: type[Settings], record: Any, file: Path) -> dict[str, Any]:
     known = {name: value for name, value in record.items() if name in kinds}
     values = _checked(cls, known, f"in {file}", problems)
     refuse(problems)
+    refuse([f"{file}: {problem}" for problem in Settings.problems(cls(**values))])
     return values
 
 

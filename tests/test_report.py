@@ -497,9 +497,10 @@ def test_a_damaged_line_of_metrics_is_named_and_one_being_written_is_not(tmp_pat
     with pytest.raises(UserError, match=r"run.json is damaged \('config' is there 2 times\)"):
         runs.read_run(tmp_path, TrainConfig)
     damages = [{"base": 5}, {"base": {"out_dir": "out"}}, {"table_sha256": []}, {"config": 1}]
+    damages.append({"config": SHAPE | {"n_embd": 0}})
     for damaged in ("{}", "[]", "", *(json.dumps(record | damage) for damage in damages)):
         (tmp_path / "run.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"run.json is damaged"):
+        with pytest.raises(UserError, match=r"run.json( is damaged|: n_embd=0: expected)"):
             runs.read_run(tmp_path, TrainConfig)
 
 
