@@ -199,7 +199,7 @@ def model_card(config: ExportConfig, model: GPT, record: dict[str, Any]) -> str:
         "context": f"{settings['block_size']:,} tokens",
         "vocabulary": f"{model.config.vocab_size:,} tokens",
         "data": f"{settings['dataset']} (SHA-256 {record['data_sha256'][:16]})",
-        "trained on": f"{record['tokens']:,} tokens, up to step {record['step']:,}",
+        "trained on": f"{record['tokens']:,} tokens in {record['step']:,} steps",
         "fine-tuned from": (record.get("base") or {}).get("out_dir", ""),
         "recipe": f"AdamW, peak learning rate {settings['learning_rate']:g},"
         f" {step_tokens:,} tokens per step, seed {settings['seed']}",

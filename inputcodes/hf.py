@@ -166,11 +166,11 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     with damage_named(folder / "config.json", "export the run again"):
         check_record(record, elsewhere={"tokenizer"})
-    config = from_record(GPTConfig, record["config"], folder / "config.json")
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.sha256 != record["tokenizer_sha256"]:
         raise UserError(f"{folder / TOKENIZER} is not of this export: export the run again")
     try:
+        config = from_record(GPTConfig, record["config"], folder / "config.json")
         model = GPT(config, texts=tokenizer.texts())
         weights = model.state_dict()
         files = map(load_file, weight_files(folder))
