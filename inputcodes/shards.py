@@ -40,6 +40,7 @@ FORMAT = 1
 NEW = ".new"  # the folder within a data set's in which it is made
 RECORDS = ("meta.json", "progress.json")
 OWN_FILES = (*RECORDS, "tokenizer.json", "verified.json", "counts.npz")  # besides the shards
+SHARD = re.compile(rf"({'|'.join(SPLITS)})_\d{{6,}}\.bin")
 AGAIN = "start over with --overwrite"
 
 
@@ -266,11 +267,12 @@ def check_folder(folder: Path) -> None:
     Files of its names are none without a record. Hidden files (.DS_Store) are left where they are.
     """
     places = folder / NEW, folder  # in this order, as another process may move files up
-    recorded = any((place / name).is_file() for place in places for name in RECORDS)
-    own = {path for place in places for path in own_files(place) if recorded}
-    for path in (path for place in places for path in place.glob("*")):
-        known = path in own or path.name == "lock" or path.name.endswith(files.PARTIAL)
-        if not known and not path.name.startswith("."):
+    found = [path for place in places for path in place.glob("*")]  # once: it may add some
+    recorded = any(path.name in RECORDS for path in found)
+    for path in found:
+        own = path.name in OWN_FILES or SHARD.fullmatch(path.name)
+        known = (own and recorded and not path.is_dir()) or path.name.endswith(files.PARTIAL)
+        if not known and path.name != "lock" and not path.name.startswith("."):
             raise UserError(
                 f"{folder} holds {path.relative_to(folder)}, which is no part of a data set: "
                 "choose another --dataset=NAME, or move it away"
@@ -284,8 +286,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def _shards_in(folder: Path) -> list[Path]:
-    pattern = rf"({'|'.join(SPLITS)})_\d{{6,}}\.bin"
-    return [path for path in folder.glob("*.bin") if re.fullmatch(pattern, path.name)]
+    return [path for path in folder.glob("*.bin") if SHARD.fullmatch(path.name)]
 
 
 def _changes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 
 import prepare_data
-from inputcodes import files
+from inputcodes import files, shards
 from inputcodes.configurator import UserError, configure
 from inputcodes.data import DataSet
 from inputcodes.documents import split_hash
@@ -65,6 +65,20 @@ def test_a_second_preparation_waits_and_uses_what_is_there(
     thread.join()
     assert ("is complete already" in capsys.readouterr().out) == made_meanwhile
     assert sorted(texts_in(folder, "train") + texts_in(folder, "val")) == sorted(documents(60))
+
+
+def test_what_another_process_adds_meanwhile_is_part_of_its_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / shards.NEW).mkdir()
+    glob = Path.glob
+
+    def glob_late(folder: Path, pattern: str) -> Iterator[Path]:
+        (tmp_path / shards.NEW / "progress.json").touch()
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", glob_late)
+    shards.check_folder(tmp_path)
 
 
 def test_workers_do_not_run_the_script_that_started_them(tmp_path: Path) -> None:
