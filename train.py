@@ -27,7 +27,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from inputcodes import distributed, resume
-from inputcodes.checkpoint import Metrics, write_checkpoint, write_run_json
+from inputcodes.checkpoint import Metrics, code_sha256, write_checkpoint, write_run_json
 from inputcodes.configurator import run_main, setting
 from inputcodes.data import Batch, DataSet, TrainingData
 from inputcodes.distributed import Processes, Stop, Stopped, autocast, join_processes, one_cause
@@ -327,6 +327,7 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def main(argv: list[str]) -> None:
+    code_sha256()  # now, of the code as loaded: the minutes that data takes are time to edit it
     config, start = resume.configure_run(TrainConfig, argv)
     stopped = 0  # the signal that ended the run before its time
     with join_processes(

@@ -217,6 +217,7 @@ def split_list(text: str) -> list[str]:
 def git_commit() -> str | None:
     """The commit of this checkout, with "-dirty" if files differ; None outside git."""
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    describe += ["--exclude=*"]  # no tag in its place, which may move, and need not be ASCII
     try:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -3,14 +3,18 @@
 import json
 import os
 import random
+import re
 import resource
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from inputcodes import checkpoint as checkpoints
+from inputcodes import files
 from inputcodes.checkpoint import Metrics, load_model, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError
 from inputcodes.files import (
@@ -236,3 +240,13 @@ def test_json_is_read_from_regular_files_alone():
     """/dev/full has no end: `bench.py --out=/dev/full` filled the memory."""
     with pytest.raises(UserError, match="cannot read /dev/null: not a regular file"):
         read_json(Path("/dev/null"))
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_commit_is_recorded_though_a_tag_names_it(tmp_path, monkeypatch):
+    identity = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init"], ["commit", "--allow-empty", "-m", "x"], ["tag", "-a", "é1", "-m", "x"]):
+        git = ["git", "-C", tmp_path, *identity, *words]
+        subprocess.run(git, check=True, capture_output=True)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", files.git_commit())

@@ -20,7 +20,7 @@ import torch
 
 import train
 from inputcodes import validation
-from inputcodes.checkpoint import read_checkpoint, write_checkpoint
+from inputcodes.checkpoint import code_sha256, read_checkpoint, write_checkpoint
 from inputcodes.configurator import UserError, run_main
 from inputcodes.data import DataSet, TrainingData
 from inputcodes.distributed import Processes, peak_mb
@@ -180,6 +180,18 @@ def test_training_on_a_gpu_is_the_plain_loop(words, text_data, tmp_path, changes
     train.main(words(device="cuda", **changes))
     losses = [line["train_loss"] for line in metrics_of(tmp_path / "run")]
     assert losses == pytest.approx(plain_losses({}, text_data), rel=rel)
+
+
+def test_the_code_is_hashed_before_data_is_prepared(words, monkeypatch):
+    """Which takes minutes, in which a user may edit the files that were loaded."""
+    code_sha256.cache_clear()
+
+    def prepare(*_):
+        raise UserError(f"hashed {code_sha256.cache_info().currsize}")
+
+    monkeypatch.setattr(train, "prepare_missing", prepare)
+    with pytest.raises(UserError, match="hashed 1"):
+        train.main(words())
 
 
 def test_a_second_writer_is_refused(words, tmp_path):
