@@ -720,7 +720,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_study(config: StudyConfig) -> dict[str, Any]:
-    protocol, start = PROTOCOLS[config.protocol], time.perf_counter()
+    protocol, start, commit = PROTOCOLS[config.protocol], time.perf_counter(), git_commit()
     if config.quick:
         protocol = protocol.quick()
     names = SECTIONS if config.section == "all" else (config.section,)
@@ -747,7 +747,7 @@ def make_study(config: StudyConfig) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "machine": platform.machine(),
-            "commit": git_commit(),
+            "commit": commit,
         },
         "elapsed_s": time.perf_counter() - start,
         "cpu_s": sum(os.times()[:4]),
