@@ -126,7 +126,7 @@ def read_ngrams(path: Path, vocab_size: int, number: int = 0) -> list[str]:
     if len(ngrams) < max(number, 1):
         raise UserError(f"{path} has {len(ngrams):,} n-grams, expected at least {max(number, 1):,}")
     ngrams = ngrams[: number or len(ngram_places(vocab_size))]
-    with damage_named(path, "mend or remove it", "cannot be used"):
+    with damage_named(path, "mend that entry, or take it out", "cannot be used"):
         lay_out(vocab_size, ngrams)
     return ngrams
 
